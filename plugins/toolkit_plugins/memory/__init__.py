@@ -1,0 +1,1 @@
+"""Memory strategies that come with the toolkit."""

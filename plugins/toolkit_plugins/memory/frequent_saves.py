@@ -1,0 +1,28 @@
+"""Saves often enough that nothing much can be lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from toolkit.api import Change, Claim, Device, Fidelity, Memory
+
+
+class FrequentSaves(Memory):
+    """Save by the clock and, if asked, by the step; keep the newest few checkpoints."""
+
+    claims: ClassVar[frozenset[Claim]] = frozenset({"saves"})
+    fidelity: ClassVar[Fidelity] = "exact"
+
+    save_minutes: float | None = Field(default=5.0, gt=0)
+    """Save whenever so many minutes have passed since the last save: the most that a crash can cost."""
+    save_steps: int | None = Field(default=None, ge=1)
+    """Save every so many optimizer steps as well."""
+    save_total_limit: int = Field(default=2, ge=1)
+    """Keep so many checkpoints; an older one is removed once a newer one is safe on disk."""
+
+    def changes(self, settings: Mapping[str, Any], device: Device) -> Mapping[str, Change]:
+        """Set when to save and how many to keep."""
+        return {name: Change(getattr(self, name)) for name in type(self).model_fields}

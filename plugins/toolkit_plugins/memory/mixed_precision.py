@@ -1,0 +1,28 @@
+"""Matrix products in 16 bits, where the device is faster at them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from toolkit.api import Change, Claim, Device, Fidelity, Memory
+
+
+class MixedPrecision(Memory):
+    """Compute matrix products in bf16 or fp16, as the device can, and keep weights and optimizer in float32."""
+
+    claims: ClassVar[frozenset[Claim]] = frozenset({"precision"})
+    fidelity: ClassVar[Fidelity] = "approximate"
+
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """`auto` takes bf16 where the hardware has it, fp16 on older NVIDIA GPUs, and fp32 elsewhere."""
+
+    def changes(self, settings: Mapping[str, Any], device: Device) -> Mapping[str, Change]:
+        """Choose by what the device multiplies itself; the reason goes with the choice."""
+        if self.precision != "auto":
+            return {"precision": Change(self.precision, "asked for by name")}
+        if device.bf16:
+            return {"precision": Change("bf16", f"{device.name} multiplies bf16 in hardware")}
+        if device.kind == "cuda":
+            return {"precision": Change("fp16", f"{device.name} has fast fp16 and no bf16")}
+        return {"precision": Change("fp32", f"{device.name} has no 16-bit matrix products; they would be slower")}

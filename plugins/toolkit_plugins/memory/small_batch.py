@@ -1,0 +1,29 @@
+"""Fewer sequences at a time, the same number per step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from toolkit.api import Change, Claim, Device, Fidelity, Memory
+
+
+class SmallBatch(Memory):
+    """Run a few sequences at a time and accumulate their gradients: activations shrink, the step stays the same.
+
+    The loss is normalized over the tokens of the whole global batch, so the numbers change only by the order in
+    which floating-point sums are taken.
+    """
+
+    claims: ClassVar[frozenset[Claim]] = frozenset({"batch"})
+    fidelity: ClassVar[Fidelity] = "exact"
+
+    micro_batch_size: int = Field(default=2, ge=1)
+    """Sequences per forward pass on one device; must divide the global batch."""
+
+    def changes(self, settings: Mapping[str, Any], device: Device) -> Mapping[str, Change]:
+        """Set the micro-batch; the global batch is the recipe's."""
+        steps = settings["global_batch_size"] // self.micro_batch_size
+        return {"micro_batch_size": Change(self.micro_batch_size, f"{steps} accumulated per step on one device")}

@@ -1,0 +1,54 @@
+"""Predict the next token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar
+
+from toolkit.api import Block, Objective, OptionError, Task
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+
+class CausalLM(Objective):
+    """Predict each token from those before it, on blocks packed full with documents that end in a learned EOS."""
+
+    task: ClassVar[Task] = "causal-lm"
+
+    document_mask: bool = False
+    """Let no document see the ones before it in its block: positions start again at each document."""
+
+    def document_end(self, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+        """The tokenizer's EOS."""
+        if tokenizer.eos_token_id is None:
+            raise OptionError("the tokenizer has no eos_token, so the model could not learn where documents end")
+        return (tokenizer.eos_token_id,)
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[Block]], dict[str, torch.Tensor]]:
+        """Labels are the inputs (the model shifts them); with the document mask, positions that start again."""
+        (end,) = self.document_end(tokenizer)
+
+        def collate(blocks: list[Block]) -> dict[str, torch.Tensor]:
+            import numpy
+            import torch
+
+            input_ids = torch.from_numpy(numpy.stack([block["input_ids"] for block in blocks]))
+            batch = {"input_ids": input_ids, "labels": input_ids.clone()}
+            if self.document_mask:
+                # No attention_mask beside the positions: transformers would then believe it, and the documents leak.
+                batch["position_ids"] = positions_within_documents(input_ids, end)
+            return batch
+
+        return collate
+
+
+def positions_within_documents(input_ids: torch.Tensor, end: int) -> torch.Tensor:
+    """Position of each token in its document, shape (batch, block); a block's first token is at 0."""
+    import torch
+
+    index = torch.arange(input_ids.shape[1]).expand_as(input_ids)
+    starts = torch.zeros_like(input_ids)
+    starts[:, 1:] = torch.where(input_ids[:, :-1] == end, index[:, 1:], 0)
+    return index - starts.cummax(dim=1).values

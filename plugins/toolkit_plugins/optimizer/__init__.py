@@ -1,0 +1,1 @@
+"""Optimizers that come with the toolkit."""

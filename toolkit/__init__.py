@@ -1,0 +1,3 @@
+"""Pre-train a language model from one validated recipe."""
+
+__version__ = "0.1.0"

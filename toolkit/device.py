@@ -1,0 +1,83 @@
+"""Finds out what this machine computes with, without importing torch.
+
+torch is the judge in the end: `train.py` compares what it sees with what was found here. This module exists
+because memory strategies decide before torch is imported, and a plan should not take seconds to start.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+from toolkit.api import Device
+
+BF16_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+"""Flags of /proc/cpuinfo that mean a matrix product in bfloat16 (x86's two, and Arm's)."""
+
+
+def detect() -> Device:
+    """Return the device that torch will use by default: the first visible GPU, Apple's, or the processor."""
+    return _cuda() or _mps() or _cpu()
+
+
+def _torch_has_cuda() -> bool:
+    """Whether the installed torch was built with CUDA; PyPI's Linux wheels are, and carry no local version."""
+    try:
+        return "+cpu" not in metadata.version("torch") and platform.system() == "Linux"
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def _cuda() -> Device | None:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not _torch_has_cuda() or visible in ("", "-1") or not (query := shutil.which("nvidia-smi")):
+        return None
+    command = [query, "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    cards = [[cell.strip() for cell in line.split(",")] for line in answer.stdout.splitlines() if "," in line]
+    if answer.returncode != 0 or not cards:
+        return None
+    chosen = [int(part) for part in visible.split(",") if part.isdigit()] if visible else list(range(len(cards)))
+    chosen = [index for index in chosen if index < len(cards)] or [0]
+    name, mebibytes, capability = cards[chosen[0]]
+    major, minor = (int(part) for part in capability.split("."))
+    return Device(
+        kind="cuda",
+        name=name,
+        memory_bytes=int(mebibytes) * 2**20,
+        count=len(chosen),
+        bf16=major >= 8,
+        compute_capability=(major, minor),
+    )
+
+
+def _mps() -> Device | None:
+    if platform.system() != "Darwin" or platform.machine() != "arm64":
+        return None
+    return Device(kind="mps", name="Apple GPU", memory_bytes=_host_memory_bytes(), bf16=True)
+
+
+def _cpu() -> Device:
+    name, flags = platform.processor() or platform.machine(), set[str]()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                name = value.strip()
+            elif key.strip() in ("flags", "Features"):
+                flags |= set(value.split())
+    return Device(kind="cpu", name=name, memory_bytes=_host_memory_bytes(), bf16=bool(flags & BF16_CPU_FLAGS))
+
+
+def _host_memory_bytes() -> int:
+    """The memory that this process may use: the container's limit where there is one, else the host's."""
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        if limit.exists() and (text := limit.read_text(encoding="ascii").strip()).isdigit():
+            return min(host, int(text))
+    return host

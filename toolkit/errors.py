@@ -1,0 +1,132 @@
+"""What can go wrong for a person, and the exit status that each kind of it has.
+
+    ToolkitError                    1   the run failed
+    ├── UsageError                  2   a command's words are wrong
+    ├── RecipeError                 2   a recipe is invalid: every problem at once, each with its place
+    ├── OptionError                 2   a plugin refuses one of its options; the core adds the place
+    ├── PluginError                 2   a plugin is missing, cannot be imported or breaks its contract
+    ├── RunMismatchError            2   a run directory belongs to other settings
+    ├── UnavailableError            3   the machine or the network lacks something: Hub, device, disk space
+    ├── TrainingError               1   training cannot go on: a loss that is not a number, say
+    └── InterruptedRun        128 + n   signal n stopped the run; its work is saved
+
+These are a user's errors: the command line prints their message and no traceback. Everything else is a
+bug of ours, or of a plugin, and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class ToolkitError(Exception):
+    """Base of all errors whose message is meant for the person at the keyboard."""
+
+    exit_status = 1
+
+
+class UsageError(ToolkitError):
+    """A command was asked for something that cannot be: a run that does not exist, say."""
+
+    exit_status = 2
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """A place in a recipe file; `line` and `column` count from 1."""
+
+    file: str
+    line: int
+    column: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}"
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """One thing that is wrong with a recipe: where it stands, which key it is, and what to do about it."""
+
+    place: Place
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.path}: {self.message}" if self.path else f"{self.place}: {self.message}"
+
+
+class RecipeError(ToolkitError):
+    """A recipe is invalid; `problems` holds all that was found, in the order of the file."""
+
+    exit_status = 2
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(sorted(set(problems)))
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+class OptionError(ToolkitError):
+    """A plugin refuses the value of one of its options, or finds that two do not go together."""
+
+    exit_status = 2
+
+    def __init__(self, message: str, *, option: str | None = None) -> None:
+        self.message = message
+        self.option = option
+        super().__init__(message)
+
+
+class PluginError(ToolkitError):
+    """A plugin cannot be found, imported or used as the kind of plugin that it says it is."""
+
+    exit_status = 2
+
+
+class RunMismatchError(ToolkitError):
+    """A run directory was made with other settings than the ones it should now go on with."""
+
+    exit_status = 2
+
+    def __init__(self, folder: Path, differences: Iterable[str]) -> None:
+        self.folder = folder
+        self.differences = tuple(differences)
+        lines = "\n".join(f"  {difference}" for difference in self.differences)
+        super().__init__(
+            f"{folder} was made with other settings, so going on would mix two runs:\n{lines}\n"
+            f"put the settings back, or start a new run beside it with --fresh"
+        )
+
+
+class UnavailableError(ToolkitError):
+    """The world lacks something that the run needs: the Hub, a device, disk space, permission to write."""
+
+    exit_status = 3
+
+    def __init__(self, message: str, *, option: str | None = None) -> None:
+        self.message = message
+        self.option = option
+        super().__init__(message)
+
+
+class TrainingError(ToolkitError):
+    """Training cannot go on in a way that would be of use."""
+
+
+class InterruptedRun(ToolkitError):  # noqa: N818 - named for what it tells: an interruption, not a failure
+    """A signal stopped the run after its checkpoint was written; `signal_number` is 2 or 15."""
+
+    def __init__(self, message: str, *, signal_number: int) -> None:
+        self.signal_number = signal_number
+        self.exit_status = 128 + signal_number
+        super().__init__(message)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Say which of the known words was probably meant, or list them: the second half of an error message."""
+    names = sorted(known)
+    if match := difflib.get_close_matches(word, names, n=1, cutoff=0.6):
+        return f"did you mean {match[0]!r}?"
+    return f"known: {', '.join(names)}" if names else "there are none"

@@ -1,0 +1,202 @@
+"""Validates a document against the plugins that it names: Document + Registry -> Recipe.
+
+All problems are found at once, each with its place and its cure. Only the plugins that the recipe names are
+imported, and no plugin method is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from toolkit import api
+from toolkit.errors import OptionError, PluginError, Problem, RecipeError, nearest
+from toolkit.recipe.document import Document, Path_, dotted
+from toolkit.recipe.training import Training
+from toolkit.registry import Registry
+
+FORMAT = 1
+"""The version of the recipe format that this toolkit reads."""
+
+ONE = {"dataset": "dataset", "tokenizer": "tokenizer", "model": "model", "objective": "objective", "optimizer": "optimizer"}
+"""Sections that hold one plugin, and its kind."""
+MANY = {"memory": "memory", "callbacks": "callback", "exporters": "exporter"}
+"""Sections that hold a list of plugins, and their kind."""
+DEFAULTS: Mapping[str, Any] = {
+    "description": "",
+    "plugin_paths": [],
+    "optimizer": "adamw",
+    "memory": [],
+    "callbacks": [],
+    "exporters": ["model-folder"],
+    "training": {},
+}
+"""What a recipe may leave out, and what stands there then."""
+SECTIONS = ("recipe", "description", "plugin_paths", *ONE, *MANY, "training")
+
+
+@dataclass(frozen=True)
+class Component:
+    """A plugin with its options, and where it comes from."""
+
+    name: str
+    plugin: api.Plugin
+    distribution: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A valid recipe: what a person wrote, checked, with every option's value."""
+
+    document: Document
+    description: str
+    plugin_paths: tuple[str, ...]
+    components: Mapping[Path_, Component]
+    """By place in the recipe: ("dataset",), ("memory", 0), ..."""
+    training: Training
+
+    def one(self, section: str) -> Any:
+        """The plugin of a section that holds one; its type is the contract of that kind."""
+        return self.components[section,].plugin
+
+    def many(self, section: str) -> list[Component]:
+        """The components of a section that holds a list."""
+        return [component for path, component in self.components.items() if path[0] == section]
+
+    def error(self, message: str, path: Path_) -> RecipeError:
+        """The error for one problem at this place of the recipe."""
+        return RecipeError([Problem(self.document.place(path), dotted(path), message)])
+
+
+def validate(document: Document, registry: Registry) -> Recipe:
+    """Check every section of the document.
+
+    Raises:
+        RecipeError: with everything that is wrong.
+    """
+    return _Validation(document, registry).recipe()
+
+
+class _Validation:
+    """One pass over a document, collecting problems."""
+
+    def __init__(self, document: Document, registry: Registry) -> None:
+        self.document = document
+        self.registry = registry
+        self.problems: list[Problem] = []
+
+    def recipe(self) -> Recipe:
+        data = {**DEFAULTS, **self.document.data}
+        self._check_sections(data)
+        recipe = Recipe(
+            document=self.document,
+            description=str(data["description"]),
+            plugin_paths=plugin_paths(self.document),
+            components=dict(self._components(data)),
+            training=self._training(data["training"]),
+        )
+        if self.problems:
+            raise RecipeError(self.problems)
+        return recipe
+
+    def _check_sections(self, data: Mapping[str, Any]) -> None:
+        for key in data:
+            if key not in SECTIONS:
+                self._problem((key,), f"no such section; {nearest(key, SECTIONS)}")
+        if (version := data.get("recipe", FORMAT)) != FORMAT:
+            self._problem(("recipe",), f"this toolkit reads recipes of format {FORMAT}, and this one says {version!r}")
+        if "recipe" not in data:
+            self._problem((), f"the recipe must say which format it has: recipe: {FORMAT}")
+
+    def _components(self, data: Mapping[str, Any]) -> Iterator[tuple[Path_, Component]]:
+        for section, kind in ONE.items():
+            if section not in data:
+                known = ", ".join(self.registry.names(kind))
+                self._problem((), f"the section {section!r} is missing; its plugins: {known}")
+            elif component := self._component(data[section], (section,), kind):
+                yield (section,), component
+        for section, kind in MANY.items():
+            entries = data[section]
+            if not isinstance(entries, list):
+                self._problem((section,), f"this is a list: {section}: [{{plugin: NAME}}, ...]")
+                continue
+            for index, entry in enumerate(entries):
+                if component := self._component(entry, (section, index), kind):
+                    yield (section, index), component
+
+    def _component(self, entry: Any, path: Path_, kind: str) -> Component | None:
+        options = {"plugin": entry} if isinstance(entry, str) else entry
+        if not isinstance(options, Mapping) or not isinstance(options.get("plugin"), str):
+            known = ", ".join(self.registry.names(kind))
+            self._problem(path, f"name the plugin: {{plugin: NAME, option: value}}; known: {known}")
+            return None
+        name = options["plugin"]
+        try:
+            plugin_class = self.registry.load(kind, name)
+        except PluginError as error:
+            self._problem((*path, "plugin"), str(error))
+            return None
+        plugin = self._model(plugin_class, {key: value for key, value in options.items() if key != "plugin"}, path)
+        distribution = self.registry.offer(kind, name).distribution
+        return Component(name, cast(api.Plugin, plugin), distribution) if plugin else None
+
+    def _training(self, settings: Any) -> Training:
+        if not isinstance(settings, Mapping):
+            self._problem(("training",), "this is a mapping: training: {num_train_epochs: 3, ...}")
+            settings = {}
+        return cast(Training, self._model(Training, settings, ("training",)) or Training())
+
+    def _model(self, model: type[BaseModel], values: Mapping[str, Any], path: Path_) -> BaseModel | None:
+        try:
+            return model.model_validate(values)
+        except ValidationError as errors:
+            for error in errors.errors(include_url=False):
+                self._problem((*path, *error["loc"]), _message(error, model))
+        except OptionError as error:
+            self._problem((*path, error.option) if error.option else path, error.message)
+        return None
+
+    def _problem(self, path: Path_, message: str) -> None:
+        self.problems.append(Problem(self.document.place(path), dotted(path), message))
+
+
+def plugin_paths(document: Document) -> tuple[str, ...]:
+    """The plugin folders that a document names, needed before it can be validated.
+
+    Raises:
+        RecipeError: it is not a list of texts.
+    """
+    paths = document.data.get("plugin_paths", [])
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        place = document.place(("plugin_paths",))
+        raise RecipeError([Problem(place, "plugin_paths", "this is a list of folders: plugin_paths: [./my_plugins]")])
+    return tuple(paths)
+
+
+def _message(error: ErrorDetails, model: type[BaseModel]) -> str:
+    """Pydantic's error in the words of a recipe."""
+    field = str(error["loc"][-1]) if error["loc"] else ""
+    given = error["input"]
+    match error["type"]:
+        case "extra_forbidden":
+            return f"no such option; {nearest(field, model.model_fields)}"
+        case "missing":
+            info = model.model_fields.get(field)
+            about = f" ({info.description.splitlines()[0].rstrip('.')})" if info and info.description else ""
+            return f"this option is required{about}"
+        case "value_error":
+            return str(error["ctx"]["error"])
+        case "literal_error" if isinstance(given, str):
+            expected = error["ctx"]["expected"]
+            return f"{given!r} is not one of {expected}"
+        case _:
+            return f"{error['msg'][:1].lower()}{error['msg'][1:]}, and this is {_shown(given)}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

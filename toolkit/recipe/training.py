@@ -1,0 +1,79 @@
+"""The `training` section of a recipe: what belongs to the run, not to a plugin.
+
+Names are those of `transformers.TrainingArguments` wherever it has one. Imports pydantic alone.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Training(BaseModel):
+    """How long, how fast, how often. Memory strategies may set some of these; `recipe show --resolved` says which."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    num_train_epochs: float = Field(default=1.0, gt=0)
+    """Passes over the training tokens; `max_steps` goes before it."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps in all; if not given, `num_train_epochs` decides."""
+    global_batch_size: int = Field(default=8, ge=1)
+    """Sequences per optimizer step, over all devices. No memory strategy changes it."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Sequences per forward pass on one device; the rest of the global batch is accumulated. Default: as many
+    as the global batch gives each device."""
+    learning_rate: float = Field(default=5e-5, gt=0)
+    """Peak learning rate."""
+    lr_scheduler_type: Literal[
+        "linear",
+        "cosine",
+        "constant",
+        "constant_with_warmup",
+        "inverse_sqrt",
+        "polynomial",
+        "warmup_stable_decay",
+        "cosine_with_min_lr",
+    ] = "linear"
+    """The course of the learning rate after the warm-up."""
+    lr_scheduler_kwargs: dict[str, float | int | str] = Field(default_factory=dict)
+    """Further arguments of that schedule: `num_decay_steps` of warmup_stable_decay, say."""
+    warmup_steps: float = Field(default=0, ge=0)
+    """Steps of linear warm-up; a number below 1 is a share of all steps."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Weight decay of the matrices; biases and norms have none."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradients are clipped to this norm; 0 does not clip."""
+    seed: int = Field(default=42, ge=0)
+    """Seed of the weights, of dropout and of the order of the data."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Number format of the matrix products; the weights and the optimizer stay in float32."""
+    gradient_checkpointing: bool = False
+    """Keep only the activations at the borders of layers and compute the others again: less memory, same numbers."""
+    torch_compile: bool = False
+    """Compile the model: faster steps after a first one that takes a minute. Needs a C++ compiler on a CPU."""
+    eval_steps: int | None = Field(default=None, ge=1)
+    """Evaluate every so many steps; if not given, ten times in the run. The end is always evaluated."""
+    save_steps: int | None = Field(default=None, ge=1)
+    """Save a checkpoint every so many steps. The end is always saved."""
+    save_minutes: float | None = Field(default=5.0, gt=0)
+    """Save a checkpoint whenever so many minutes have passed since the last."""
+    save_total_limit: int = Field(default=2, ge=1)
+    """Keep so many checkpoints; older ones are removed once a newer one is safe on disk."""
+    logging_steps: int | None = Field(default=None, ge=1)
+    """Record the loss every so many steps; if not given, about two hundred times in the run."""
+    dataloader_num_workers: int = Field(default=0, ge=0)
+    """Processes that prepare batches. The data is packed and memory-mapped, so 0 is usually fastest."""
+    report_to: tuple[str, ...] = ()
+    """Trackers that the Trainer knows: tensorboard, wandb, mlflow, ... Their packages must be installed."""
+
+    @model_validator(mode="after")
+    def _micro_batch_divides_global(self) -> Self:
+        if self.micro_batch_size and self.global_batch_size % self.micro_batch_size:
+            near = [size for size in range(1, self.global_batch_size + 1) if self.global_batch_size % size == 0]
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} does not divide global_batch_size "
+                f"{self.global_batch_size}; these do: {', '.join(map(str, near))}"
+            )
+        return self

@@ -1,0 +1,175 @@
+"""Recipe -> ResolvedRecipe: every value that the run will use, and who set it.
+
+A resolved recipe is a recipe again: written as YAML it validates to the same run. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
+from toolkit.api import Device, Fidelity, Memory
+from toolkit.memory import StrategyChange, merge
+from toolkit.recipe import catalog
+from toolkit.recipe.document import Document, Path_, dotted, read, with_override
+from toolkit.recipe.schema import FORMAT, MANY, ONE, Recipe, plugin_paths, validate
+from toolkit.recipe.training import Training
+from toolkit.registry import Registry
+
+WITHOUT_EFFECT = frozenset(
+    {
+        "eval_steps",
+        "save_steps",
+        "save_minutes",
+        "save_total_limit",
+        "logging_steps",
+        "dataloader_num_workers",
+        "report_to",
+    }
+)
+"""Training settings that change no number of the model: how often the run is watched and saved."""
+
+
+@dataclass(frozen=True)
+class ResolvedRecipe:
+    """A recipe with the memory strategies' changes applied, for one device."""
+
+    name: str
+    """The recipe's own name: its file's, without the ending."""
+    recipe: Recipe
+    training: Training
+    changes: tuple[StrategyChange, ...]
+    device: Device
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """The lowest fidelity among the recipe's memory strategies."""
+        order: list[Fidelity] = ["exact", "approximate", "different"]
+        strategies = [cast(Memory, part.plugin) for part in self.recipe.many("memory")]
+        return max((strategy.fidelity for strategy in strategies), key=order.index, default="exact")
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Sequences per forward pass on one device, before it is known how many processes there are."""
+        return self.training.micro_batch_size or self.training.global_batch_size
+
+    def data(self) -> dict[str, Any]:
+        """The complete recipe as plain data."""
+        parts = {
+            path: {"plugin": part.name, **part.plugin.model_dump(mode="json")}
+            for path, part in self.recipe.components.items()
+        }
+        return {
+            "recipe": FORMAT,
+            "description": self.recipe.description,
+            "plugin_paths": list(self.recipe.plugin_paths),
+            **{section: parts[section,] for section in ONE},
+            **{section: [part for path, part in parts.items() if path[0] == section] for section in MANY},
+            "training": self.training.model_dump(mode="json"),
+        }
+
+    def origin(self, path: Path_) -> str:
+        """Who set the value at this path."""
+        for change in self.changes:
+            if path == ("training", change.setting):
+                return f"{change.strategy}: {change.change.why}" if change.change.why else change.strategy
+        if path in self.recipe.document.places:
+            place = self.recipe.document.places[path]
+            return place.file if place.file.startswith("--set") else f"line {place.line}"
+        return "default"
+
+    def origins(self) -> dict[str, tuple[Any, str]]:
+        """Every value of the complete recipe with who set it, by dotted path."""
+        return {dotted(path): (value, self.origin(path)) for path, value in leaves(self.data())}
+
+    def identity(self) -> dict[str, Any]:
+        """What determines the numbers of the run, by dotted path; two runs with the same are the same run."""
+        watching = {
+            path
+            for path, part in self.recipe.components.items()
+            if path[0] in ("callbacks", "exporters")
+            or (isinstance(part.plugin, Memory) and part.plugin.claims == frozenset({"saves"}))
+        }
+        data = self.data()
+        data.pop("description"), data.pop("plugin_paths"), data.pop("callbacks"), data.pop("exporters")
+        data["training"] = {key: value for key, value in data["training"].items() if key not in WITHOUT_EFFECT}
+        data["memory"] = {
+            entry["plugin"]: entry for index, entry in enumerate(data["memory"]) if ("memory", index) not in watching
+        }
+        return {dotted(path): value for path, value in leaves(data)}
+
+    def to_yaml(self) -> str:
+        """The complete recipe as YAML, each value with who set it as a comment."""
+        yaml = YAML()
+        yaml.width = 1000
+        text = io.StringIO()
+        yaml.dump(self._commented(self.data(), ()), text)
+        return text.getvalue()
+
+    def _commented(self, value: Any, path: Path_) -> Any:
+        if isinstance(value, Mapping):
+            result = CommentedMap()
+            for key, child in value.items():
+                result[key] = self._commented(child, (*path, key))
+                if not isinstance(child, (Mapping, list)) or not child:
+                    result.yaml_add_eol_comment(self.origin((*path, key)), key, column=0)
+            return result
+        if isinstance(value, list):
+            return CommentedSeq([self._commented(child, (*path, index)) for index, child in enumerate(value)])
+        return value
+
+
+def leaves(data: Any, path: Path_ = ()) -> Iterable[tuple[Path_, Any]]:
+    """All values of nested plain data that are not containers, with their paths; empty containers too."""
+    if isinstance(data, Mapping) and data:
+        for key, value in data.items():
+            yield from leaves(value, (*path, key))
+    elif isinstance(data, (list, tuple)) and data:
+        for index, value in enumerate(data):
+            yield from leaves(value, (*path, index))
+    else:
+        yield path, data
+
+
+def load(name: str, *, overrides: Iterable[str] = (), plugin_folders: Iterable[Path] = ()) -> Recipe:
+    """Read, override and validate the recipe of this name or path.
+
+    Raises:
+        UsageError: there is no such recipe, or an override cannot be read.
+        RecipeError: it is invalid.
+        PluginError: a plugin folder is not one.
+    """
+    file = catalog.find(name)
+    document = read(file)
+    for assignment in overrides:
+        document = with_override(document, assignment)
+    return validate(document, registry_for(document, file, plugin_folders))
+
+
+def registry_for(document: Document, file: Path, plugin_folders: Iterable[Path] = ()) -> Registry:
+    """The plugins that a recipe may name: installed ones, its own folders (relative to it), and the given ones."""
+    own = [file.parent / folder for folder in plugin_paths(document)]
+    return Registry.discover([*own, *plugin_folders])
+
+
+def resolve(recipe: Recipe, device: Device) -> ResolvedRecipe:
+    """Apply the memory strategies' changes to the recipe's settings.
+
+    Raises:
+        RecipeError: strategies conflict, or together ask for what cannot be.
+    """
+    changes = merge(recipe, device)
+    settings = recipe.training.model_dump() | {change.setting: change.change.value for change in changes}
+    try:
+        training = Training.model_validate(settings)
+    except ValueError as error:
+        strategies = " and ".join(sorted({change.strategy for change in changes}))
+        reason = str(error).partition("Value error, ")[2].partition(" [type=")[0] or str(error)
+        raise recipe.error(f"what {strategies} sets does not fit: {reason}", changes[0].path) from None
+    return ResolvedRecipe(Path(recipe.document.source).stem, recipe, training, changes, device)
