@@ -55,7 +55,9 @@ def _changes(path: Path_, part: Component, recipe: Recipe, device: Device) -> It
     settings = recipe.training.model_dump()
     for setting, change in cast(Memory, part.plugin).changes(settings, device).items():
         if setting not in Training.model_fields:
-            raise PluginError(f"{part.name} sets {setting!r}: no such setting; {nearest(setting, Training.model_fields)}")
+            raise PluginError(
+                f"{part.name} sets {setting!r}: no such setting; {nearest(setting, Training.model_fields)}"
+            )
         if setting in PROTECTED:
             raise PluginError(f"{part.name} sets {setting}, which belongs to the recipe alone")
         yield StrategyChange(part.name, path, setting, change)
@@ -67,7 +69,11 @@ def _claimed_twice(strategies: Mapping[Path_, Component], recipe: Recipe) -> Ite
         for claim in sorted(cast(Memory, part.plugin).claims):
             if claim in holders:
                 other = holders[claim].name
-                pair = "is here twice" if other == part.name else f"and {other} exclude each other: both manage the {claim}"
+                pair = (
+                    "is here twice"
+                    if other == part.name
+                    else f"and {other} exclude each other: both manage the {claim}"
+                )
                 yield _problem(recipe, path, f"{part.name} {pair}; remove one")
             holders[claim] = part
 
@@ -78,7 +84,11 @@ def _unmet_needs(strategies: Mapping[Path_, Component], recipe: Recipe, device: 
         for need in sorted(cast(Memory, part.plugin).needs):
             kind, _, package = need.partition(":")
             if kind == "package" and find_spec(package) is None:
-                yield _problem(recipe, path, f"{part.name} needs the package {package}; install it: pip install {package}")
+                yield _problem(
+                    recipe,
+                    path,
+                    f"{part.name} needs the package {package}; install it: pip install {package}",
+                )
             elif need in get_args(Claim) and need not in claimed:
                 yield _problem(recipe, path, f"{part.name} needs a strategy that manages the {need} beside it")
             elif need in ("cuda", "mps") and need != device.kind:

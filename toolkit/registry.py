@@ -45,15 +45,14 @@ class Offer:
             loaded = _only_plugin_in(self.target, self.kind) if isinstance(self.target, Path) else self.target.load()
         except PluginError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever an import raises is the plugin's fault, and is shown
+        except Exception as error:
             cause = f"{type(error).__name__}: {error}"
             raise PluginError(
                 f"the {self.kind} plugin {self.name!r} of {self.distribution} cannot be imported: {cause}"
             ) from error
         if faults := contract_faults(loaded, self.kind):
             raise PluginError(
-                f"the {self.kind} plugin {self.name!r} of {self.distribution} breaks its contract: "
-                + "; ".join(faults)
+                f"the {self.kind} plugin {self.name!r} of {self.distribution} breaks its contract: " + "; ".join(faults)
             )
         return loaded  # type: ignore[no-any-return]  # contract_faults has just shown that it is one
 

@@ -22,7 +22,13 @@ from toolkit.registry import Registry
 FORMAT = 1
 """The version of the recipe format that this toolkit reads."""
 
-ONE = {"dataset": "dataset", "tokenizer": "tokenizer", "model": "model", "objective": "objective", "optimizer": "optimizer"}
+ONE = {
+    "dataset": "dataset",
+    "tokenizer": "tokenizer",
+    "model": "model",
+    "objective": "objective",
+    "optimizer": "optimizer",
+}
 """Sections that hold one plugin, and its kind."""
 MANY = {"memory": "memory", "callbacks": "callback", "exporters": "exporter"}
 """Sections that hold a list of plugins, and their kind."""

@@ -1,0 +1,355 @@
+"""Documents -> blocks of tokens on disk, counted and cached by content.
+
+Every document is tokenized, closed with the objective's `document_end`, and laid end to end; the line is cut
+into blocks of equal length. Nothing is padded and nothing is dropped but the last partial block, which is
+counted. The blocks lie in one flat memory-mapped file, so a run of any size starts at once and resumes at a
+block's number. (An `IterableDataset` is read again from its start on a resume, and is not exact in its second
+pass: transformers 5.23.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolkit.api import Block, Objective
+from toolkit.errors import OptionError, UnavailableError
+from toolkit.run_directory import read_json, write_json
+
+if TYPE_CHECKING:
+    import numpy
+    from datasets import Dataset, DatasetDict
+    from transformers import PreTrainedTokenizerBase
+
+FORMAT = 1
+"""Raise this when the same input should give other blocks: old cache entries are then never met."""
+DOCUMENTS_PER_BATCH = 1000
+CHARACTERS_PER_PIECE = 200_000
+"""Longer documents are tokenized in pieces, so that one huge line costs time and not memory."""
+
+
+@dataclass(frozen=True)
+class SplitAccount:
+    """Where the documents of one split went. tokens = in blocks + dropped."""
+
+    documents: int
+    empty_documents: int
+    """Documents without a token, which are left out."""
+    characters: int
+    tokens: int
+    """Tokens of the documents, each one's end included."""
+    blocks: int
+    tokens_in_blocks: int
+    tokens_dropped: int
+    """Tokens of the last, partial block."""
+    frame_tokens: int
+    """Tokens that the objective puts around each block (BERT's CLS and SEP)."""
+    ends_learned: int
+    """Documents whose end is a label that the model is trained to predict."""
+
+    @property
+    def padding(self) -> float:
+        """Share of the tokens that are padding: none, because blocks are packed full."""
+        return 0.0
+
+
+@dataclass(frozen=True)
+class DataAccount:
+    """Where the data went, before the first step."""
+
+    train: SplitAccount
+    validation: SplitAccount | None
+    block_size: int
+    vocabulary_size: int
+    excerpt: str
+    """A decoded piece of one packed block, with its document borders."""
+    key: str
+    """Digest of documents, tokenizer and objective: what the cache entry is named."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for data.json."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> DataAccount:
+        """The account that `as_dict` wrote."""
+        validation = data["validation"] and SplitAccount(**data["validation"])
+        return cls(**data | {"train": SplitAccount(**data["train"]), "validation": validation})
+
+
+class PackedBlocks:
+    """A map-style dataset of blocks, memory-mapped; item i is an `api.Block`.
+
+    The Trainer's data loader calls `set_epoch`, so that a block's seed differs in every epoch.
+    """
+
+    def __init__(self, tokens: numpy.ndarray[Any, Any], block_size: int, seed: int) -> None:
+        self.tokens = tokens.reshape(-1, block_size)
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> Block:
+        digest = hashlib.blake2b(f"{self.seed} {self.epoch} {index}".encode(), digest_size=7).digest()
+        return {"input_ids": self.tokens[index].astype("int64"), "seed": int.from_bytes(digest)}
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which pass over the data begins."""
+        self.epoch = epoch
+
+
+@dataclass(frozen=True)
+class PackedData:
+    """The training blocks, the held-out blocks, and where everything went."""
+
+    train: PackedBlocks
+    validation: PackedBlocks | None
+    account: DataAccount
+    from_cache: bool
+
+
+def prepare(
+    data: DatasetDict, tokenizer: PreTrainedTokenizerBase, objective: Objective, *, cache: Path, seed: int
+) -> PackedData:
+    """Tokenize and pack the documents, or find the blocks that an earlier run has made of them.
+
+    Raises:
+        OptionError: a split has no document, or fewer tokens than one block.
+        UnavailableError: the cache cannot be written.
+    """
+    key = content_key(data, tokenizer, objective)
+    entry = cache / "tokens" / key
+    from_cache = _is_whole(entry)
+    if not from_cache:
+        try:
+            _write_entry(entry, data, tokenizer, objective, key)
+        except OSError as error:
+            raise UnavailableError(
+                f"cannot write prepared tokens to {entry.parent}: {error.strerror}; "
+                f"free some space, or set TOOLKIT_CACHE to another folder"
+            ) from error
+    account = DataAccount.from_dict(read_json(entry / "account.json"))
+    return PackedData(
+        train=_blocks(entry, "train", account, seed),
+        validation=_blocks(entry, "validation", account, seed) if account.validation else None,
+        account=account,
+        from_cache=from_cache,
+    )
+
+
+def content_key(data: DatasetDict, tokenizer: PreTrainedTokenizerBase, objective: Objective) -> str:
+    """Digest of everything that decides the blocks: each document's text, the tokenizer, the objective's cut."""
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    before, after = objective.block_frame(tokenizer)
+    rules = [FORMAT, objective.block_size, before, after, objective.document_end(tokenizer), sorted(data)]
+    digest.update(json.dumps(rules))
+    digest.update(_tokenizer_content(tokenizer))
+    for split in sorted(data):
+        for texts in _text_batches(data[split]):
+            for text in texts:
+                digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+        digest.update(b"\1")
+    return digest.hexdigest()
+
+
+def _tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        return str(backend.to_str())
+    with tempfile.TemporaryDirectory() as folder:  # a tokenizer in pure Python is what its files are
+        tokenizer.save_pretrained(folder)
+        return "".join(file.read_text(encoding="utf-8") for file in sorted(Path(folder).iterdir()))
+
+
+def _text_batches(split: Dataset) -> Iterator[list[str]]:
+    for batch in split.select_columns("text").iter(batch_size=DOCUMENTS_PER_BATCH):
+        yield [text or "" for text in batch["text"]]
+
+
+def _blocks(entry: Path, split: str, account: DataAccount, seed: int) -> PackedBlocks:
+    import numpy
+
+    tokens = numpy.memmap(entry / f"{split}.tokens", dtype=_dtype(account.vocabulary_size), mode="r")
+    return PackedBlocks(tokens, account.block_size, seed)
+
+
+def _dtype(vocabulary_size: int) -> str:
+    return "uint16" if vocabulary_size <= 2**16 else "uint32"
+
+
+def _is_whole(entry: Path) -> bool:
+    """Whether a cache entry is there and has the size that its account says."""
+    try:
+        account = DataAccount.from_dict(read_json(entry / "account.json"))
+        width = int(_dtype(account.vocabulary_size).removeprefix("uint")) // 8
+        splits = {"train": account.train, "validation": account.validation}
+        return all(
+            (entry / f"{name}.tokens").stat().st_size == split.blocks * account.block_size * width
+            for name, split in splits.items()
+            if split
+        )
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
+def _write_entry(
+    entry: Path, data: DatasetDict, tokenizer: PreTrainedTokenizerBase, objective: Objective, key: str
+) -> None:
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=entry.parent, prefix=f".{key}."))
+    try:
+        accounts = {
+            split: _write_split(staging / f"{split}.tokens", data[split], split, tokenizer, objective)
+            for split in ("train", "validation")
+            if split in data
+        }
+        account = DataAccount(
+            train=accounts["train"],
+            validation=accounts.get("validation"),
+            block_size=objective.block_size,
+            vocabulary_size=len(tokenizer),
+            excerpt=_excerpt(staging / "train.tokens", tokenizer, objective),
+            key=key,
+        )
+        write_json(staging / "account.json", account.as_dict())
+        if entry.exists():  # a damaged one, or another process was faster with the same
+            shutil.rmtree(entry, ignore_errors=True)
+        staging.replace(entry)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        if not _is_whole(entry):
+            raise
+
+
+def _write_split(
+    file: Path, split: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, objective: Objective
+) -> SplitAccount:
+    """Write the blocks of one split and count everything on the way."""
+    import numpy
+
+    before, after = (numpy.array(part, dtype="int64") for part in objective.block_frame(tokenizer))
+    room = objective.block_size - len(before) - len(after)
+    if room < 1:
+        raise OptionError(f"a block of {objective.block_size} has no room for text", option="block_size")
+    learned = _EndsLearned(tokenizer, objective)
+    documents = empty = characters = tokens = blocks = 0
+    rest = numpy.empty(0, dtype="int64")
+    with file.open("wb") as out:
+        for batch in _text_batches(split):
+            pieces = [rest]
+            for text, ids in zip(batch, _encoded(batch, tokenizer), strict=True):
+                characters += len(text)
+                if not ids:
+                    empty += 1
+                    continue
+                documents += 1
+                pieces.append(numpy.array([*ids, *objective.document_end(tokenizer)], dtype="int64"))
+                tokens += len(pieces[-1])
+            line = numpy.concatenate(pieces)
+            whole = len(line) // room
+            body, rest = line[: whole * room].reshape(whole, room), line[whole * room :]
+            packed = numpy.hstack([numpy.tile(before, (whole, 1)), body, numpy.tile(after, (whole, 1))])
+            learned.count(packed)
+            out.write(packed.astype(_dtype(len(tokenizer))).tobytes())
+            blocks += whole
+        out.flush()
+        os.fsync(out.fileno())
+    what = {"train": "training", "validation": "held-out"}[name]
+    if not documents:
+        raise OptionError(
+            f"there is no text in the {what} documents ({empty} empty ones); look at the dataset's options"
+        )
+    if not blocks:
+        raise OptionError(
+            f"the {what} documents have {tokens} tokens together, fewer than one block of {objective.block_size}; "
+            f"take a smaller block_size, or more {what} text",
+            option="block_size",
+        )
+    return SplitAccount(
+        documents=documents,
+        empty_documents=empty,
+        characters=characters,
+        tokens=tokens,
+        blocks=blocks,
+        tokens_in_blocks=blocks * room,
+        tokens_dropped=len(rest),
+        frame_tokens=blocks * (len(before) + len(after)),
+        ends_learned=learned.total,
+    )
+
+
+class _EndsLearned:
+    """Counts document ends that are labels, by asking the objective's own collator."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, objective: Objective) -> None:
+        self.end = objective.document_end(tokenizer)[-1:]
+        self.collate = objective.collator(tokenizer)
+        self.shifted = objective.task == "causal-lm"
+        self.total = 0
+
+    def count(self, packed: numpy.ndarray[Any, Any]) -> None:
+        """Add the ends in these blocks; packed has shape (blocks, block_size)."""
+        for start in range(0, len(packed) if self.end else 0, 256):
+            blocks: list[Block] = [{"input_ids": row, "seed": 0} for row in packed[start : start + 256]]
+            batch = self.collate(blocks)
+            # A causal model shifts: the label at a block's first place is nobody's target.
+            labels = batch["labels"][:, 1:] if self.shifted else batch["labels"]
+            self.total += int((labels == self.end[0]).sum())
+
+
+def _encoded(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Token ids of each text, without special tokens."""
+    if all(len(text) <= CHARACTERS_PER_PIECE for text in texts):
+        return _ids(texts, tokenizer)
+    return [[token for part in pieces(text) for token in _ids([part], tokenizer)[0]] for text in texts]
+
+
+def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    # verbose=False: transformers warns of texts longer than the model, and these are about to be cut into blocks.
+    encoded: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    return encoded
+
+
+def pieces(text: str, size: int = CHARACTERS_PER_PIECE) -> Iterable[str]:
+    """Cut a long text before a space between two letters: where every word tokenizer cuts as well."""
+    start = 0
+    while len(text) - start > size:
+        stop = start + size
+        cut = next(
+            (
+                at
+                for at in range(stop, start + size // 2, -1)
+                if text[at] == " " and text[at - 1].isalnum() and text[at + 1 : at + 2].isalnum()
+            ),
+            stop,
+        )
+        yield text[start:cut]
+        start = cut
+    yield text[start:]
+
+
+def _excerpt(file: Path, tokenizer: PreTrainedTokenizerBase, objective: Objective) -> str:
+    """The first document border of the training blocks with some text around it."""
+    import numpy
+
+    block_size = objective.block_size
+    rows = numpy.memmap(file, dtype=_dtype(len(tokenizer)), mode="r").reshape(-1, block_size)
+    end = objective.document_end(tokenizer)[-1:]
+    for row in rows[:1000]:
+        borders: list[int] = numpy.flatnonzero(row == end[0]).tolist() if end else []
+        inner = [at for at in borders if 8 <= at < block_size - 8]
+        if inner:
+            around = row[max(0, inner[0] - 40) : inner[0] + 41]
+            return str(tokenizer.decode([int(token) for token in around]))
+    return str(tokenizer.decode([int(token) for token in rows[0][:80]]))

@@ -1,0 +1,112 @@
+"""What happens in a run, told as it happens: events for whoever shows them, and the result at the end.
+
+`train.run` calls one listener with these; the command line prints them, a test collects them. Frozen data,
+no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.packing import DataAccount
+
+
+@dataclass(frozen=True)
+class Message:
+    """A sentence for the person who watches."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class DataPrepared:
+    """The tokens are ready; before the first step."""
+
+    account: DataAccount
+    tokens_per_step: int
+    epochs: float
+    """Passes over the training tokens that the run's steps mean."""
+    total_steps: int
+    from_cache: bool
+
+
+@dataclass(frozen=True)
+class TrainingStarted:
+    """The first step is about to be taken."""
+
+    folder: Path
+    total_steps: int
+    resumed_from: int | None
+    """The step of the checkpoint that the run goes on from; None at the beginning."""
+    parameters: int
+    trainable_parameters: int
+    device: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """An optimizer step was taken."""
+
+    step: int
+    total_steps: int
+    tokens_seen: int
+    tokens_per_second: float
+    remaining_seconds: float
+    loss: float | None
+    """Mean over the steps since the last logged one; None on steps that are not logged."""
+    learning_rate: float | None
+    last_save_step: int | None
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The held-out tokens were evaluated."""
+
+    step: int
+    eval_loss: float
+    perplexity: float
+
+
+@dataclass(frozen=True)
+class CheckpointSaved:
+    """A checkpoint is safe on disk."""
+
+    step: int
+    folder: Path
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exporter has finished."""
+
+    exporter: str
+    folder: Path | None
+
+
+Event = Message | DataPrepared | TrainingStarted | StepDone | Evaluated | CheckpointSaved | Exported
+Listener = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run has reached."""
+
+    folder: Path
+    name: str
+    already_finished: bool
+    """Whether this command found the run finished and changed nothing."""
+    steps: int
+    tokens_seen: int
+    seconds: float
+    """Time trained, over all attempts."""
+    eval_loss: float | None
+    perplexity: float | None
+    sample: str | None
+    """A piece of generated text; None for a model that does not generate."""
+    model_folder: Path | None
+    load_line: str | None
+    """The line of Python that loads the model."""

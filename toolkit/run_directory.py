@@ -1,0 +1,265 @@
+"""The folder of one run: what lies in it, written so that a crash leaves the old or the new and nothing between.
+
+    RUNS/NAME/
+      recipe.yaml        as the person wrote it
+      resolved.yaml      complete, a recipe again, each value with who set it
+      environment.json   versions and device; no secrets
+      run.json           id, identity of the settings, attempts and how each ended, results
+      data.json          the account of the data
+      metrics.jsonl      one line for each logged step, evaluation and save
+      samples.jsonl      generated texts, by the `samples` callback
+      checkpoints/       checkpoint-STEP/, each with a manifest
+      model/             what from_pretrained loads
+
+This module knows files; it does not know torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import RunMismatchError, UnavailableError, UsageError, nearest
+from toolkit.resolve import ResolvedRecipe
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """One run's folder."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The run's name is its folder's."""
+        return self.folder.name
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The folder that `from_pretrained` loads, once the run has finished."""
+        return self.folder / "model"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """run.json: id, recipe, identity, status, attempts, results."""
+        return read_json(self.folder / "run.json")
+
+    @property
+    def status(self) -> str:
+        """`running`, `finished`, `failed` or `interrupted`; a run that was killed still says `running`."""
+        return str(self.record["status"])
+
+    def update(self, **fields: Any) -> None:
+        """Change fields of run.json."""
+        write_json(self.folder / "run.json", self.record | fields)
+
+    def begin_attempt(self, *, from_step: int) -> None:
+        """Note that a process starts to work on the run."""
+        attempt = {
+            "started": now(),
+            "from_step": from_step,
+            "process": os.getpid(),
+            "ended": None,
+            "how": None,
+        }
+        self.update(status="running", attempts=[*self.record["attempts"], attempt])
+
+    def end_attempt(self, *, how: str, step: int) -> None:
+        """Note how the attempt of this process ended: `finished`, `interrupted` or `failed`."""
+        *earlier, last = self.record["attempts"]
+        attempt = last | {"ended": now(), "how": how, "step": step}
+        self.update(status=how, attempts=[*earlier, attempt])
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Add one line to metrics.jsonl."""
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(record) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a last line that a crash cut off is not one."""
+        return list(read_json_lines(self.folder / "metrics.jsonl"))
+
+    def cut_metrics(self, step: int) -> None:
+        """Remove the lines after this step, which a resumed run will write again."""
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            file = self.folder / name
+            if file.exists():
+                kept = [line for line in read_json_lines(file) if line["step"] <= step]
+                write_text(file, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def check_identity(self, resolved: ResolvedRecipe) -> None:
+        """Compare the recipe with the one that the run was started with.
+
+        Raises:
+            RunMismatchError: they would not give the same numbers; names each difference with both values.
+        """
+        # Through JSON, as the old one went, so that a tuple equals its list.
+        old, new = self.record["identity"], json.loads(json.dumps(resolved.identity()))
+        if differences := [
+            f"{key}: the run has {_shown(old, key)}, the recipe now says {_shown(new, key)}"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key, ...) != new.get(key, ...)
+        ]:
+            raise RunMismatchError(self.folder, differences)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from working on the run.
+
+        Raises:
+            UnavailableError: another process is working on it.
+        """
+        with (self.folder / "lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UnavailableError(
+                    f"another process is working on {self.folder}; wait for it, or give this run another --name"
+                ) from None
+            yield
+
+
+def _shown(identity: Mapping[str, Any], key: str) -> str:
+    return repr(identity[key]) if key in identity else "nothing"
+
+
+def create(folder: Path, resolved: ResolvedRecipe, environment: Mapping[str, Any], *, series: str) -> RunDirectory:
+    """Make the folder of a new run; `series` is the name that it shares with its `--fresh` successors.
+
+    Raises:
+        UnavailableError: it cannot be written.
+        UsageError: something else is in its place.
+    """
+    run = RunDirectory(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(path.name != "lock" for path in folder.iterdir()):
+            raise UsageError(f"{folder} is not empty and is no run; give this run another --name")
+        run.checkpoints.mkdir()
+        write_text(folder / "recipe.yaml", resolved.recipe.document.text)
+        write_text(folder / "resolved.yaml", resolved.to_yaml())
+        write_json(folder / "environment.json", environment)
+        write_json(
+            folder / "run.json",
+            {
+                "id": uuid.uuid4().hex,
+                "recipe": resolved.name,
+                "series": series,
+                "created": now(),
+                "status": "running",
+                "identity": resolved.identity(),
+                "attempts": [],
+                "results": None,
+            },
+        )
+    except OSError as error:
+        raise UnavailableError(
+            f"cannot write the run directory {folder}: {error.strerror}; choose another folder with --runs"
+        ) from None
+    return run
+
+
+def open_run(folder: Path) -> RunDirectory:
+    """Return the run in this folder.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if not (folder / "run.json").is_file():
+        raise UsageError(f"{folder} is not a run: it has no run.json")
+    return RunDirectory(folder)
+
+
+def find(name: str, runs: Path) -> RunDirectory:
+    """Return the run of this name, or in this folder.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if "/" in name or Path(name, "run.json").is_file():
+        return open_run(Path(name))
+    known = [run.name for run in all_runs(runs)]
+    if name not in known:
+        raise UsageError(f"no run in {runs} is named {name!r}; {nearest(name, known)}")
+    return RunDirectory(runs / name)
+
+
+def all_runs(runs: Path) -> list[RunDirectory]:
+    """The runs in a folder of runs, oldest first."""
+    folders = [file.parent for file in runs.glob("*/run.json")]
+    return sorted(map(RunDirectory, folders), key=lambda run: str(run.record["created"]))
+
+
+def newest_in_series(runs: Path, series: str) -> Path | None:
+    """The folder of the newest run among NAME, NAME-2, NAME-3, ..., which `--fresh` has made."""
+    folders = [run.folder for run in all_runs(runs) if run.record["series"] == series]
+    return folders[-1] if folders else None
+
+
+def next_in_series(runs: Path, series: str) -> Path:
+    """A folder that does not exist yet, for a new run beside those of this series."""
+    number = 1
+    while (folder := runs / (series if number == 1 else f"{series}-{number}")).exists():
+        number += 1
+    return folder
+
+
+def now() -> str:
+    """The time, as run.json has it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object."""
+    data = json.loads(file.read_text(encoding="utf-8"))
+    assert isinstance(data, dict)
+    return data
+
+
+def read_json_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """Read a file of JSON lines; a line that was cut off in the middle of its writing ends it."""
+    if not file.exists():
+        return
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return
+
+
+def write_json(file: Path, data: Mapping[str, Any]) -> None:
+    """Replace a JSON file atomically and durably."""
+    write_text(file, json.dumps(data, indent=2, sort_keys=False) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Replace a text file atomically and durably: after a crash it is the old one or the new one."""
+    staging = file.with_name(f".{file.name}.{os.getpid()}")
+    with staging.open("w", encoding="utf-8") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    staging.replace(file)
+    sync_folder(file.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in this folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
