@@ -1,0 +1,69 @@
+"""Stops when the evaluation loss stops falling."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from toolkit.api import Callback, RunContext
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+
+class EarlyStopping(Callback):
+    """End the training once the evaluation loss has not improved for a while; the model stays as it is then."""
+
+    patience: int = Field(default=3, ge=1)
+    """Evaluations in a row without improvement that end the training."""
+    threshold: float = Field(default=0.0, ge=0)
+    """An improvement is a loss that is lower than the best so far by more than this."""
+
+    def callbacks(self, run: RunContext) -> list[TrainerCallback]:
+        """One callback, whose count and best loss travel in the checkpoint."""
+        return [_early_stopping(self, run)]
+
+
+def _early_stopping(options: EarlyStopping, run: RunContext) -> TrainerCallback:
+    """Why not transformers' own: its best is the Trainer's, lowered by any improvement however small, so that many
+    small ones never reach a threshold; and after a resume it counts from zero, unless the Trainer rebuilds every
+    callback from the checkpoint.
+    """
+    from transformers import TrainerCallback
+    from transformers.trainer_callback import ExportableState
+
+    class EarlyStoppingState(TrainerCallback, ExportableState):
+        def __init__(self) -> None:
+            self.best: float | None = None
+            self.waited = 0
+
+        def state(self) -> dict[str, Any]:
+            return {"args": {}, "attributes": {"best": self.best, "waited": self.waited}}
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            """Take the count up where the checkpoint has it; a training from the start begins with none."""
+            name = type(self).__name__
+            saved = state.stateful_callbacks.get(name, {}).get("attributes", {}) if state.global_step else {}
+            self.best, self.waited = saved.get("best"), saved.get("waited", 0)
+            # The Trainer saves into an entry that must exist; a checkpoint from before this callback has none.
+            state.stateful_callbacks[name] = self.state()
+
+        def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            loss = kwargs["metrics"].get("eval_loss")
+            if loss is None:
+                return
+            if self.best is None or loss < self.best - options.threshold:
+                self.best, self.waited = loss, 0
+                return
+            self.waited += 1
+            if self.waited >= options.patience and not control.should_training_stop:
+                control.should_training_stop = True
+                run.log.info(
+                    "step %s: %s evaluations in a row brought no loss below %.4f, so training ends here",
+                    state.global_step,
+                    self.waited,
+                    self.best,
+                )
+
+    return EarlyStoppingState()

@@ -1,0 +1,120 @@
+"""Shows what the model writes while it learns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from toolkit.api import Callback, RunContext, ToolkitError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+FILE = "samples.jsonl"
+SHOWN = 160
+"""Characters of a sample that the person sees; the file has all of it."""
+
+
+class Samples(Callback):
+    """Let the model write a text now and then: shown as it trains, and kept in samples.jsonl.
+
+    The same step gives the same text: the random numbers are those of the run's seed and the step.
+    """
+
+    every_steps: int | None = Field(default=None, ge=1)
+    """Write a text every so many optimizer steps; if not given, ten times in the run."""
+    prompt: str | None = None
+    """The beginning of the text; if not given, the start of a document."""
+    max_new_tokens: int = Field(default=64, ge=1)
+    """Length of the text; shorter where the model ends the document, or cannot read further."""
+    temperature: float = Field(default=0.8, ge=0)
+    """How freely tokens are drawn: 1 as the model has it, 0 always the likeliest."""
+
+    def callbacks(self, run: RunContext) -> list[TrainerCallback]:
+        """One callback; none for masked-lm, whose models do not write."""
+        if run.task != "causal-lm":
+            run.log.info("samples: a %s model fills in words and writes no text, so there are none", run.task)
+            return []
+        return [_sampler(self, run)]
+
+    def sample(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> str:
+        """Return what the model writes after the prompt. Global random state and the model's mode stay as they are."""
+        import torch
+
+        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        ids = [start] if not self.prompt else tokenizer.encode(self.prompt, add_special_tokens=False)
+        if not ids or ids == [None]:
+            raise ToolkitError(
+                "samples: the tokenizer has neither bos_token nor eos_token to start from; give a prompt"
+            )
+        room = (getattr(model.config, "max_position_embeddings", None) or 2**31) - len(ids)
+        if room < 1:
+            raise ToolkitError(f"samples: the prompt's {len(ids)} tokens fill all of the model's positions; shorten it")
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        drawing = {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
+        input_ids = torch.tensor([ids], device=model.device)
+        training = model.training
+        devices = [model.device] if model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            torch.manual_seed(seed)
+            model.train(False)
+            try:
+                written = model.generate(  # type: ignore[operator] # generation is mixed in by the model's class
+                    input_ids=input_ids,
+                    attention_mask=torch.ones_like(input_ids),
+                    max_new_tokens=min(self.max_new_tokens, room),
+                    pad_token_id=pad,
+                    use_cache=True,
+                    **drawing,
+                )
+            finally:
+                model.train(training)
+        text = str(tokenizer.decode(written[0, len(ids) :], skip_special_tokens=True))
+        if devices:
+            torch.cuda.empty_cache()
+        return text
+
+    def rehearse(self) -> Samples:
+        """The same with a few tokens."""
+        return self.model_copy(update={"max_new_tokens": min(self.max_new_tokens, 8)})
+
+
+def _sampler(options: Samples, run: RunContext) -> TrainerCallback:
+    from transformers import TrainerCallback
+
+    class Sampler(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            """Forget the samples of steps that a resumed run will do again."""
+            if state.is_world_process_zero:
+                forget_after(run.folder / FILE, state.global_step)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            every = options.every_steps or max(1, state.max_steps // 10)
+            if state.global_step % every or not state.is_world_process_zero:
+                return
+            text = options.sample(kwargs["model"], kwargs["processing_class"], seed=run.seed + state.global_step)
+            line = json.dumps({"step": state.global_step, "prompt": options.prompt, "text": text}, ensure_ascii=False)
+            with (run.folder / FILE).open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+            whole = " ".join(f"{options.prompt or ''}{text}".split())
+            run.log.info("step %s wrote: %s", state.global_step, whole[:SHOWN] + ("…" if len(whole) > SHOWN else ""))
+
+    return Sampler()
+
+
+def forget_after(file: Path, step: int) -> None:
+    """Keep the samples up to this step, of a file that a crash may have left with half a line."""
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            sample = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if sample["step"] <= step:
+            kept.append(line + "\n")
+    file.write_text("".join(kept), encoding="utf-8")

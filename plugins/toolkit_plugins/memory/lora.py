@@ -1,0 +1,99 @@
+"""Trains small factors beside the frozen matrices."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from toolkit.api import Claim, Fidelity, Memory, OptionError, RunContext
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+class LoRA(Memory):
+    """Freeze the model and train a product of two thin matrices beside each chosen one.
+
+    The optimizer keeps state for the factors alone: a hundredth of it. It is another training than that of the
+    whole model, and makes sense on a pretrained one. Hu et al. 2021, https://arxiv.org/abs/2106.09685.
+    """
+
+    claims: ClassVar[frozenset[Claim]] = frozenset({"trainable-parameters"})
+    fidelity: ClassVar[Fidelity] = "different"
+    phase: ClassVar[Literal["weights", "adapters", "activations"]] = "adapters"
+
+    r: int = Field(default=8, ge=1)
+    """Rank: the thin side of the factors."""
+    lora_alpha: float = Field(default=16, gt=0)
+    """The product is scaled by lora_alpha / r."""
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the factors' input."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(r) instead, which lets large ranks learn. https://arxiv.org/abs/2312.03732."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Which matrices: names of modules ([c_attn, c_proj], say), or all of the layers' matrices but not the head."""
+
+    def apply(self, model: PreTrainedModel, run: RunContext) -> PreTrainedModel:
+        """Return the model with factors; at first they change nothing, for one of the two is zero."""
+        from peft import LoraConfig, TaskType, get_peft_model
+        from transformers.pytorch_utils import Conv1D
+
+        chosen = self._chosen(model)
+        config = LoraConfig(
+            r=self.r,
+            lora_alpha=self.lora_alpha,  # type: ignore[arg-type] # peft takes any number and divides it
+            lora_dropout=self.lora_dropout,
+            use_rslora=self.use_rslora,
+            target_modules="all-linear" if self.target_modules == "all-linear" else list(self.target_modules),
+            # peft has no task type for masked-lm; without one it passes everything through as it is.
+            task_type=TaskType.CAUSAL_LM if run.task == "causal-lm" else None,
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in chosen.values()),
+            # The commit that the weights came from, so that the adapter finds the very same ones again.
+            revision=getattr(model.config, "_commit_hash", None),
+        )
+        adapted: Any = get_peft_model(model, config)
+        trained, total = adapted.get_nb_trainable_parameters()
+        run.log.info(
+            "LoRA trains %s of %s parameters (%.2f %%), beside %s matrices",
+            f"{trained:,}",
+            f"{total:,}",
+            100 * trained / total,
+            len(chosen),
+        )
+        result: PreTrainedModel = adapted
+        return result
+
+    def _chosen(self, model: PreTrainedModel) -> dict[str, torch.nn.Module]:
+        """The modules that get factors, by name.
+
+        Raises:
+            OptionError: a name matches nothing; peft would be content if another one does.
+        """
+        import torch
+        from transformers.pytorch_utils import Conv1D
+
+        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        linear: dict[str, torch.nn.Module] = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
+        }
+        if self.target_modules == "all-linear":
+            return linear
+        chosen: dict[str, torch.nn.Module] = {}
+        for target in self.target_modules:
+            matches = {
+                name: module for name, module in model.named_modules() if name == target or name.endswith(f".{target}")
+            }
+            if not matches:
+                known = sorted({name.rpartition(".")[2] for name in linear})
+                raise OptionError(
+                    f"this model has no module named {target!r}; its matrices are named: {', '.join(known)}",
+                    option="target_modules",
+                )
+            chosen |= matches
+        if not chosen:
+            raise OptionError("name at least one module, or say all-linear", option="target_modules")
+        return chosen

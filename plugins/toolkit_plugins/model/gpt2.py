@@ -1,0 +1,114 @@
+"""GPT-2's architecture, from scratch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from toolkit.api import Model, RunContext
+from toolkit_plugins.model.sizes import (
+    TINY,
+    Shape,
+    derive,
+    only_causal,
+    parameter_count,
+    positions,
+    tell,
+    usual_heads,
+    vocabulary_size,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class GPT2(Model):
+    """GPT-2 with random weights: learned positions, LayerNorm, GELU, tied embeddings.
+
+    Say how large it is either as `parameters`, or as `num_hidden_layers` and `hidden_size`. Radford et al. 2019,
+    https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf.
+    """
+
+    parameters: int | str | None = None
+    """Size of the whole model, embeddings included: 30M, 1.3B, 30000000. Layers, width and heads follow from it."""
+    num_hidden_layers: int | None = Field(default=None, ge=1)
+    """Number of layers."""
+    hidden_size: int | None = Field(default=None, ge=2)
+    """Width: the length of the vector that stands for a token."""
+    num_attention_heads: int | None = Field(default=None, ge=1)
+    """Attention heads of each layer; must divide `hidden_size`. Default: heads of 64, smaller in small models."""
+    max_position_embeddings: int | None = Field(default=None, ge=8)
+    """Longest sequence that the model can read. Default: the objective's block_size."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on embeddings, attention and layers. 0 is the custom of pre-training, where data is seen about once,
+    and lets attention take its fast path."""
+
+    @field_validator("parameters")
+    @classmethod
+    def _parameters_can_be_read(cls, value: int | str | None) -> int | str | None:
+        if value is not None:
+            parameter_count(value)
+        return value
+
+    @model_validator(mode="after")
+    def _one_way_to_say_the_size(self) -> Self:
+        shape = (self.num_hidden_layers, self.hidden_size, self.num_attention_heads)
+        if self.parameters is not None and shape != (None, None, None):
+            raise ValueError(
+                "give either parameters, or num_hidden_layers, hidden_size and num_attention_heads; not both"
+            )
+        if self.parameters is None and (self.num_hidden_layers is None or self.hidden_size is None):
+            raise ValueError("say how large: either parameters (30M, say), or num_hidden_layers and hidden_size")
+        if self.hidden_size and self.num_attention_heads and self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} does not divide hidden_size {self.hidden_size}"
+            )
+        return self
+
+    def rehearse(self) -> Self:
+        """The same with two layers of 64."""
+        return self.model_copy(
+            update={
+                "parameters": None,
+                "num_hidden_layers": TINY.layers,
+                "hidden_size": TINY.width,
+                "num_attention_heads": TINY.heads,
+            }
+        )
+
+    def build(self, tokenizer: PreTrainedTokenizerBase, run: RunContext) -> PreTrainedModel:
+        """Draw the weights with torch's global generator: the same seed gives the same model."""
+        only_causal(run, "gpt2")
+        from transformers import AutoModelForCausalLM, GPT2Config
+
+        vocabulary, length = vocabulary_size(tokenizer), positions(self.max_position_embeddings, run)
+
+        def count(shape: Shape) -> int:
+            layer = 12 * shape.width**2 + 13 * shape.width
+            return (vocabulary + length + 2) * shape.width + shape.layers * layer
+
+        shape = self._shape() or derive(parameter_count(self.parameters or 0), count)
+        config = GPT2Config(
+            vocab_size=vocabulary,
+            n_positions=length,
+            n_embd=shape.width,
+            n_layer=shape.layers,
+            n_head=shape.heads,
+            resid_pdrop=self.dropout,
+            embd_pdrop=self.dropout,
+            attn_pdrop=self.dropout,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")  # type: ignore[no-untyped-call]
+        model.loss_type = "ForCausalLM"  # transformers cannot tell it from this class's name, and says so
+        tell(run, shape, count(shape), vocabulary, asked=self.parameters)
+        return model
+
+    def _shape(self) -> Shape | None:
+        if self.num_hidden_layers is None or self.hidden_size is None:
+            return None
+        heads = self.num_attention_heads or usual_heads(self.hidden_size)
+        return Shape(self.num_hidden_layers, self.hidden_size, heads)

@@ -1,0 +1,139 @@
+"""Llama's architecture, from scratch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from toolkit.api import Model, RunContext
+from toolkit_plugins.model.sizes import (
+    TINY,
+    Shape,
+    derive,
+    only_causal,
+    parameter_count,
+    positions,
+    tell,
+    usual_heads,
+    vocabulary_size,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Llama(Model):
+    """A Llama with random weights: rotary positions, RMSNorm, SwiGLU, no biases.
+
+    Say how large it is either as `parameters`, or as `num_hidden_layers` and `hidden_size`. Touvron et al. 2023,
+    https://arxiv.org/abs/2302.13971.
+    """
+
+    parameters: int | str | None = None
+    """Size of the whole model, embeddings included: 30M, 1.3B, 30000000. The shape follows from it."""
+    num_hidden_layers: int | None = Field(default=None, ge=1)
+    """Number of layers."""
+    hidden_size: int | None = Field(default=None, ge=2)
+    """Width: the length of the vector that stands for a token."""
+    num_attention_heads: int | None = Field(default=None, ge=1)
+    """Attention heads of each layer; must divide `hidden_size`. Default: heads of 64, smaller in small models."""
+    num_key_value_heads: int | None = Field(default=None, ge=1)
+    """Heads that keys and values have; fewer than `num_attention_heads` share them. Default: as many."""
+    intermediate_size: int | None = Field(default=None, ge=1)
+    """Width inside the feed-forward layers. Default: 8/3 of `hidden_size`, rounded up to a multiple of 64."""
+    max_position_embeddings: int | None = Field(default=None, ge=8)
+    """Longest sequence that the model is made for. Default: the objective's block_size."""
+    rope_theta: float = Field(default=10_000.0, gt=0)
+    """Base of the rotary positions' wavelengths."""
+    tie_word_embeddings: bool = True
+    """Use one matrix for input and output: what small models do, whose vocabulary is most of their parameters."""
+
+    @field_validator("parameters")
+    @classmethod
+    def _parameters_can_be_read(cls, value: int | str | None) -> int | str | None:
+        if value is not None:
+            parameter_count(value)
+        return value
+
+    @model_validator(mode="after")
+    def _one_way_to_say_the_size(self) -> Self:
+        names = (
+            "num_hidden_layers",
+            "hidden_size",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "intermediate_size",
+        )
+        given = [name for name in names if getattr(self, name) is not None]
+        if self.parameters is not None and given:
+            raise ValueError(f"give either parameters, or {' and '.join(given)}; not both")
+        if self.parameters is None and (self.num_hidden_layers is None or self.hidden_size is None):
+            raise ValueError("say how large: either parameters (30M, say), or num_hidden_layers and hidden_size")
+        if self.hidden_size:
+            heads = self.num_attention_heads or usual_heads(self.hidden_size)
+            if self.hidden_size % heads:
+                raise ValueError(f"num_attention_heads {heads} does not divide hidden_size {self.hidden_size}")
+            if self.hidden_size // heads % 2:
+                raise ValueError(f"rotary positions need heads of even size, not {self.hidden_size // heads}")
+            if heads % (self.num_key_value_heads or heads):
+                raise ValueError(
+                    f"num_key_value_heads {self.num_key_value_heads} does not divide num_attention_heads {heads}"
+                )
+        return self
+
+    def rehearse(self) -> Self:
+        """The same with two layers of 64, and shared keys where the original shares them."""
+        shared = self.num_key_value_heads is not None and self.num_key_value_heads != self.num_attention_heads
+        return self.model_copy(
+            update={
+                "parameters": None,
+                "num_hidden_layers": TINY.layers,
+                "hidden_size": TINY.width,
+                "num_attention_heads": TINY.heads,
+                "num_key_value_heads": 1 if shared else None,
+                "intermediate_size": None,
+            }
+        )
+
+    def build(self, tokenizer: PreTrainedTokenizerBase, run: RunContext) -> PreTrainedModel:
+        """Draw the weights with torch's global generator: the same seed gives the same model."""
+        only_causal(run, "llama")
+        from transformers import AutoModelForCausalLM, LlamaConfig
+
+        vocabulary = vocabulary_size(tokenizer)
+
+        def count(shape: Shape) -> int:
+            keys = shape.width // shape.heads * (self.num_key_value_heads or shape.heads)
+            feed_forward = 3 * shape.width * self._intermediate(shape)
+            layer = 2 * shape.width**2 + 2 * shape.width * keys + feed_forward + 2 * shape.width
+            embeddings = vocabulary * shape.width * (1 if self.tie_word_embeddings else 2)
+            return embeddings + shape.layers * layer + shape.width
+
+        shape = self._shape() or derive(parameter_count(self.parameters or 0), count)
+        config = LlamaConfig(
+            vocab_size=vocabulary,
+            max_position_embeddings=positions(self.max_position_embeddings, run),
+            hidden_size=shape.width,
+            intermediate_size=self._intermediate(shape),
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=self.num_key_value_heads or shape.heads,
+            rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
+            tie_word_embeddings=self.tie_word_embeddings,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")  # type: ignore[no-untyped-call]
+        tell(run, shape, count(shape), vocabulary, asked=self.parameters)
+        return model
+
+    def _intermediate(self, shape: Shape) -> int:
+        return self.intermediate_size or -(-shape.width * 8 // 3 // 64) * 64
+
+    def _shape(self) -> Shape | None:
+        if self.num_hidden_layers is None or self.hidden_size is None:
+            return None
+        heads = self.num_attention_heads or usual_heads(self.hidden_size)
+        return Shape(self.num_hidden_layers, self.hidden_size, heads)
