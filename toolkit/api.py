@@ -145,14 +145,12 @@ class Dataset(Plugin):
     seed: int = 42
     """Seed of the draw of `max_samples` and of the split of `eval_fraction`."""
 
-    @property
-    def text_column(self) -> str:
-        """The column that holds the text."""
-        return "text"
-
     @abstractmethod
     def load(self, run: RunContext) -> DatasetDict:
-        """Return the documents: `train`, and `validation` where the source has one; one row, one document."""
+        """Return the documents: `train`, and `validation` where the source has one.
+
+        One row, one document; its text is a string in the column `text`.
+        """
 
 
 class Tokenizer(Plugin):
