@@ -1,0 +1,86 @@
+"""`toolkit generate` and `toolkit evaluate`: what a finished run's model writes, and how well it predicts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from toolkit.cli import options, render
+
+
+@click.command(
+    epilog=render.examples(
+        'toolkit generate quickstart --prompt "The function returns"',
+        'toolkit generate quickstart --prompt "The" --temperature 0 --max-new-tokens 20 --json',
+    )
+)
+@options.run_argument
+@click.option("--prompt", required=True, help="The beginning that the model goes on with.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=100, show_default=True, help="Tokens to write.")
+@click.option(
+    "--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True,
+    help="0 always takes the likeliest token; higher is more varied.",
+)  # fmt: skip
+@click.option("--top-k", type=click.IntRange(min=1), default=None, help="Draw from so many of the likeliest tokens.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed writes the same text.")
+@options.runs
+@options.as_json
+def generate(
+    run: str,
+    prompt: str,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    seed: int,
+    runs: Path,
+    as_json: bool,
+) -> None:
+    """Let the model of a finished RUN go on with a text."""
+    from toolkit import generation, run_directory
+
+    found = run_directory.find(run, runs)
+    text = generation.generate(
+        found, prompt=prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed
+    )
+    if as_json:
+        render.as_json({"run": found.name, "prompt": prompt, "text": text, "seed": seed})
+    else:
+        render.text(text)
+
+
+@click.command(
+    epilog=render.examples("toolkit evaluate quickstart", "toolkit evaluate quickstart --max-documents 100 --json")
+)
+@options.run_argument
+@click.option(
+    "--stride", type=click.IntRange(min=1), default=None,
+    help="Tokens by which the window moves: fewer give every token more context, and take longer.",
+)  # fmt: skip
+@click.option("--max-documents", type=click.IntRange(min=1), default=None, help="Evaluate so many documents only.")
+@options.runs
+@options.as_json
+def evaluate(run: str, stride: int | None, max_documents: int | None, runs: Path, as_json: bool) -> None:
+    """Measure the model of a finished RUN on the held-out documents, with a sliding window.
+
+    Perplexity per token depends on the tokenizer; per word, and bits per byte, can be compared between models.
+    """
+    from dataclasses import asdict
+
+    from toolkit import evaluation, run_directory
+
+    found = run_directory.find(run, runs)
+    reached = evaluation.evaluate(found, stride=stride, max_documents=max_documents)
+    if as_json:
+        render.as_json({"run": found.name, **asdict(reached)})
+        return
+    render.pairs(
+        {
+            "token perplexity": f"{reached.token_perplexity:,.3f}",
+            "word perplexity": f"{reached.word_perplexity:,.3f}",
+            "bits per byte": f"{reached.bits_per_byte:.4f}",
+            "measured on": f"{reached.documents:,} documents, {reached.tokens:,} tokens, {reached.words:,} words, "
+            f"{reached.bytes:,} bytes",
+            "window": f"{reached.context:,} tokens, moved by {reached.stride:,}",
+        }
+    )

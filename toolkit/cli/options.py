@@ -1,0 +1,42 @@
+"""The options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from toolkit.cli.completion import complete_runs
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Write JSON to standard output.")
+
+overrides = click.option(
+    "--set",
+    "overrides",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Use this value in place of the recipe's: training.max_steps=100, memory.0.micro_batch_size=1. Repeatable.",
+)
+
+plugin_folders = click.option(
+    "--plugins",
+    "plugin_folders",
+    metavar="DIR",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Find plugins in this folder too, laid out as DIR/KIND/NAME.py. Repeatable.",
+)
+
+runs = click.option(
+    "--runs",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("runs"),
+    envvar="TOOLKIT_RUNS",
+    show_default=True,
+    show_envvar=True,
+    is_eager=True,  # so that completion of a run's name knows the folder
+    help="The folder of runs.",
+)
+
+run_argument = click.argument("run", shell_complete=complete_runs)

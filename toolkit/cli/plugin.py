@@ -1,0 +1,217 @@
+"""`toolkit plugin`: list, show, new, check."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from toolkit.cli import options, render
+from toolkit.cli.completion import complete_plugins
+from toolkit.cli.groups import NamingGroup
+
+if TYPE_CHECKING:
+    from toolkit.api import Plugin
+    from toolkit.registry import Registry
+
+KINDS = ("dataset", "tokenizer", "model", "objective", "optimizer", "memory", "callback", "exporter")
+"""Those of `toolkit.api`, which would cost 0.2 s to import for a help text; a test compares them."""
+FACTS = ("claims", "needs", "fidelity", "phase", "task")
+"""What a class may declare beside its options."""
+
+# The kind is eager, so that completion of the name beside it knows it.
+kind_argument = click.argument("kind", type=click.Choice(KINDS), is_eager=True)
+name_argument = click.argument("name", shell_complete=complete_plugins)
+
+
+@click.group(
+    cls=NamingGroup,
+    epilog=render.examples("toolkit plugin list --kind memory", "toolkit plugin new memory my-strategy"),
+)
+def plugin() -> None:
+    """Plugins: what recipes are made of.
+
+    KIND is one of dataset, tokenizer, model, objective, optimizer, memory, callback, exporter.
+    """
+
+
+@plugin.command(
+    "list", epilog=render.examples("toolkit plugin list", "toolkit plugin list --kind dataset --plugins ./my_plugins")
+)
+@click.option("--kind", type=click.Choice(KINDS), help="Only plugins of this kind.")
+@options.plugin_folders
+@options.as_json
+def list_(kind: str | None, plugin_folders: tuple[Path, ...], as_json: bool) -> None:
+    """List plugins, and who offers them."""
+    from toolkit.registry import Registry
+
+    offers = Registry.discover(plugin_folders).offers(kind)
+    if as_json:
+        render.as_json(
+            [{"kind": offer.kind, "name": offer.name, "distribution": offer.distribution} for offer in offers]
+        )
+    else:
+        render.table(["KIND", "NAME", "FROM"], ([offer.kind, offer.name, offer.distribution] for offer in offers))
+
+
+@plugin.command(
+    epilog=render.examples("toolkit plugin show memory small-batch", "toolkit plugin show dataset hub --json")
+)
+@kind_argument
+@name_argument
+@options.plugin_folders
+@options.as_json
+def show(kind: str, name: str, plugin_folders: tuple[Path, ...], as_json: bool) -> None:
+    """Show a plugin's options.
+
+    With types, defaults and descriptions, what the plugin declares, where its class comes from, and how a recipe
+    names it.
+    """
+    from toolkit.registry import Registry
+
+    account = _account(Registry.discover(plugin_folders), kind, name)
+    if as_json:
+        render.as_json(account)
+        return
+    render.text(f"{kind} {name}")
+    render.text()
+    render.paragraphs(account["description"])
+    render.text()
+    facts = {
+        key: ", ".join(value) or "none" if isinstance(value, list) else value for key, value in account["facts"].items()
+    }
+    render.pairs(
+        {**facts, "offered by": account["distribution"], "class": account["class"], "written in": account["place"]}
+    )
+    render.text()
+    if account["options"]:
+        columns = ["OPTION", "TYPE", "DEFAULT", "WHAT IT DOES"]
+        render.table(columns, ([*_row(option)] for option in account["options"]))
+        render.text()
+    render.text("In a recipe:")
+    render.text(f"  {account['example']}")
+
+
+def _row(option: Mapping[str, Any]) -> list[str]:
+    default = "required" if option["required"] else render.yaml_word(option["default"])
+    return [option["name"], option["type"], default, option["description"]]
+
+
+def _account(registry: Registry, kind: str, name: str) -> dict[str, Any]:
+    loaded = registry.load(kind, name)
+    schema = loaded.model_json_schema()
+    described = {option: _option(option, schema) for option in loaded.model_fields}
+    return {
+        "kind": kind,
+        "name": name,
+        "description": inspect.cleandoc(loaded.__doc__ or ""),
+        "facts": {fact: _plain(getattr(loaded, fact)) for fact in FACTS if hasattr(loaded, fact)},
+        "distribution": registry.offer(kind, name).distribution,
+        "class": f"{loaded.__module__}:{loaded.__qualname__}",
+        "place": _place(loaded),
+        "options": list(described.values()),
+        "example": _example(kind, name, described),
+    }
+
+
+def _option(option: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    property_ = schema["properties"][option]
+    return {
+        "name": option,
+        "type": _type(property_, schema.get("$defs", {})),
+        "required": option in schema.get("required", []),
+        "default": property_.get("default"),
+        "description": " ".join(property_.get("description", "").split()),
+    }
+
+
+def _type(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
+    """A JSON Schema in a few words: `integer >= 1`, `"auto" | "bf16"`, `list of string`."""
+    if "$ref" in schema:
+        return _type(definitions.get(schema["$ref"].rpartition("/")[2], {}), definitions)
+    if "anyOf" in schema:
+        return " | ".join(_type(choice, definitions) for choice in schema["anyOf"])
+    if "enum" in schema or "const" in schema:
+        return " | ".join(map(str, schema.get("enum", [schema.get("const")])))
+    if schema.get("type") == "array":
+        return f"list of {_type(schema.get('items', {}), definitions)}"
+    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    limits = [f"{sign} {schema[limit]}" for limit, sign in signs.items() if limit in schema]
+    words = {"object": "mapping", "number": "number", "string": "text", "boolean": "true | false"}
+    word = str(schema.get("type", "any"))
+    return " ".join([words.get(word, word), *limits])
+
+
+def _plain(value: object) -> object:
+    return sorted(value) if isinstance(value, frozenset) else value
+
+
+def _place(loaded: type[Plugin]) -> str:
+    """file:line of the class, as editors and terminals link it."""
+    return f"{inspect.getsourcefile(loaded)}:{inspect.getsourcelines(loaded)[1]}"
+
+
+def _example(kind: str, name: str, described: Mapping[str, Mapping[str, Any]]) -> str:
+    """A line of a recipe that names the plugin, its required options and one other."""
+    from toolkit.recipe.schema import MANY
+
+    shown = {option: f"<{about['type']}>" for option, about in described.items() if about["required"]}
+    optional = {option: about["default"] for option, about in described.items() if about["default"] is not None}
+    for option, default in list(optional.items())[:1]:
+        shown[option] = render.yaml_word(default)
+    inner = ", ".join([f"plugin: {name}", *(f"{option}: {value}" for option, value in shown.items())])
+    section = next((section for section, of in MANY.items() if of == kind), None)
+    return f"{section}: [{{{inner}}}]" if section else f"{kind}: {{{inner}}}"
+
+
+@plugin.command(epilog=render.examples("toolkit plugin new memory my-strategy", "pip install -e ./my-strategy"))
+@click.argument("kind", type=click.Choice(KINDS))
+@click.argument("name")
+@click.option(
+    "--directory", metavar="DIR", type=click.Path(path_type=Path, file_okay=False), default=Path(),
+    help="Where to put the package; here, if not given.",
+)  # fmt: skip
+def new(kind: str, name: str, directory: Path) -> None:
+    """Start a plugin of your own.
+
+    Writes a package NAME/ with a small plugin that works, its test and its entry point, to change. Never overwrites.
+    """
+    from toolkit.cli import scaffold
+
+    folder = scaffold.write(kind, name, directory)
+    render.text(f"Written: {folder}. Then:")
+    render.text(f"  pip install -e {folder}")
+    render.text(f"  toolkit plugin check {kind} {name}")
+    render.text(f"  toolkit plugin show {kind} {name}")
+
+
+@plugin.command(
+    epilog=render.examples(
+        "toolkit plugin check memory my-strategy", "toolkit plugin check memory mine --plugins ./my_plugins --json"
+    )
+)
+@kind_argument
+@name_argument
+@options.plugin_folders
+@options.as_json
+@click.pass_context
+def check(ctx: click.Context, kind: str, name: str, plugin_folders: tuple[Path, ...], as_json: bool) -> None:
+    """Try a plugin against its contract.
+
+    The same checks that the toolkit's own plugins pass; plugins can call them in their tests (toolkit.testing).
+    """
+    from dataclasses import asdict
+
+    from toolkit.registry import Registry
+    from toolkit.testing import check_plugin
+
+    checks = check_plugin(kind, name, Registry.discover(plugin_folders))
+    if as_json:
+        render.as_json([asdict(one) for one in checks])
+    else:
+        render.table(["", "CHECK", ""], (["ok" if one.passed else "FAILED", one.name, one.detail] for one in checks))
+    if not all(one.passed for one in checks):
+        ctx.exit(1)

@@ -1,0 +1,145 @@
+"""`toolkit run`: list, show, report. They read the files of run directories and nothing else."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from toolkit.cli import options, render
+from toolkit.cli.groups import NamingGroup
+
+if TYPE_CHECKING:
+    from toolkit.run_directory import RunDirectory
+
+
+@click.group(cls=NamingGroup, epilog=render.examples("toolkit run list", "toolkit run report quickstart"))
+def run() -> None:
+    """Runs: what was trained, how far it came, and how to look back at it.
+
+    RUN is the name of a run in the folder of runs, or the path of a run's folder.
+    """
+
+
+@run.command("list", epilog=render.examples("toolkit run list", "toolkit run list --runs /data/runs --json"))
+@options.runs
+@options.as_json
+def list_(runs: Path, as_json: bool) -> None:
+    """List the runs, oldest first."""
+    from toolkit import run_directory
+
+    entries = [_summary(found) for found in run_directory.all_runs(runs)]
+    if as_json:
+        render.as_json(entries)
+    elif not entries:
+        render.note(f"There are no runs in {runs}. Start one: toolkit recipe run quickstart")
+    else:
+        headings = ["NAME", "STATUS", "STEP", "EVAL LOSS", "CREATED", "RECIPE"]
+        render.table(headings, (_row(entry) for entry in entries))
+
+
+def _row(entry: dict[str, Any]) -> list[str]:
+    loss = "" if entry["eval_loss"] is None else f"{entry['eval_loss']:.4f}"
+    created = str(entry["created"])[:16].replace("T", " ")
+    return [entry["name"], entry["status"], f"{entry['step']:,}", loss, created, entry["recipe"]]
+
+
+@run.command(epilog=render.examples("toolkit run show quickstart", "toolkit run show quickstart --json"))
+@options.run_argument
+@options.runs
+@options.as_json
+def show(run: str, runs: Path, as_json: bool) -> None:
+    """Show one run.
+
+    Its status, attempts, results, checkpoints, and where its model lies.
+    """
+    from toolkit import run_directory
+
+    found = run_directory.find(run, runs)
+    record, summary = found.record, _summary(found)
+    checkpoints = [folder.name for folder in sorted(found.checkpoints.glob("checkpoint-*"), key=_step_of)]
+    model = str(found.model) if (found.model / "config.json").is_file() else None
+    if as_json:
+        more = {"attempts": record["attempts"], "results": record["results"], "checkpoints": checkpoints}
+        render.as_json({**summary, "folder": str(found.folder), **more, "model": model})
+        return
+    attempts = [_attempt(attempt) for attempt in record["attempts"]]
+    entries = {
+        "run": summary["name"],
+        "recipe": summary["recipe"],
+        "status": f"{summary['status']}, step {summary['step']:,}",
+        "created": summary["created"],
+        "attempts": "\n".join(attempts) or "none",
+        **{
+            str(name).replace("_", " "): value for name, value in (record["results"] or {}).items() if value is not None
+        },
+        "checkpoints": ", ".join(checkpoints) or "none",
+        "model": model or "none yet",
+    }
+    render.pairs(entries)
+
+
+def _attempt(attempt: dict[str, Any]) -> str:
+    end = f"{attempt['how']} at step {attempt['step']:,}" if attempt["how"] else "did not say how it ended"
+    return f"{attempt['started']}: from step {attempt['from_step']:,}, {end}"
+
+
+def _step_of(checkpoint: Path) -> int:
+    number = checkpoint.name.rpartition("-")[2]
+    return int(number) if number.isdigit() else -1
+
+
+@run.command(
+    epilog=render.examples("toolkit run report quickstart", "toolkit run report quickstart --output /tmp/report.html")
+)
+@options.run_argument
+@click.option(
+    "--output", "-o", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
+    help="Where to write it; report.html in the run's folder if not given.",
+)  # fmt: skip
+@options.runs
+def report(run: str, output: Path | None, runs: Path) -> None:
+    """Write a page about a run.
+
+    One HTML file that opens without a network: curves, the account of the data, samples, settings and their origins.
+    """
+    from toolkit import report as report_module
+    from toolkit import run_directory
+
+    found = run_directory.find(run, runs)
+    target = output or found.folder / "report.html"
+    report_module.write(found, target)
+    render.text(f"Written: {target}")
+
+
+def _summary(run: RunDirectory) -> dict[str, Any]:
+    record, metrics = run.record, run.metrics()
+    losses = [line["eval_loss"] for line in metrics if "eval_loss" in line]
+    return {
+        "name": run.name,
+        "recipe": record["recipe"],
+        "status": _status(run),
+        "step": max((line["step"] for line in metrics), default=0),
+        "eval_loss": losses[-1] if losses else None,
+        "created": record["created"],
+    }
+
+
+def _status(run: RunDirectory) -> str:
+    """The run's status; `stopped` for one that says `running` while no process works on it: it was killed."""
+    if run.status == "running" and not _is_locked(run.folder / "lock"):
+        return "stopped"
+    return run.status
+
+
+def _is_locked(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    with file.open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

@@ -1,0 +1,166 @@
+"""Shows a run while it goes on: a live bar on a terminal, now and then a line elsewhere, nothing with --quiet.
+
+A watcher is the listener that `train.run` calls with events. On a terminal rich prints, because the bar has to
+move out of the way of every line; elsewhere `render` does.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
+
+from toolkit.cli import render
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from toolkit.progress import Event, Listener, StepDone, TrainingStarted
+
+SHARE = 0.02
+"""Elsewhere than on a terminal, steps are shown no oftener than this share of the run ..."""
+LEAST_SECONDS = 5.0
+"""... nor oftener than this, ..."""
+MOST_SECONDS = 300.0
+"""... but at least this often, for whoever reads the log of a long run."""
+SPINNER = "|/-\\"
+BORDER = re.compile(r"\s*(<\|\w+\|>|</?s>|<[be]os>|\[SEP\]|\[CLS\])\s*")
+"""What a document's border looks like in decoded text."""
+
+
+@contextmanager
+def watching(*, quiet: bool, on_standard_error: bool) -> Iterator[Listener]:
+    """Give the listener for a run; however the run ends, the terminal is then as it was."""
+    stream = sys.stderr if on_standard_error else sys.stdout
+    if quiet:
+        yield lambda event: None
+    elif stream.isatty() and os.environ.get("TERM") not in (None, "dumb", "unknown"):
+        with _live(stream) as listener:
+            yield listener
+    else:
+        yield LogLines(render.note if on_standard_error else render.text)
+
+
+class LogLines:
+    """One line for each thing that happens, and a line now and then for the steps."""
+
+    def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._write = write
+        self._clock = clock
+        self._shown_step = 0
+        self._shown_at = clock()
+
+    def __call__(self, event: Event) -> None:
+        """Show an event, or not."""
+        from toolkit.progress import StepDone, TrainingStarted
+
+        if isinstance(event, TrainingStarted):
+            self._shown_step, self._shown_at = event.resumed_from or 0, self._clock()
+        if not isinstance(event, StepDone):
+            for line in told(event):
+                self._write(line)
+        elif event.loss is not None and self._is_due(event):
+            self._shown_step, self._shown_at = event.step, self._clock()
+            self._write("  ".join(progress(event, event.loss)))
+
+    def _is_due(self, event: StepDone) -> bool:
+        since = self._clock() - self._shown_at
+        far = event.step - self._shown_step >= SHARE * event.total_steps
+        return event.step == event.total_steps or (since >= LEAST_SECONDS and far) or since >= MOST_SECONDS
+
+
+class Bar:
+    """A bar and the numbers of the newest step, below the lines of what has happened."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._began = time.monotonic()
+        self._step: StepDone | None = None
+        self._loss: float | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Take the numbers of a step; print anything else above the bar."""
+        from toolkit.progress import StepDone
+
+        if isinstance(event, StepDone):
+            self._step = event
+            self._loss = event.loss if event.loss is not None else self._loss
+        for line in told(event, width=self._console.width):
+            self._console.print(line, soft_wrap=True)
+
+    def __rich__(self) -> RenderableType:
+        """What stands below the lines now; rich asks a few times a second."""
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.text import Text
+
+        elapsed = time.monotonic() - self._began
+        spinner = SPINNER[int(elapsed * 4) % len(SPINNER)]
+        if self._step is None:
+            return Text(f"{spinner} {render.duration(elapsed)}")
+        bar = ProgressBar(total=self._step.total_steps, completed=self._step.step)
+        words = [part.replace(" ", "\N{NO-BREAK SPACE}") for part in progress(self._step, self._loss)]
+        return Group(bar, Text("  ".join([spinner, *words])))
+
+
+@contextmanager
+def _live(stream: TextIO) -> Iterator[Listener]:
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(file=stream, markup=False, highlight=False, emoji=False)
+    bar = Bar(console)
+    with Live(bar, console=console, refresh_per_second=4, transient=True):
+        yield bar
+
+
+def progress(step: StepDone, loss: float | None) -> list[str]:
+    """The numbers of a step, in parts that a line may break between."""
+    parts = [f"step {step.step:,}/{step.total_steps:,}"]
+    if loss is not None:
+        parts.append(f"loss {loss:.4f}")
+    parts.append(f"{render.magnitude(step.tokens_per_second)} tokens/s")
+    parts.append(f"{render.duration(step.remaining_seconds)} left")
+    if step.last_save_step is not None:
+        parts.append(f"saved at {step.last_save_step:,}")
+    return parts
+
+
+def told(event: Event, width: int = render.ENDLESS) -> list[str]:
+    """The words for everything that is worth a line of its own; steps and saves are not."""
+    from toolkit import progress as events
+
+    match event:
+        case events.Message():
+            return [event.text]
+        case events.DataPrepared():
+            entries = {**render.prepared(event), "a border": BORDER.sub(r"\n\1\n", event.account.excerpt)}
+            return [
+                f"data{', prepared by an earlier run' * event.from_cache}",
+                *render.beside(entries, width, indent=2),
+            ]
+        case events.TrainingStarted():
+            return _started(event)
+        case events.Evaluated():
+            return [f"step {event.step:,}: validation loss {event.eval_loss:.4f}, perplexity {event.perplexity:,.2f}"]
+        case events.Exported(folder=None):
+            return [f"{event.exporter} is done"]
+        case events.Exported():
+            return [f"{event.exporter} wrote {event.folder}"]
+        case _:
+            return []
+
+
+def _started(event: TrainingStarted) -> list[str]:
+    trained = f"{render.magnitude(event.parameters)} parameters"
+    if event.trainable_parameters != event.parameters:
+        trained += f", {render.magnitude(event.trainable_parameters)} of them trained"
+    begin = f"from step {event.resumed_from:,} of" if event.resumed_from is not None else "for"
+    return [
+        f"training {trained}, in {event.precision} on {event.device}",
+        f"{begin} {event.total_steps:,} steps, in {event.folder}",
+    ]

@@ -1,0 +1,33 @@
+"""Starts a recipe of one's own: a copy of another one, comments and all. There is no inheritance between recipes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from toolkit.errors import UnavailableError, UsageError
+from toolkit.recipe import catalog, document
+
+
+def write_copy(origin: str, new_name: str) -> str:
+    """Copy the recipe `origin` to NEW_NAME.yaml, and return the path as a command would have it: ./NEW_NAME.yaml.
+
+    Raises:
+        UsageError: there is no such recipe, the new file exists, or its name cannot be one.
+        UnavailableError: it cannot be written.
+    """
+    source = catalog.find(origin)
+    target = Path(f"{new_name.removesuffix('.yml').removesuffix('.yaml')}.yaml")
+    if not re.fullmatch(r"[\w.-]*\w\.yaml", target.name) or target.name.startswith((".", "-")):
+        raise UsageError(f"{new_name!r} cannot be a recipe's name: use letters, digits, - and _")
+    shown = str(target) if target.is_absolute() else f"./{target}"
+    text = document.read(source).text
+    text = re.sub(rf"(# .*\btoolkit recipe run ){re.escape(source.stem)}(?![\w.-])", rf"\g<1>{shown}", text)
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UsageError(f"{shown} exists, and is left as it is; choose another name") from None
+    except OSError as error:
+        raise UnavailableError(f"cannot write {shown}: {error.strerror}") from None
+    return shown
