@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -51,9 +52,12 @@ class LoRA(Memory):
             task_type=TaskType.CAUSAL_LM if run.task == "causal-lm" else None,
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in chosen.values()),
             # The commit that the weights came from, so that the adapter finds the very same ones again.
-            revision=getattr(model.config, "_commit_hash", None),
+            revision=getattr(model, "base_revision", None),
         )
-        adapted: Any = get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # peft 0.21 reads a property that transformers 5.23 calls by a new name.
+            warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated", category=FutureWarning)
+            adapted: Any = get_peft_model(model, config)
         trained, total = adapted.get_nb_trainable_parameters()
         run.log.info(
             "LoRA trains %s of %s parameters (%.2f %%), beside %s matrices",

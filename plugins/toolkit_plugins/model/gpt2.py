@@ -102,7 +102,7 @@ class GPT2(Model):
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")  # type: ignore[no-untyped-call]
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
         model.loss_type = "ForCausalLM"  # transformers cannot tell it from this class's name, and says so
         tell(run, shape, count(shape), vocabulary, asked=self.parameters)
         return model

@@ -125,7 +125,7 @@ class Llama(Model):
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")  # type: ignore[no-untyped-call]
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
         tell(run, shape, count(shape), vocabulary, asked=self.parameters)
         return model
 

@@ -1,0 +1,62 @@
+"""LoRA's factors multiplied into the model, which then needs no peft."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolkit.api import Exporter, OptionError, Results, RunContext, ToolkitError
+from toolkit_plugins.exporter.model_files import TEXT, logits, prove, reload_full, write, write_card
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ROUNDING = 1e-2
+"""Largest change of a logit by merging: W + BA is rounded once, where Wx + BAx is rounded at each product."""
+
+
+class MergeLoRA(Exporter):
+    """Write the model with LoRA's factors merged in: a model like any other, as large as its base."""
+
+    @property
+    def folder(self) -> str:
+        """The folder is called model."""
+        return "model"
+
+    def export(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        folder: Path,
+        results: Results,
+        run: RunContext,
+    ) -> None:
+        """Merge a copy, check it against the model, write it, and prove that it loads.
+
+        Raises:
+            OptionError: the model has no LoRA.
+            ToolkitError: the merged or the written model computes something else.
+        """
+        if not hasattr(model, "peft_config"):
+            raise OptionError(
+                "the model has no LoRA to merge; take the exporter model-folder, or the memory strategy lora"
+            )
+        adapted: Any = model
+        config = adapted.peft_config["default"]
+        device = adapted.device
+        merged = copy.deepcopy(adapted.to("cpu")).merge_and_unload()  # the copy goes where memory is plentiful
+        ids = tokenizer.encode(TEXT)[:32]
+        difference = (logits(adapted, ids) - logits(merged, ids)).abs().max().item()
+        adapted.to(device)
+        if difference > ROUNDING:
+            raise ToolkitError(f"merging changed the model: logits differ by up to {difference:.2g}")
+        write(merged, tokenizer, folder)
+        proof = prove(merged, tokenizer, folder, reload=reload_full(run))
+        base = config.base_model_name_or_path or None
+        what = (
+            f"A {merged.config.model_type} model trained with pretrain-toolkit: LoRA on "
+            f"{base or 'a model of this run'}, merged. Its logits are those of base and adapter to {difference:.1g}."
+        )
+        write_card(folder, results, run, parameters=merged.num_parameters(), what=what, proof=proof, base=base)
+        run.log.info("merged model written to %s; %s", folder.name, proof)

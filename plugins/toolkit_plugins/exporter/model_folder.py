@@ -1,0 +1,94 @@
+"""The finished model as a folder that `from_pretrained` loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolkit.api import Exporter, OptionError, Results, RunContext
+from toolkit_plugins.exporter.model_files import prove, reload_full, write, write_card
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class ModelFolder(Exporter):
+    """Write weights, tokenizer, configs and a model card, then load them again and compare.
+
+    Of a model with LoRA it writes the adapter, which needs its base beside it; merge-lora writes both as one.
+    """
+
+    @property
+    def folder(self) -> str:
+        """The folder is called model."""
+        return "model"
+
+    def export(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        folder: Path,
+        results: Results,
+        run: RunContext,
+    ) -> None:
+        """Write, prove, and describe.
+
+        Raises:
+            OptionError: an adapter's base exists nowhere but in this run.
+            ToolkitError: what was written does not load as the same model.
+        """
+        if hasattr(model, "peft_config"):
+            self._export_adapter(model, tokenizer, folder, results, run)
+            return
+        write(model, tokenizer, folder)
+        proof = prove(model, tokenizer, folder, reload=reload_full(run))
+        what = f"A {model.config.model_type} model trained with pretrain-toolkit."
+        write_card(folder, results, run, parameters=model.num_parameters(), what=what, proof=proof)
+        run.log.info("model written to %s; %s", folder.name, proof)
+
+    def _export_adapter(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        folder: Path,
+        results: Results,
+        run: RunContext,
+    ) -> None:
+        config = model.peft_config["default"]
+        base = config.base_model_name_or_path
+        if not base:
+            raise OptionError(
+                "this adapter's base was made in this run and is saved nowhere, so the adapter alone would be of no "
+                "use; take the exporter merge-lora"
+            )
+        write(model, tokenizer, folder)
+        proof = prove(model, tokenizer, folder, reload=lambda written: _adapter_on_base(model, written))
+        where = f"{base} at {config.revision}" if config.revision else base
+        adapter, _ = model.get_nb_trainable_parameters()
+        if run.task == "causal-lm":
+            loading = (
+                'from peft import AutoPeftModelForCausalLM\n\nmodel = AutoPeftModelForCausalLM.from_pretrained("PATH")'
+            )
+        else:
+            loading = (
+                "from peft import PeftModel\nfrom transformers import AutoModelForMaskedLM\n\n"
+                f'base = AutoModelForMaskedLM.from_pretrained("{base}")\n'
+                'model = PeftModel.from_pretrained(base, "PATH")'
+            )
+        what = f"A LoRA adapter trained with pretrain-toolkit. It belongs to {where}, and needs it."
+        write_card(folder, results, run, parameters=adapter, what=what, proof=proof, base=base, loading=loading)
+        run.log.info("adapter for %s written to %s; %s", where, folder.name, proof)
+
+
+def _adapter_on_base(model: Any, folder: Path) -> PreTrainedModel:
+    """The written adapter on the base that is at hand: the network is not asked for what memory holds."""
+    import copy
+
+    from peft import PeftModel
+
+    device = model.device
+    base = copy.deepcopy(model.to("cpu")).unload()
+    model.to(device)
+    again: Any = PeftModel.from_pretrained(base, folder)
+    result: PreTrainedModel = again
+    return result

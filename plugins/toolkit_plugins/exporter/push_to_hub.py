@@ -1,0 +1,72 @@
+"""The exported folder on the Hub."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from toolkit.api import Exporter, OptionError, Results, RunContext, UnavailableError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class PushToHub(Exporter):
+    """Upload the folder that model-folder or merge-lora wrote, with the token in HF_TOKEN.
+
+    The token is never an option: recipes are shared and kept.
+    """
+
+    repo_id: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+    """Repository to upload to, OWNER/NAME; made if it does not exist."""
+    private: bool = True
+    """Whether a repository that is made now can be seen by its owner alone. An existing one stays as it is."""
+
+    def export(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        folder: Path,
+        results: Results,
+        run: RunContext,
+    ) -> None:
+        """Upload all of the folder in one commit.
+
+        Raises:
+            OptionError: the token may not write there.
+            UnavailableError: there is no token, or the Hub does not take the upload; the folder is as it was.
+        """
+        if run.rehearsal:
+            run.log.info("a rehearsal uploads nothing: %s would go to %s", folder.name, self.repo_id)
+            return
+        token = os.environ.get("HF_TOKEN")
+        if not token:
+            raise UnavailableError(f"set HF_TOKEN to a token that may write to {self.repo_id}", option="repo_id")
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError
+
+        # Its bases: whatever HTTP library this version of the Hub's uses, and OSError.
+        transport: tuple[type[Exception], ...] = HfHubHTTPError.__bases__
+        api = HfApi(token=token)
+        try:
+            url = api.create_repo(self.repo_id, private=self.private, exist_ok=True)
+            api.upload_folder(
+                repo_id=self.repo_id, folder_path=folder, commit_message=f"{run.name}, by pretrain-toolkit"
+            )
+        except HfHubHTTPError as error:
+            status = error.response.status_code
+            if status in (401, 403):
+                raise OptionError(
+                    f"the token in HF_TOKEN may not write to {self.repo_id} (status {status})", option="repo_id"
+                ) from error
+            raise UnavailableError(
+                f"the Hub did not take {self.repo_id} (status {status}); the model is in {folder}", option="repo_id"
+            ) from error
+        except transport as error:
+            raise UnavailableError(
+                f"the Hub cannot be reached ({error}); the model is in {folder}", option="repo_id"
+            ) from error
+        run.log.info("%s uploaded to %s", folder.name, url)
