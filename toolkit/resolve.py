@@ -79,10 +79,13 @@ class ResolvedRecipe:
         for change in self.changes:
             if path == ("training", change.setting):
                 return f"{change.strategy}: {change.change.why}" if change.change.why else change.strategy
-        if path in self.recipe.document.places:
-            place = self.recipe.document.places[path]
+        places = self.recipe.document.places
+        # A bare plugin name stands at the place of its section: `tokenizer: byte-bpe`.
+        place = places.get(path) or (places.get(path[:-1]) if path[-1] == "plugin" else None)
+        if place:
             return place.file if place.file.startswith("--set") else f"line {place.line}"
-        return "default"
+        owner = self.recipe.components.get(path[:1]) or self.recipe.components.get(path[:2])
+        return f"default of {owner.name}" if owner and path[-1] != "plugin" else "default"
 
     def origins(self) -> dict[str, tuple[Any, str]]:
         """Every value of the complete recipe with who set it, by dotted path."""

@@ -77,10 +77,10 @@ class RunDirectory:
         }
         self.update(status="running", attempts=[*self.record["attempts"], attempt])
 
-    def end_attempt(self, *, how: str, step: int) -> None:
-        """Note how the attempt of this process ended: `finished`, `interrupted` or `failed`."""
+    def end_attempt(self, *, how: str, step: int, error: str | None = None) -> None:
+        """Note how the attempt of this process ended: `finished`, `interrupted` or `failed`, and why."""
         *earlier, last = self.record["attempts"]
-        attempt = last | {"ended": now(), "how": how, "step": step}
+        attempt = last | {"ended": now(), "how": how, "step": step, "error": error}
         self.update(status=how, attempts=[*earlier, attempt])
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
@@ -158,6 +158,8 @@ def create(folder: Path, resolved: ResolvedRecipe, environment: Mapping[str, Any
                 "id": uuid.uuid4().hex,
                 "recipe": resolved.name,
                 "series": series,
+                "source": str(Path(resolved.recipe.document.source).resolve()),
+                "task": resolved.recipe.one("objective").task,
                 "created": now(),
                 "status": "running",
                 "identity": resolved.identity(),

@@ -1,0 +1,221 @@
+"""ResolvedRecipe -> Components: tokenizer, model and packed data. The only place that calls plugins' build methods.
+
+torch starts here. What a plugin refuses is shown at its line of the recipe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from toolkit import packing
+from toolkit.api import Dataset, Memory, Model, Objective, RunContext, Tokenizer
+from toolkit.errors import OptionError, PluginError, RecipeError, UnavailableError
+from toolkit.packing import PackedData
+from toolkit.recipe.document import Path_, dotted
+from toolkit.recipe.schema import Recipe
+from toolkit.resolve import ResolvedRecipe
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PHASES = ("weights", "adapters", "activations")
+"""The order in which memory strategies are applied to the model."""
+
+
+@dataclass(frozen=True)
+class Components:
+    """What a recipe's plugins have built."""
+
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    data: PackedData
+    objective: Objective
+
+
+def context_of(resolved: ResolvedRecipe, folder: Path, *, rehearsal: bool = False) -> RunContext:
+    """What the plugins of a run may know of it."""
+    objective: Objective = resolved.recipe.one("objective")
+    return RunContext(
+        name=folder.name,
+        folder=folder,
+        cache=cache_folder(),
+        seed=resolved.training.seed,
+        device=resolved.device,
+        task=objective.task,
+        block_size=objective.block_size,
+        rehearsal=rehearsal,
+    )
+
+
+def cache_folder() -> Path:
+    """Where prepared tokens are kept: TOOLKIT_CACHE, or pretrain-toolkit in the user's cache folder."""
+    if chosen := os.environ.get("TOOLKIT_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pretrain-toolkit"
+
+
+def assemble(resolved: ResolvedRecipe, context: RunContext) -> Components:
+    """Load the documents, build tokenizer and model, check that they fit, and pack the tokens.
+
+    The order is the cheapest that finds mistakes first: nothing is tokenized before the model fits.
+
+    Raises:
+        RecipeError: an option has to change; with its place.
+        UnavailableError: the machine or the network lacks something.
+    """
+    from transformers import set_seed
+
+    recipe = resolved.recipe
+    documents = load_documents(resolved, context)
+    tokenizer = _tokenizer(recipe, documents, context)
+    set_seed(context.seed)  # the model's first weights
+    model = _model(recipe, tokenizer, context)
+    objective: Objective = recipe.one("objective")
+    _check_fit(recipe, tokenizer, model, objective)
+    model = _with_strategies(recipe, model, context, checkpointed=resolved.training.gradient_checkpointing)
+    try:
+        data = packing.prepare(documents, tokenizer, objective, cache=context.cache, seed=context.seed)
+    except OptionError as error:
+        at: Path_ = ("objective", "block_size") if error.option == "block_size" else ("dataset",)
+        raise recipe.error(error.message, at) from error
+    return Components(tokenizer, model, data, objective)
+
+
+def load_documents(resolved: ResolvedRecipe, context: RunContext) -> DatasetDict:
+    """Load the recipe's dataset, draw its samples and hold its share out.
+
+    Raises:
+        RecipeError, UnavailableError: the dataset plugin refuses.
+    """
+    dataset: Dataset = resolved.recipe.one("dataset")
+    with refusals_placed(resolved.recipe, ("dataset",)):
+        data = dataset.load(context)
+        if missing := [split for split in data if "text" not in data[split].column_names]:
+            raise PluginError(f"the dataset plugin returned no column 'text' in {', '.join(map(str, missing))}")
+        return _drawn(data, dataset)
+
+
+def _drawn(data: DatasetDict, dataset: Dataset) -> DatasetDict:
+    """Apply the options that all datasets have: max_samples, eval_fraction, seed."""
+    from datasets import DatasetDict
+
+    train = data["train"]
+    if dataset.max_samples is not None and dataset.max_samples < len(train):
+        train = train.shuffle(seed=dataset.seed).select(range(dataset.max_samples))
+    if dataset.eval_fraction is None:
+        return DatasetDict({**data, "train": train})
+    held_out = round(len(train) * dataset.eval_fraction)
+    if not 0 < held_out < len(train):
+        some = "a single document" if len(train) == 1 else f"{len(train)} documents"
+        raise OptionError(
+            f"{dataset.eval_fraction:g} of {some} leaves nothing on one side; cut the text into more documents "
+            f"(text-files: sample_by: paragraph), or leave eval_fraction out",
+            option="eval_fraction",
+        )
+    halves = train.train_test_split(test_size=held_out, seed=dataset.seed)
+    return DatasetDict({"train": halves["train"], "validation": halves["test"]})
+
+
+def _tokenizer(recipe: Recipe, documents: DatasetDict, context: RunContext) -> PreTrainedTokenizerBase:
+    tokenizer: Tokenizer = recipe.one("tokenizer")
+    with refusals_placed(recipe, ("tokenizer",)):
+        return tokenizer.build(_corpus(documents), context)
+
+
+def _corpus(documents: DatasetDict) -> Iterator[str]:
+    for batch in documents["train"].iter(batch_size=packing.DOCUMENTS_PER_BATCH):
+        yield from (text for text in batch["text"] if text)
+
+
+def _model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context: RunContext) -> PreTrainedModel:
+    model: Model = recipe.one("model")
+    with refusals_placed(recipe, ("model",)):
+        return model.build(tokenizer, context)
+
+
+def _with_strategies(
+    recipe: Recipe, model: PreTrainedModel, context: RunContext, *, checkpointed: bool
+) -> PreTrainedModel:
+    strategies = {path: cast(Memory, part.plugin) for path, part in recipe.components.items() if path[0] == "memory"}
+    for path, strategy in sorted(strategies.items(), key=lambda item: PHASES.index(item[1].phase)):
+        with refusals_placed(recipe, path):
+            model = strategy.apply(model, context)
+    if checkpointed:  # not through TrainingArguments, whose name for it changed within the versions we support
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    return model
+
+
+def _check_fit(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, objective: Objective
+) -> None:
+    """Find out now what would otherwise be an index error, or a silent leak, in the middle of the run."""
+    rows = cast(int, model.get_input_embeddings().num_embeddings)
+    if len(tokenizer) > rows:
+        raise recipe.error(
+            f"the tokenizer has {len(tokenizer):,} tokens and the model's embedding has {rows:,} rows; "
+            f"take the model's own tokenizer, or a model from scratch (gpt2, llama)",
+            ("tokenizer",),
+        )
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and objective.block_size > positions:
+        raise recipe.error(
+            f"a block of {objective.block_size:,} tokens is longer than the model's {positions:,} positions; "
+            f"set block_size to {positions} or less",
+            ("objective", "block_size"),
+        )
+    with refusals_placed(recipe, ("objective",)):
+        collate = objective.collator(tokenizer)
+        _check_document_mask(collate, model, objective.document_end(tokenizer))
+
+
+def _check_document_mask(collate: Any, model: PreTrainedModel, end: tuple[int, ...]) -> None:
+    """If positions start again inside a block, documents must not see each other: ask the model itself.
+
+    Not every architecture reads a mask out of the positions, and one that does not says nothing.
+    """
+    import numpy
+    import torch
+
+    if not end:
+        return
+    words = [token for token in range(12) if token not in end][:8]
+    first, second = [*words, *end], words[::-1]
+    batch = collate([{"input_ids": numpy.array(first + second), "seed": 0}])
+    if "position_ids" not in batch or batch["position_ids"][0, len(first)] != 0:
+        return
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        packed = {key: value for key, value in batch.items() if key != "labels"}
+        # use_cache=False, as the Trainer has it: with a cache, transformers does not look at the positions.
+        together = model(**packed, use_cache=False).logits[0, len(first) :]
+        alone = model(input_ids=torch.tensor([second]), use_cache=False).logits[0]
+    model.train(was_training)
+    difference = (together - alone).abs().max().item()
+    if difference > 1e-3:
+        raise OptionError(
+            f"{type(model).__name__} lets a document see the one before it in its block (its logits change by "
+            f"{difference:.2g}), so the document mask would be a promise without effect; set document_mask: false",
+            option="document_mask",
+        )
+
+
+@contextlib.contextmanager
+def refusals_placed(recipe: Recipe, path: Path_) -> Iterator[None]:
+    """Give what the plugin at this path refuses its place in the recipe."""
+    try:
+        yield
+    except OptionError as error:
+        raise recipe.error(error.message, (*path, error.option) if error.option else path) from error
+    except UnavailableError as error:
+        where = (*path, error.option) if error.option else path
+        raise UnavailableError(f"{recipe.document.place(where)}: {dotted(where)}: {error.message}") from error
+    except PluginError as error:
+        raise RecipeError(recipe.error(str(error), (*path, "plugin")).problems) from error

@@ -1,0 +1,412 @@
+"""ResolvedRecipe -> Trainer run -> RunResult. The same call starts a run, resumes it, or finds it finished."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from toolkit import checkpoint, run_directory
+from toolkit.api import Callback, Exporter, Results, Task
+from toolkit.assemble import Components, assemble, context_of, refusals_placed
+from toolkit.errors import RunMismatchError, ToolkitError, UnavailableError
+from toolkit.generation import fill_mask_text, sample_text
+from toolkit.progress import DataPrepared, Exported, Listener, Message, RunResult, TrainingStarted
+from toolkit.resolve import ResolvedRecipe
+from toolkit.run_directory import RunDirectory
+from toolkit.signals import StopRequest
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, TrainerCallback
+
+    from toolkit.schedule import Cadence
+    from toolkit.trainer import RecipeTrainer
+
+STACK = ("torch", "transformers", "datasets", "accelerate", "peft", "tokenizers", "safetensors", "numpy")
+"""The packages whose versions decide the numbers."""
+
+
+def run(
+    resolved: ResolvedRecipe,
+    *,
+    runs: Path,
+    name: str | None = None,
+    fresh: bool = False,
+    rehearsal: bool = False,
+    stop_after: int | None = None,
+    listener: Listener,
+) -> RunResult:
+    """Train the recipe to its end, from the beginning or from the newest intact checkpoint.
+
+    Args:
+        resolved: what to train.
+        runs: the folder of the runs.
+        name: the run's name, if not the recipe's.
+        fresh: begin a new run beside those of this name.
+        rehearsal: tell the plugins that nothing may be uploaded.
+        stop_after: end this attempt after so many steps of the run, as a signal would.
+        listener: is told what happens.
+
+    Raises:
+        RunMismatchError: the run of this name was made with other settings.
+        InterruptedRun: a signal stopped it, with its checkpoint saved.
+        ToolkitError: anything else that a person can mend.
+    """
+    with StopRequest().handled() as stop, _messages_told(listener):
+        found = None if fresh else run_directory.newest_in_series(runs, name or resolved.name)
+        if found:
+            directory = RunDirectory(found)
+            directory.check_identity(resolved)
+        else:
+            folder = run_directory.next_in_series(runs, name or resolved.name)
+            directory = run_directory.create(folder, resolved, environment(resolved), series=name or resolved.name)
+            directory.update(rehearsal=rehearsal)
+        with directory.locked():
+            if directory.status == "finished":
+                return _result(directory, already_finished=True)
+            return _Attempt(resolved, directory, stop, listener, rehearsal=rehearsal, stop_after=stop_after).run()
+
+
+class _Attempt:
+    """One process's work on a run."""
+
+    def __init__(
+        self,
+        resolved: ResolvedRecipe,
+        directory: RunDirectory,
+        stop: StopRequest,
+        listener: Listener,
+        *,
+        rehearsal: bool,
+        stop_after: int | None,
+    ) -> None:
+        self.resolved = resolved
+        self.directory = directory
+        self.stop = stop
+        self.listener = listener
+        self.stop_after = stop_after
+        self.context = context_of(resolved, directory.folder, rehearsal=rehearsal)
+
+    def run(self) -> RunResult:
+        """Assemble, resume, train, export; note in run.json how it ended."""
+        _check_device(self.resolved)
+        checkpoint.clean(self.directory.checkpoints)
+        found = self._newest_checkpoint()
+        from_step = found.step if found else 0
+        self.directory.begin_attempt(from_step=from_step)
+        self.directory.cut_metrics(from_step)
+        step = from_step
+        try:
+            components = assemble(self.resolved, self.context)
+            self._check_data(components.data.account.key)
+            cadence = self._prepare(components)
+            trainer = self._trainer(components, cadence, found)
+            _check_disk(self.directory.folder, trainer.model)
+            self._train(trainer, cadence, found)
+            step = trainer.state.global_step or from_step
+            if step < cadence.total_steps:
+                raise self.stop.error(f"step {step} is saved; the same command goes on from there")
+            self._finish(components, trainer, step)
+        except BaseException as error:
+            how = "interrupted" if self.stop.signal_number is not None else "failed"
+            self.directory.end_attempt(how=how, step=self._last_step(), error=_first_line(error))
+            raise
+        return _result(self.directory, already_finished=False)
+
+    def _newest_checkpoint(self) -> checkpoint.Checkpoint | None:
+        run_id = self.directory.record["id"]
+        found, skipped = checkpoint.newest_intact(self.directory.checkpoints, run_id=run_id)
+        for bad in skipped:
+            self.listener(Message(f"skipped {bad.folder.name}: {bad.reason}"))
+        if found:
+            self.listener(Message(f"going on from {found.folder}"))
+        elif skipped:
+            self.listener(Message("no checkpoint is intact, so the run begins again at step 0"))
+        return found
+
+    def _check_data(self, key: str) -> None:
+        """The documents are part of a run's identity, and known only now."""
+        before = self.directory.record.get("data_key")
+        if before not in (None, key):
+            difference = f"the prepared tokens: the run has {before[:12]}, the data now gives {key[:12]}"
+            raise RunMismatchError(self.directory.folder, [difference])
+        self.directory.update(data_key=key)
+
+    def _prepare(self, components: Components) -> Cadence:
+        """Reckon the run's length, and give the account of its data."""
+        from toolkit.schedule import Cadence
+
+        training, data = self.resolved.training, components.data
+        steps_per_epoch = math.ceil(len(data.train) / training.global_batch_size)
+        total_steps = training.max_steps or math.ceil(training.num_train_epochs * steps_per_epoch)
+        tokens_per_step = training.global_batch_size * data.account.block_size
+        prepared = DataPrepared(
+            account=data.account,
+            tokens_per_step=tokens_per_step,
+            epochs=total_steps / steps_per_epoch,
+            total_steps=total_steps,
+            from_cache=data.from_cache,
+        )
+        budget = {"tokens_per_step": tokens_per_step, "epochs": prepared.epochs, "total_steps": total_steps}
+        run_directory.write_json(self.directory.folder / "data.json", data.account.as_dict() | budget)
+        self.listener(prepared)
+        if data.validation is None:
+            self.listener(
+                Message("nothing is held out, so there will be no evaluation; dataset.eval_fraction: 0.05 would")
+            )
+        return Cadence.of(training, total_steps=total_steps, has_validation=data.validation is not None)
+
+    def _trainer(self, components: Components, cadence: Cadence, found: checkpoint.Checkpoint | None) -> RecipeTrainer:
+        from toolkit.schedule import Schedule
+        from toolkit.trainer import RecipeTrainer, training_arguments
+
+        training = self.resolved.training
+        micro = self.resolved.micro_batch_size
+        schedule = Schedule(cadence, self.directory, self.listener, self.stop)
+        schedule.resumed_from = found.folder if found else None
+        schedule.stop_after = self.stop_after
+        with _quiet():
+            trainer = RecipeTrainer(
+                components=components,
+                arguments=training_arguments(
+                    training,
+                    output=self.directory.checkpoints,
+                    micro_batch_size=micro,
+                    accumulation=training.global_batch_size // micro,
+                    device_kind=self.resolved.device.kind,
+                ),
+                optimizer=self.resolved.recipe.one("optimizer"),
+                run=self.directory,
+                context=self.context,
+                callbacks=[schedule, *self._plugin_callbacks()],
+                on_saved=schedule.saved,
+            )
+        trainer.keep = training.save_total_limit
+        schedule.trainer = trainer
+        return trainer
+
+    def _plugin_callbacks(self) -> list[TrainerCallback]:
+        recipe, callbacks = self.resolved.recipe, []
+        for path, part in recipe.components.items():
+            if path[0] == "callbacks":
+                with refusals_placed(recipe, path):
+                    callbacks += cast(Callback, part.plugin).callbacks(self.context)
+        return callbacks
+
+    def _train(self, trainer: RecipeTrainer, cadence: Cadence, found: checkpoint.Checkpoint | None) -> None:
+        if found and found.step >= cadence.total_steps:  # the Trainer would take one step more
+            trainer._load_from_checkpoint(str(found.folder))
+            trainer.seconds_before = float(
+                run_directory.read_json(found.folder / "toolkit_state.json")["seconds_trained"]
+            )
+            trainer.state.global_step = found.step
+            trainer.state.num_input_tokens_seen = self._tokens_seen(found.folder)
+            return
+        parameters = list(cast("torch.nn.Module", trainer.model).parameters())
+        self.listener(
+            TrainingStarted(
+                folder=self.directory.folder,
+                total_steps=cadence.total_steps,
+                resumed_from=found.step if found else None,
+                parameters=sum(parameter.numel() for parameter in parameters),
+                trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
+                device=self.resolved.device.name,
+                precision=self.resolved.training.precision,
+            )
+        )
+        with self.stop.deferred(), _quiet():
+            trainer.train(resume_from_checkpoint=str(found.folder) if found else None)
+
+    def _tokens_seen(self, folder: Path) -> int:
+        return int(run_directory.read_json(folder / "trainer_state.json")["num_input_tokens_seen"])
+
+    def _finish(self, components: Components, trainer: RecipeTrainer, step: int) -> None:
+        """Sample a text, export the model, and write down what was reached."""
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+        if self.context.task == "causal-lm":
+            model.config.use_cache = True  # the Trainer switches it off, and generation would crawl without it
+        evaluations = [line for line in self.directory.metrics() if line["kind"] == "eval"]
+        last = evaluations[-1] if evaluations else {}
+        results: dict[str, Any] = {
+            "steps": step,
+            "tokens_seen": int(trainer.state.num_input_tokens_seen),
+            "seconds": trainer.seconds_trained,
+            "eval_loss": last.get("eval_loss"),
+            "perplexity": last.get("perplexity"),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "sample": self._sample(model, components),
+        }
+        self._export(model, components, results)
+        self.directory.update(results=results)
+        self.directory.end_attempt(how="finished", step=step)
+
+    def _sample(self, model: PreTrainedModel, components: Components) -> str:
+        if self.context.task == "masked-lm":
+            return fill_mask_text(model, components.tokenizer)
+        return sample_text(
+            model,
+            components.tokenizer,
+            prompt="",
+            max_new_tokens=min(100, self.context.block_size - 1),
+            temperature=0.8,
+            top_k=50,
+            seed=self.context.seed,
+        )
+
+    def _export(self, model: PreTrainedModel, components: Components, results: dict[str, Any]) -> None:
+        """Let each exporter fill an empty folder, and show it under its name when it is whole."""
+        recipe, newest = self.resolved.recipe, self.directory.model
+        numbers = {key: value for key, value in results.items() if isinstance(value, (int, float))}
+        told = Results(recipe=self.resolved.to_yaml(), data=components.data.account.as_dict(), metrics=numbers)
+        for path, part in recipe.components.items():
+            if path[0] != "exporters":
+                continue
+            exporter = cast(Exporter, part.plugin)
+            with refusals_placed(recipe, path), _quiet():
+                if exporter.folder is None:
+                    exporter.export(model, components.tokenizer, newest, told, self.context)
+                    self.listener(Exported(part.name, None))
+                    continue
+                newest = self.directory.folder / exporter.folder
+                with _replacing(newest) as staging:
+                    exporter.export(model, components.tokenizer, staging, told, self.context)
+            self.listener(Exported(part.name, newest))
+
+    def _last_step(self) -> int:
+        steps = [line["step"] for line in self.directory.metrics()]
+        return max(steps, default=0)
+
+
+@contextlib.contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """An empty folder that takes this one's place when all went well."""
+    from toolkit.trainer import disk_faults_named
+
+    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        with disk_faults_named(folder.parent, f"{folder.name}/"):
+            yield staging
+        staging.chmod(folder.parent.stat().st_mode)
+        if folder.exists():  # left by an attempt that was killed after its export; this one is of the same weights
+            shutil.rmtree(folder)
+        staging.rename(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _messages_told(listener: Listener) -> Iterator[None]:
+    """Pass what plugins log on to the listener."""
+
+    class Tell(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            listener(Message(record.getMessage()))
+
+    logger, handler = logging.getLogger("toolkit"), Tell(logging.INFO)
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and advice of the libraries: the listener tells how far things are."""
+    from transformers.utils import logging as transformers_logging
+
+    bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _check_device(resolved: ResolvedRecipe) -> None:
+    """What was found without torch is true only if torch agrees."""
+    import torch
+
+    if resolved.device.kind == "cuda" and not torch.cuda.is_available():
+        raise UnavailableError(
+            f"there is a {resolved.device.name}, and torch {torch.__version__} cannot use it; install a torch for its "
+            f"driver, or set CUDA_VISIBLE_DEVICES= (empty) to train on the processor"
+        )
+
+
+def _check_disk(folder: Path, model: Any) -> None:
+    """Two checkpoints and the exported model must fit before the first step is taken."""
+    from toolkit.trainer import checkpoint_bytes
+
+    needed, free = 2 * checkpoint_bytes(model), shutil.disk_usage(folder).free
+    if free < needed:
+        raise UnavailableError(
+            f"the disk of {folder} has {free / 1e9:.2f} GB free, and this run needs about {needed / 1e9:.2f} GB "
+            f"for two checkpoints; free some space or choose another folder with --runs"
+        )
+
+
+def environment(resolved: ResolvedRecipe) -> dict[str, Any]:
+    """Versions and device, for environment.json. No environment variables: they hold secrets."""
+    from toolkit import __version__
+
+    device = resolved.device
+    plugins = {part.distribution for part in resolved.recipe.components.values()}
+    return {
+        "toolkit": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {package: metadata.version(package) for package in STACK},
+        "plugins": sorted(plugins),
+        "device": {
+            "kind": device.kind,
+            "name": device.name,
+            "memory_bytes": device.memory_bytes,
+            "count": device.count,
+        },
+    }
+
+
+def _result(directory: RunDirectory, *, already_finished: bool) -> RunResult:
+    results = directory.record["results"]
+    model = directory.model if directory.model.is_dir() else None
+    return RunResult(
+        folder=directory.folder,
+        name=directory.name,
+        already_finished=already_finished,
+        steps=results["steps"],
+        tokens_seen=results["tokens_seen"],
+        seconds=results["seconds"],
+        eval_loss=results["eval_loss"],
+        perplexity=results["perplexity"],
+        sample=results["sample"],
+        model_folder=model,
+        load_line=load_line(model, directory.record["task"]) if model else None,
+    )
+
+
+def load_line(model: Path, task: Task) -> str:
+    """The line of Python that loads an exported model."""
+    head = {"causal-lm": "AutoModelForCausalLM", "masked-lm": "AutoModelForMaskedLM"}[task]
+    return f'model = transformers.{head}.from_pretrained("{model}")'
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error) if isinstance(error, ToolkitError) else f"{type(error).__name__}: {error}"
+    return text.splitlines()[0] if text else type(error).__name__
