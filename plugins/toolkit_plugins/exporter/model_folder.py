@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +90,9 @@ def _adapter_on_base(model: Any, folder: Path) -> PreTrainedModel:
     device = model.device
     base = copy.deepcopy(model.to("cpu")).unload()
     model.to(device)
-    again: Any = PeftModel.from_pretrained(base, folder)
+    with warnings.catch_warnings():
+        # peft 0.21 reads a property that transformers 5.23 calls by a new name.
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated", category=FutureWarning)
+        again: Any = PeftModel.from_pretrained(base, folder)
     result: PreTrainedModel = again
     return result

@@ -78,7 +78,7 @@ class LoRA(Memory):
         import torch
         from transformers.pytorch_utils import Conv1D
 
-        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        head = model.get_output_embeddings()
         linear: dict[str, torch.nn.Module] = {
             name: module
             for name, module in model.named_modules()
