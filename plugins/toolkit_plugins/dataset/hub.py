@@ -1,0 +1,259 @@
+"""Any dataset of the Hugging Face Hub that has text in one of its columns."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from pydantic import field_validator, model_validator
+
+from toolkit.api import Dataset, OptionError, RunContext, UnavailableError
+from toolkit_plugins.dataset.arrow import dataset_of
+from toolkit_plugins.hub_errors import Repo, choice, explained, look_up, quiet, unreachable
+
+if TYPE_CHECKING:
+    import datasets
+
+
+class Hub(Dataset):
+    """A dataset of the Hugging Face Hub: a row is a document, and its text stands in one column."""
+
+    path: str
+    """The dataset's name on the Hub, OWNER/NAME."""
+    name: str | None = None
+    """The configuration (the Hub calls it subset), where the dataset has several."""
+    revision: str | None = None
+    """A branch, a tag or a commit; a commit makes sure that the data stay the same. The newest, if not given."""
+    split: str = "train"
+    """The split to train on; a slice such as `train[:10%]` works too, except with `streaming`."""
+    validation_split: str | None = None
+    """The split to evaluate on; `validation`, if not given and if the dataset has one."""
+    column: str = "text"
+    """The column that holds the text."""
+    streaming: bool = False
+    """Read the first `max_samples` rows of each split over the network, and leave the rest where it is."""
+
+    @field_validator("path")
+    @classmethod
+    def _owner_and_name(cls, path: str) -> str:
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+            raise ValueError(
+                f"{path!r} is not the name of a dataset on the Hub, which is OWNER/NAME, such as Salesforce/wikitext; "
+                f"files of your own are read by the dataset text-files"
+            )
+        return path
+
+    @model_validator(mode="after")
+    def _a_stream_has_an_end(self) -> Self:
+        if self.streaming and self.max_samples is None:
+            raise ValueError("streaming reads the first max_samples rows, so max_samples has to be given")
+        return self
+
+    def load(self, run: RunContext) -> datasets.DatasetDict:
+        """Fetch what is not in the cache yet, and keep the text alone."""
+        import datasets
+
+        with quiet(datasets), explained(self.path, kind="dataset", revision=self.revision):
+            builder = hub_builder(self.path, name=self.name, revision=self.revision, run=run)
+            if self.streaming:
+                return datasets.DatasetDict(self._first_rows(builder, run))
+            prepare(builder, self.path)
+            available = set(builder.as_dataset())
+            return datasets.DatasetDict(
+                (part, _text(_split(builder, split, available, option), self.column))
+                for part, split, option in self._splits(available)
+            )
+
+    def _splits(self, available: set[str]) -> list[tuple[str, str, str]]:
+        """Which splits become `train` and `validation`, and the options that say so."""
+        splits = [("train", self.split, "split")]
+        if self.validation_split is not None:
+            splits.append(("validation", self.validation_split, "validation_split"))
+        elif "validation" in available and not self.split.startswith("validation"):
+            splits.append(("validation", "validation", "validation_split"))
+        return splits
+
+    def _first_rows(self, builder: datasets.DatasetBuilder, run: RunContext) -> Iterator[tuple[str, datasets.Dataset]]:
+        streams = builder.as_streaming_dataset()
+        for part, split, option in self._splits(set(streams)):
+            if split not in streams:
+                raise _no_split(split, set(streams), option)
+            yield (
+                part,
+                dataset_of(
+                    _streamed_text(streams[split], self.column, self.max_samples),
+                    key=(
+                        "hub",
+                        1,
+                        self.path,
+                        builder.config.name,
+                        builder.hash,
+                        split,
+                        self.column,
+                        self.max_samples,
+                    ),
+                    cache=run.cache,
+                ),
+            )
+
+
+def hub_builder(path: str, *, name: str | None, revision: str | None, run: RunContext) -> datasets.DatasetBuilder:
+    """Return the builder of a dataset on the Hub, or in the cache where the Hub cannot be reached.
+
+    Raises:
+        OptionError: there is no such dataset, configuration or revision, or none that can be read.
+        UnavailableError: it is gated, or it is neither reachable nor in the cache.
+    """
+    from datasets import load_dataset_builder
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+
+    if Path(path).is_dir():
+        raise OptionError(
+            f"a folder {path} lies in the current directory, and the library datasets would read it in place of the "
+            f"Hub's dataset; run from another directory",
+            option="path",
+        )
+    repo = look_up(path, kind="dataset", revision=revision)
+    if repo.commit is None:
+        run.log.info("The Hub cannot be reached; looking for %s in the cache.", path)
+    try:
+        with _offline(repo.commit is None):
+            builder = load_dataset_builder(repo.path, name, revision=repo.commit or revision)
+    except ConnectionError as error:
+        raise unreachable(path, "dataset", error) from error
+    except RuntimeError as error:
+        raise _script(path, error) from error
+    except DatasetNotFoundError:
+        raise
+    except (ValueError, DatasetsError, FileNotFoundError) as error:
+        raise _bad_configuration(repo, name, error) from error
+    if repo.commit is None:
+        _check_cached_revision(path, revision, builder.hash)
+    return builder
+
+
+def prepare(builder: datasets.DatasetBuilder, path: str) -> None:
+    """Download the dataset into the cache of the library datasets, unless it is there already."""
+    from datasets.exceptions import DatasetsError
+
+    try:
+        with explained(path, kind="dataset", revision=builder.hash):  # a lost connection reaches us wrapped up as well
+            builder.download_and_prepare()
+    except DatasetsError as error:
+        cause = error.__cause__ or error
+        raise OptionError(f"the dataset {path} cannot be read: {_first_line(cause)}", option="path") from error
+
+
+@contextmanager
+def _offline(wanted: bool) -> Iterator[None]:
+    """Let datasets look into its cache at once; it would ask a Hub that is not there for 23 seconds first."""
+    from datasets import config
+
+    before = config.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = before or wanted
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before
+
+
+def _check_cached_revision(path: str, revision: str | None, cached: str | None) -> None:
+    """Refuse another revision than the one asked for: without the Hub, datasets takes the newest that it has."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if revision is None:
+        return
+    card = try_to_load_from_cache(path, "README.md", revision=revision, repo_type="dataset")
+    commit = Path(card).parent.name if isinstance(card, str) else revision
+    if commit != cached:
+        raise UnavailableError(
+            f"the Hub cannot be reached, and the cache holds {path} at commit {cached} where revision {revision!r} is "
+            f"asked for; go on where there is a network, or ask for that commit",
+            option="revision",
+        )
+
+
+def _bad_configuration(repo: Repo, name: str | None, error: Exception) -> OptionError | UnavailableError:
+    from datasets import get_dataset_config_names
+
+    if repo.commit is None:
+        return UnavailableError(
+            f"the Hub cannot be reached, and of the dataset {repo.path} the cache does not hold "
+            f"{f'the configuration {name}' if name else 'a single configuration'}: {_first_line(error)}",
+            option="name",
+        )
+    try:
+        known = get_dataset_config_names(repo.path, revision=repo.commit)
+    except (ValueError, OSError):
+        known = []
+    if name is not None and known and name not in known:
+        return OptionError(f"{repo.path} has no configuration {name!r}; {choice(name, known)}", option="name")
+    if name is None and len(known) > 1:
+        return OptionError(
+            f"{repo.path} has several configurations, and name has to say which; {choice('', known)}",
+            option="name",
+        )
+    return OptionError(f"the dataset {repo.path} cannot be read: {_first_line(error)}", option="path")
+
+
+def _script(path: str, error: Exception) -> OptionError:
+    return OptionError(
+        f"the dataset {path} is made by a script of its own, which is not run ({_first_line(error)}); the Hub often "
+        f"has it as Parquet too: try revision: refs/convert/parquet",
+        option="path",
+    )
+
+
+def _split(builder: datasets.DatasetBuilder, split: str, available: set[str], option: str) -> datasets.Dataset:
+    try:
+        rows: datasets.Dataset = builder.as_dataset(split=split)
+    except (ValueError, AssertionError) as error:
+        raise _no_split(split, available, option) from error
+    if not len(rows):
+        raise OptionError(f"the split {split} is empty", option=option)
+    return rows
+
+
+def _no_split(split: str, available: set[str], option: str) -> OptionError:
+    return OptionError(f"the dataset has no split {split!r}; {choice(split, available)}", option=option)
+
+
+def _text(rows: datasets.Dataset, column: str) -> datasets.Dataset:
+    """The rows with their text alone, in a column called `text`."""
+    _check_column(rows.features, column)
+    texts = rows.select_columns([column])
+    if column != "text":
+        texts = texts.rename_column(column, "text")
+    if texts.data.column("text").null_count:
+        texts = texts.filter(_has_text)
+    return texts
+
+
+def _has_text(row: dict[str, str | None]) -> bool:
+    return row["text"] is not None
+
+
+def _streamed_text(stream: datasets.IterableDataset, column: str, rows: int | None) -> Iterator[str]:
+    features = stream.features or dict.fromkeys(next(iter(stream), {}))
+    _check_column(features, column)
+    for row in itertools.islice(stream.select_columns([column]), rows):
+        if row[column] is not None:
+            yield row[column]
+
+
+def _check_column(features: dict[str, object], column: str) -> None:
+    from datasets import Value
+
+    if column not in features:
+        raise OptionError(f"the dataset has no column {column!r}; {choice(column, features)}", option="column")
+    feature = features[column]
+    if feature is not None and not (isinstance(feature, Value) and feature.dtype in ("string", "large_string")):
+        raise OptionError(f"the column {column!r} holds {feature}, not text", option="column")
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,105 @@
+"""English that every CPython carries: the language reference and the documentation of its library."""
+
+from __future__ import annotations
+
+import ast
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from toolkit.api import Dataset, RunContext, UnavailableError
+from toolkit_plugins.dataset.arrow import dataset_of
+
+if TYPE_CHECKING:
+    import datasets
+
+EXCLUDED_PACKAGES = frozenset({"encodings", "idlelib", "test", "tests", "turtledemo"})
+"""Tables that share one sentence, programs and tests: their docstrings are labels rather than prose."""
+REHEARSAL_SAMPLES = 400
+
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+class PythonDocs(Dataset):
+    """About two million characters of English that come with Python itself: no network, no account, no files.
+
+    A document is a topic of the language reference, a module with its functions, or a class with its methods. The
+    text is that of the running Python, so other versions give slightly other data. Nothing is imported or executed.
+    """
+
+    def rehearse(self) -> Self:
+        """A few hundred documents are enough to see that everything works."""
+        return self.model_copy(update={"max_samples": min(REHEARSAL_SAMPLES, self.max_samples or REHEARSAL_SAMPLES)})
+
+    def load(self, run: RunContext) -> datasets.DatasetDict:
+        """Read the sources of the standard library, unless this Python's have been read before."""
+        from datasets import DatasetDict
+
+        library = Path(sysconfig.get_path("stdlib"))
+        documents = dataset_of(_documents(library), key=("python-docs", 1, str(library), sys.version), cache=run.cache)
+        return DatasetDict({"train": documents})
+
+
+def _documents(library: Path) -> Iterator[str]:
+    """All documents, in the order of the files' names, without docstrings that have been there before."""
+    if not (library / "ast.py").is_file():
+        raise UnavailableError(
+            f"this Python comes without the sources of its library (there is no {library / 'ast.py'}), and python-docs "
+            f"reads them; use a Python from python.org or a package manager, or the dataset text-files"
+        )
+    topics = library / "pydoc_data" / "topics.py"
+    if topics.is_file():
+        yield from dict.fromkeys(_topics(topics))
+    seen: set[str] = set()
+    for source in sorted(library.rglob("*.py"), key=lambda file: file.relative_to(library).parts):
+        if _belongs(parts := source.relative_to(library).with_suffix("").parts):
+            yield from _docstrings(_parsed(source), ".".join(parts).removesuffix(".__init__"), seen)
+
+
+def _belongs(module: tuple[str, ...]) -> bool:
+    # sys.stdlib_module_names leaves out what a distribution or a build has added: site-packages, build settings.
+    return module[0] in sys.stdlib_module_names and not EXCLUDED_PACKAGES.intersection(module)
+
+
+def _parsed(source: Path) -> ast.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return ast.parse(source.read_bytes(), filename=str(source))
+
+
+def _topics(source: Path) -> Iterator[str]:
+    """The topics of `help()`: a dictionary written out in the source."""
+    for statement in _parsed(source).body:
+        if isinstance(statement, ast.Assign):
+            topics: dict[str, str] = ast.literal_eval(statement.value)
+            yield from (text.strip() for text in topics.values())
+
+
+def _docstrings(node: ast.Module | ast.ClassDef, name: str, seen: set[str]) -> Iterator[str]:
+    """The document of a module or a class: what it is and what its functions do; then those of its classes."""
+    classes = [child for child in node.body if isinstance(child, ast.ClassDef)]
+    functions = [child for child in node.body if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    heading = f"class {name}" if isinstance(node, ast.ClassDef) else f"module {name}"
+    sections = [
+        (heading, node),
+        *((f"{child.name}({ast.unparse(child.args)})", child) for child in functions),
+    ]
+    documented = [f"{title}\n\n{text}" for title, section in sections if (text := _new_docstring(section, seen))]
+    if documented:
+        if not documented[0].startswith(heading):
+            documented.insert(0, heading)
+        yield "\n\n".join(documented)
+    for child in classes:
+        yield from _docstrings(child, f"{name}.{child.name}", seen)
+
+
+def _new_docstring(node: Documented, seen: set[str]) -> str:
+    text = ast.get_docstring(node) or ""
+    if text in seen:
+        return ""
+    seen.add(text)
+    return text.strip()

@@ -1,0 +1,92 @@
+"""WikiText, with its lines put together to articles again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Literal
+
+from toolkit.api import Dataset, OptionError, RunContext
+from toolkit_plugins.dataset.arrow import dataset_of
+from toolkit_plugins.dataset.hub import hub_builder, prepare
+from toolkit_plugins.hub_errors import explained, quiet
+
+if TYPE_CHECKING:
+    import datasets
+
+LINES_PER_BATCH = 1000
+
+TITLE = re.compile(r" = (?!= ).*(?<! =) = ?\n?", re.DOTALL)
+"""A heading of the first level, ` = Title = `; ` = = Section = = ` has one more on both sides."""
+
+
+class WikiText(Dataset):
+    """Good and featured articles of Wikipedia, one a document. Merity et al. 2016, https://arxiv.org/abs/1609.07843."""
+
+    version: Literal["wikitext-2-raw-v1", "wikitext-2-v1", "wikitext-103-raw-v1", "wikitext-103-v1"] = (
+        "wikitext-2-raw-v1"
+    )
+    """2 has two million words, 103 has 103 million; `raw` keeps the words that the others replace by <unk>."""
+    path: str = "Salesforce/wikitext"
+    """The dataset's name on the Hub, OWNER/NAME."""
+    revision: str | None = None
+    """A branch, a tag or a commit; the newest, if not given."""
+
+    def load(self, run: RunContext) -> datasets.DatasetDict:
+        """Fetch the lines, unless they are in the cache, and put articles together."""
+        import datasets
+
+        with quiet(datasets), explained(self.path, kind="dataset", revision=self.revision):
+            builder = hub_builder(self.path, name=self.version, revision=self.revision, run=run)
+            prepare(builder, self.path)
+            lines = builder.as_dataset()
+            for needed in ("train", "validation"):
+                if needed not in lines or "text" not in lines[needed].column_names:
+                    raise OptionError(f"{self.path} is not WikiText: it has no text in a split {needed}", option="path")
+            return datasets.DatasetDict(
+                {
+                    split: dataset_of(
+                        articles(_lines(lines[split])),
+                        key=("wikitext", 1, [file["filename"] for file in lines[split].cache_files]),
+                        cache=run.cache,
+                    )
+                    for split in ("train", "validation")
+                }
+            )
+
+
+def _lines(split: datasets.Dataset) -> Iterator[str]:
+    for batch in split.iter(batch_size=LINES_PER_BATCH):
+        yield from batch["text"]
+
+
+def articles(lines: Iterable[str]) -> Iterator[str]:
+    """Put the lines of each article together; every line of text is in exactly one of them.
+
+    An article begins at a title that stands between two empty lines. A line of text may look like a title (a
+    formula, a row of a table), but has text beside it.
+    """
+    article: list[str] = []
+    for before, line, after in _with_neighbours(lines):
+        if TITLE.fullmatch(line) and not before.strip() and not after.strip():
+            yield from _joined(article)
+            article = []
+        article.append(line)
+    yield from _joined(article)
+
+
+def _joined(lines: list[str]) -> Iterator[str]:
+    """The article as it stands in the original file, where an empty line separates paragraphs."""
+    if text := "".join(line if line.endswith("\n") else f"{line}\n" for line in lines).strip("\n"):
+        yield f"{text}\n"
+
+
+def _with_neighbours(lines: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    before, line = "", None
+    for after in lines:
+        if line is not None:
+            yield before, line, after
+            before = line
+        line = after
+    if line is not None:
+        yield before, line, ""

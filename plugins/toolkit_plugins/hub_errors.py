@@ -1,0 +1,251 @@
+"""Turns what goes wrong between here and the Hugging Face Hub into a sentence with a cure.
+
+It asks the Hub once about a repository before a library does: the answer pins the commit, and no library's
+retries are waited for when there is no network. It downloads nothing and decides nothing about a repository's
+content.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from toolkit.api import OptionError, ToolkitError, UnavailableError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+Kind = Literal["dataset", "model"]
+
+PATIENCE_SECONDS = 10.0
+"""How long the Hub may take to say whether a repository exists."""
+
+FIRST_FILE = {"dataset": "README.md", "model": "config.json"}
+"""What the libraries ask for first, so that having it costs nothing."""
+
+_INSTEAD = {
+    "dataset": "read files of your own with the dataset text-files",
+    "model": "train a tokenizer (byte-bpe) and a model (gpt2, llama) from scratch",
+}
+
+
+@dataclass(frozen=True)
+class Repo:
+    """A repository as the Hub has it now; `commit` is None where the Hub cannot be asked and a cache has to do."""
+
+    path: str
+    commit: str | None
+
+
+def look_up(path: str, *, kind: Kind, revision: str | None) -> Repo:
+    """Ask the Hub which commit a revision is, and whether we may read it.
+
+    Raises:
+        OptionError: there is no such repository or revision.
+        UnavailableError: it is gated, or the Hub refuses to answer.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    with explained(path, kind=kind, revision=revision):
+        try:
+            info = api.repo_info(
+                path, repo_type=kind, revision=revision, timeout=PATIENCE_SECONDS, expand=["sha", "gated"]
+            )
+        except Exception as error:
+            if _is_unreachable(error):
+                return Repo(path, None)
+            raise
+        if info.gated:
+            _knock(api, path, kind)
+        _remember(api, path, kind, revision)
+    return Repo(path, info.sha)
+
+
+def _remember(api: HfApi, path: str, kind: Kind, revision: str | None) -> None:
+    """Leave in the cache which commit the revision is now.
+
+    What is fetched by its commit alone is not found again under `main` by a run that has no network.
+    """
+    from huggingface_hub.errors import EntryNotFoundError
+
+    with suppress(EntryNotFoundError):
+        api.hf_hub_download(path, FIRST_FILE[kind], repo_type=kind, revision=revision)
+
+
+def _knock(api: HfApi, path: str, kind: Kind) -> None:
+    """Ask for entry to a gated repository; a mirror that does not know the question lets the download decide."""
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+
+    try:
+        api.auth_check(path, repo_type=kind)
+    except GatedRepoError:
+        raise
+    except HfHubHTTPError as error:
+        if error.response.status_code != 404:
+            raise
+
+
+@contextmanager
+def explained(path: str, *, kind: Kind, revision: str | None) -> Iterator[None]:
+    """Replace the errors that libraries raise about the Hub; every other error passes through unchanged."""
+    try:
+        yield
+    except ToolkitError:
+        raise
+    except Exception as error:
+        if (explanation := _explanation(error, path, kind=kind, revision=revision)) is not None:
+            raise explanation from error
+        raise
+
+
+def _explanation(error: Exception, path: str, *, kind: Kind, revision: str | None) -> ToolkitError | None:
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    for cause in _chain(error):
+        if isinstance(cause, GatedRepoError):
+            return gated(path, kind)
+        if isinstance(cause, RevisionNotFoundError):
+            return OptionError(
+                f"the {kind} {path} has no revision {revision!r}; a revision is a branch, a tag or a commit of it",
+                option="revision",
+            )
+        if isinstance(cause, RepositoryNotFoundError):
+            return OptionError(
+                f"the Hub has no {kind} {path!r}, or it is private and HF_TOKEN does not open it; "
+                f"a name is OWNER/NAME, as in the address of its page",
+                option="path",
+            )
+        if isinstance(cause, HFValidationError):
+            return OptionError(f"{path!r} cannot be the name of a {kind} on the Hub", option="path")
+        if isinstance(cause, HfHubHTTPError):
+            return _refused(cause.response.status_code, path, kind)
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return UnavailableError(
+                f"the disk is full, and {kind} {path} needs room; make some, or set HF_HOME to a folder on another disk"
+            )
+    if _is_unreachable(error):
+        return unreachable(path, kind, error)
+    return None
+
+
+def gated(path: str, kind: Kind) -> UnavailableError:
+    """Say how the door of a gated repository is opened."""
+    page = f"{_endpoint()}/{'datasets/' if kind == 'dataset' else ''}{path}"
+    return UnavailableError(
+        f"the {kind} {path} is gated: accept its terms on {page}, then set HF_TOKEN to a token of the same account",
+        option="path",
+    )
+
+
+def unreachable(path: str, kind: Kind, error: BaseException | None = None) -> UnavailableError:
+    """Say that neither the Hub nor the cache has it, and what else can be done."""
+    from huggingface_hub import is_offline_mode
+
+    if is_offline_mode():
+        state = "HF_HUB_OFFLINE is set"
+    else:
+        causes = [str(cause) for cause in _chain(error) if _is_transport_error(cause)] if error else []
+        state = f"the Hub ({_endpoint()}) cannot be reached" + (f" ({causes[-1]})" if causes and causes[-1] else "")
+    return UnavailableError(
+        f"{state}, and the cache does not hold the {kind} {path}; the ways out: try the recipe with --rehearse, "
+        f"which needs no network; fill the cache (HF_HOME) on a machine that has one and set HF_HUB_OFFLINE=1 here; "
+        f"set HF_ENDPOINT to a mirror; or {_INSTEAD[kind]}",
+        option="path",
+    )
+
+
+def _refused(status: int, path: str, kind: Kind) -> ToolkitError:
+    if status in (401, 403):
+        caller = "the token in HF_TOKEN" if os.environ.get("HF_TOKEN") else "a caller without a token"
+        return UnavailableError(
+            f"the Hub refuses {caller} the {kind} {path} (status {status}); set HF_TOKEN to a token that may read it",
+            option="path",
+        )
+    return UnavailableError(
+        f"the Hub ({_endpoint()}) answers with status {status} for the {kind} {path}; run the same command again later",
+        option="path",
+    )
+
+
+def choice(word: str, known: Iterable[str]) -> str:
+    """Say which of the known words was probably meant, and what the known ones are, up to twenty of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1)
+    shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    return (f"did you mean {close[0]!r}? " if close else "") + (f"known: {shown}" if names else "there are none")
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    chain = list(_chain(error))
+    if any(isinstance(cause, HfHubHTTPError) for cause in chain):
+        return False  # it has answered
+    return any(
+        isinstance(cause, (ConnectionError, TimeoutError, LocalEntryNotFoundError)) or _is_transport_error(cause)
+        for cause in chain
+    )
+
+
+def _is_transport_error(error: BaseException) -> bool:
+    # huggingface_hub changed its HTTP library twice (requests, httpx, httpx2) and may again: the classes are known
+    # by their names, so that this module depends on none of them.
+    return any(
+        base.__module__.partition(".")[0] in ("httpx", "httpx2") and base.__name__ == "TransportError"
+        for base in type(error).__mro__
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and those that it was raised from or because of, outermost first."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
+
+
+@contextmanager
+def quiet(library: Any) -> Iterator[None]:
+    """Keep the progress bars and the chatter of a library, `datasets` or `transformers.utils`, off the screen for now.
+
+    What matters of it, the errors, is told by us; and its bars would break the lines of a run's own.
+    """
+    import huggingface_hub.utils as hub
+
+    libraries = (library, hub)
+    levels = [each.logging.get_verbosity() for each in libraries]
+    bars = [each for each in libraries if hasattr(each, "disable_progress_bars")]
+    shown = [each for each in bars if not each.are_progress_bars_disabled()]
+    try:
+        for each in libraries:
+            each.logging.set_verbosity_error()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # both warn where a person's environment asks for bars, and then show them
+            for each in bars:
+                each.disable_progress_bars()
+        yield
+    finally:
+        for each, level in zip(libraries, levels, strict=True):
+            each.logging.set_verbosity(level)
+        for each in shown:
+            each.enable_progress_bars()

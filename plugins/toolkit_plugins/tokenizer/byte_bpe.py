@@ -1,0 +1,88 @@
+"""A tokenizer that is learned from the recipe's own documents."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import Field
+
+from toolkit.api import OptionError, RunContext, Tokenizer
+
+if TYPE_CHECKING:
+    import tokenizers
+    from transformers import PreTrainedTokenizerBase
+
+END = "<|endoftext|>"
+FRAME = {"cls_token": "<|cls|>", "sep_token": "<|sep|>", "mask_token": "<|mask|>"}
+BYTES = 256
+REHEARSAL_VOCABULARY = 1000
+
+
+class ByteBPE(Tokenizer):
+    """Byte-pair encoding as GPT-2 has it, learned from the documents: nothing is unknown, and text comes back whole.
+
+    Sennrich et al. 2016, https://arxiv.org/abs/1508.07909; Radford et al. 2019, "Language Models are Unsupervised
+    Multitask Learners".
+    """
+
+    vocab_size: int = Field(default=8000, ge=BYTES + 1 + len(FRAME))
+    """Tokens to learn, the 256 bytes and the special tokens included; a small corpus yields fewer."""
+    min_frequency: int = Field(default=2, ge=1)
+    """A pair becomes a token if it occurs so often in the documents."""
+
+    def rehearse(self) -> Self:
+        """A small vocabulary is trained in a second, and makes a small embedding."""
+        return self.model_copy(update={"vocab_size": min(self.vocab_size, REHEARSAL_VOCABULARY)})
+
+    def build(self, corpus: Iterable[str], run: RunContext) -> PreTrainedTokenizerBase:
+        """Learn the merges; with masked-lm, add the tokens that frame a block and the mask."""
+        from transformers import PreTrainedTokenizerFast
+
+        special = {"bos_token": END, "eos_token": END, "pad_token": END, **(FRAME if run.task == "masked-lm" else {})}
+        learned = self._learned(corpus, list(dict.fromkeys(special.values())))
+        if (size := learned.get_vocab_size()) < self.vocab_size:
+            run.log.info("The documents yield %d tokens of the %d asked for.", size, self.vocab_size)
+        if run.task == "masked-lm":
+            learned.post_processor = _framed(learned)
+        # Typed as Any: the constructor of transformers has no annotations.
+        wrap: Any = PreTrainedTokenizerFast
+        tokenizer: PreTrainedTokenizerBase = wrap(
+            tokenizer_object=learned,
+            model_max_length=run.block_size,
+            clean_up_tokenization_spaces=False,  # cleaning is for word pieces; here it would change the text
+            **special,
+        )
+        return tokenizer
+
+    def _learned(self, corpus: Iterable[str], special: list[str]) -> tokenizers.Tokenizer:
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+        texts = iter(corpus)
+        if (first := next(texts, None)) is None:
+            raise OptionError("there is no text to learn a tokenizer from: the dataset has no documents")
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.vocab_size,
+            min_frequency=self.min_frequency,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(itertools.chain([first], texts), trainer)
+        return tokenizer
+
+
+def _framed(tokenizer: tokenizers.Tokenizer) -> Any:
+    """Frame a text as blocks are framed in training, so that the finished model is asked what it has learned."""
+    from tokenizers.processors import TemplateProcessing
+
+    frame = [FRAME["cls_token"], FRAME["sep_token"]]
+    return TemplateProcessing(
+        single=f"{frame[0]} $A {frame[1]}",
+        pair=f"{frame[0]} $A {frame[1]} $B {frame[1]}",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in frame],
+    )
