@@ -1,0 +1,67 @@
+# `make quickstart` and `make test` are all that one needs to start. Both keep to .venv; `make clean` removes it.
+# Another interpreter: make test PYTHON=/path/to/python3.12
+
+VENV ?= .venv
+OLDEST := .venv-oldest
+BIN := $(VENV)/bin
+
+# The first of these that runs and is new enough; a name alone proves neither.
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$name && break; done)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help quickstart install test test-slow test-oldest check format clean
+
+help: ## Say what there is
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '|'
+
+quickstart: $(VENV)/.installed ## Make .venv, install the toolkit, train a small model in it
+	$(BIN)/toolkit recipe run quickstart
+
+install: $(VENV)/.installed-dev ## Make .venv with everything that development needs
+
+test: check ## Make .venv, then check and test everything that takes seconds
+	$(BIN)/pytest
+
+test-slow: $(VENV)/.installed-dev ## The tests that take minutes: whole runs, packaging, the README's commands
+	$(BIN)/pytest -m slow
+
+test-oldest: $(OLDEST)/.installed-dev ## The tests with the oldest dependencies that pyproject.toml accepts
+	$(OLDEST)/bin/pytest
+
+check: $(VENV)/.installed-dev ## Style, types and layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy --strict
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev ## Put the code into its form
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean: ## Remove the environments, not the runs
+	rm -rf $(VENV) $(OLDEST)
+
+# A stamp is newer than what it was made from, or pip runs again.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(call make-environment,$(VENV))
+	$(BIN)/python -m pip install --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt
+	$(call make-environment,$(VENV))
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+$(OLDEST)/.installed-dev: pyproject.toml constraints-oldest.txt
+	$(call make-environment,$(OLDEST))
+	$(OLDEST)/bin/python -m pip install --constraint constraints-oldest.txt --editable '.[dev]'
+	@touch $@
+
+define make-environment
+@test -n "$(PYTHON)" || { echo "This needs Python 3.11 or later, and there is none on PATH; give one: make $(MAKECMDGOALS) PYTHON=/path/to/python" >&2; exit 1; }
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "This needs Python 3.11 or later, and $(PYTHON) is none" >&2; exit 1; }
+@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+endef
