@@ -57,7 +57,10 @@ def _starting(incomplete: str, names: Iterable[str]) -> list[CompletionItem]:
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print the script that makes a shell complete commands, options and names."""
+    """Set up completion with the Tab key.
+
+    Prints the script that makes a shell complete commands, options, and the names of recipes, plugins and runs.
+    """
     shell_class = get_completion_class(shell)
     assert shell_class is not None
     render.text(shell_class(ctx.find_root().command, {}, "toolkit", "_TOOLKIT_COMPLETE").source())

@@ -70,7 +70,7 @@ class LazyGroup(NamingGroup):
 )
 @click.version_option(__version__, message="toolkit %(version)s")
 def toolkit() -> None:
-    """Pre-train a language model from one validated recipe.
+    """Pre-train language models from recipes.
 
     A recipe is a YAML file: data, tokenizer, model, objective, and what saves memory. Each part is a plugin.
     """

@@ -36,7 +36,10 @@ def generate(
     runs: Path,
     as_json: bool,
 ) -> None:
-    """Let the model of a finished RUN go on with a text."""
+    """Let the model of a run write.
+
+    The run must have finished; its model goes on with the prompt.
+    """
     from toolkit import generation, run_directory
 
     found = run_directory.find(run, runs)
@@ -61,9 +64,9 @@ def generate(
 @options.runs
 @options.as_json
 def evaluate(run: str, stride: int | None, max_documents: int | None, runs: Path, as_json: bool) -> None:
-    """Measure the model of a finished RUN on the held-out documents, with a sliding window.
+    """Measure the model of a run.
 
-    Perplexity per token depends on the tokenizer; per word, and bits per byte, can be compared between models.
+    On the documents that the run held out, with a sliding window. Perplexity per token depends on the tokenizer; per word, and bits per byte, can be compared between models.
     """
     from dataclasses import asdict
 

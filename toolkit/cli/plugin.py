@@ -32,9 +32,9 @@ name_argument = click.argument("name", shell_complete=complete_plugins)
     epilog=render.examples("toolkit plugin list --kind memory", "toolkit plugin new memory my-strategy"),
 )
 def plugin() -> None:
-    """Plugins: what recipes are made of.
+    """Find, write and check plugins.
 
-    KIND is one of dataset, tokenizer, model, objective, optimizer, memory, callback, exporter.
+    Recipes are made of them. KIND is one of dataset, tokenizer, model, objective, optimizer, memory, callback, exporter.
     """
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=NamingGroup, epilog=render.examples("toolkit recipe list", "toolkit recipe run quickstart"))
 def recipe() -> None:
-    """Recipes: find, read, check, copy and run them.
+    """Find, check, copy and run recipes.
 
     NAME is the name of a recipe that comes with the toolkit, or the path of a YAML file: ./mine.yaml.
     """
@@ -202,9 +202,9 @@ def run(
         if rehearse:
             result = _rehearse(name, overrides, plugin_folders, runs=runs, run_name=run_name, listener=listener)
         else:
+            resolved = _resolve(name, overrides, plugin_folders)
             from toolkit import train
 
-            resolved = _resolve(name, overrides, plugin_folders)
             result = train.run(resolved, runs=runs, name=run_name, fresh=fresh, listener=listener)
     if as_json:
         from dataclasses import asdict
@@ -223,9 +223,11 @@ def _rehearse(
     run_name: str | None,
     listener: Listener,
 ) -> RunResult:
-    from toolkit import device, rehearsal, resolve
+    from toolkit import device, resolve
 
     read = resolve.load(name, overrides=overrides, plugin_folders=plugin_folders)
+    from toolkit import rehearsal
+
     return rehearsal.rehearse(read, runs=runs, device=device.detect(), listener=listener, name=run_name)
 
 

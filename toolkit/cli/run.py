@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=NamingGroup, epilog=render.examples("toolkit run list", "toolkit run report quickstart"))
 def run() -> None:
-    """Runs: what was trained, how far it came, and how to look back at it.
+    """Look at runs and what they reached.
 
     RUN is the name of a run in the folder of runs, or the path of a run's folder.
     """
@@ -82,8 +82,9 @@ def show(run: str, runs: Path, as_json: bool) -> None:
 
 
 def _attempt(attempt: dict[str, Any]) -> str:
-    end = f"{attempt['how']} at step {attempt['step']:,}" if attempt["how"] else "did not say how it ended"
-    return f"{attempt['started']}: from step {attempt['from_step']:,}, {end}"
+    end = f"{attempt['how']} at step {attempt['step']:,}" if attempt["how"] else "has not said how it ended"
+    why = f": {attempt['error']}" if attempt.get("error") else ""
+    return f"{attempt['started']} from step {attempt['from_step']:,}; {end}{why}"
 
 
 def _step_of(checkpoint: Path) -> int:

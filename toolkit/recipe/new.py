@@ -22,7 +22,9 @@ def write_copy(origin: str, new_name: str) -> str:
         raise UsageError(f"{new_name!r} cannot be a recipe's name: use letters, digits, - and _")
     shown = str(target) if target.is_absolute() else f"./{target}"
     text = document.read(source).text
-    text = re.sub(rf"(# .*\btoolkit recipe run ){re.escape(source.stem)}(?![\w.-])", rf"\g<1>{shown}", text)
+    # The comments tell the command that runs the recipe, and should tell the new one's.
+    named = rf"\btoolkit recipe run (?:[\w./-]*/)?{re.escape(source.stem)}(?:\.ya?ml)?(?![\w.-])"
+    text = re.sub(named, lambda _: f"toolkit recipe run {shown}", text)
     try:
         with target.open("x", encoding="utf-8") as file:
             file.write(text)
