@@ -1,0 +1,71 @@
+"""What all tests share: a Hub of our own, for this process and for those that it starts.
+
+The libraries read HF_ENDPOINT and HF_HOME when they are imported, so both are set before any test module is.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import hub_contents
+from tests.hub_server import HubServer
+from toolkit.api import Device, RunContext
+
+HUB = HubServer()
+HOME = Path(tempfile.mkdtemp(prefix="toolkit-tests-"))
+
+# A person's own settings must not decide what the tests see.
+FOREIGN = (
+    "HF_TOKEN",
+    "HF_TOKEN_PATH",
+    "HUGGING_FACE_HUB_TOKEN",
+    "HF_HUB_OFFLINE",
+    "HF_DATASETS_OFFLINE",
+    "TRANSFORMERS_OFFLINE",
+    "HF_HUB_CACHE",
+    "HUGGINGFACE_HUB_CACHE",
+    "HF_DATASETS_CACHE",
+    "HF_ASSETS_CACHE",
+    "HF_XET_CACHE",
+    "HF_MODULES_CACHE",
+)
+for name in FOREIGN:
+    os.environ.pop(name, None)
+os.environ |= {
+    "HF_ENDPOINT": HUB.endpoint,
+    "HF_HOME": str(HOME / "huggingface"),
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "NO_PROXY": "127.0.0.1",
+    "no_proxy": "127.0.0.1",
+}
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def hub() -> Iterator[HubServer]:
+    """The Hub, with the repositories of `hub_contents`; a test publishes what it needs beyond them."""
+    hub_contents.fill(HUB)
+    HUB.start()
+    yield HUB
+    HUB.stop()
+
+
+@pytest.fixture
+def run_context(tmp_path: Path) -> RunContext:
+    """A run on a small CPU, with a folder and a cache of its own; `dataclasses.replace` gives others."""
+    return RunContext(
+        name="test",
+        folder=tmp_path / "run",
+        cache=tmp_path / "cache",
+        seed=7,
+        device=Device(kind="cpu", name="test CPU", memory_bytes=4 << 30),
+        task="causal-lm",
+        block_size=64,
+    )
