@@ -57,7 +57,6 @@ def command(environment: Path, *words: str, cwd: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
 def test_the_wheel_holds_what_it_should_and_no_more(built: tuple[Path, Path]) -> None:
     names = zipfile.ZipFile(built[1]).namelist()
     info = f"pretrain_toolkit-{toolkit.__version__}.dist-info"
@@ -69,7 +68,6 @@ def test_the_wheel_holds_what_it_should_and_no_more(built: tuple[Path, Path]) ->
     assert f"{info}/licenses/LICENSE" in names
 
 
-@pytest.mark.slow
 def test_every_entry_point_is_in_the_wheel(built: tuple[Path, Path]) -> None:
     wheel = zipfile.ZipFile(built[1])
     entries = ConfigParser(delimiters=("=",))
@@ -80,7 +78,6 @@ def test_every_entry_point_is_in_the_wheel(built: tuple[Path, Path]) -> None:
     assert missing == []
 
 
-@pytest.mark.slow
 def test_the_source_distribution_can_be_built_without_the_checkout(built: tuple[Path, Path]) -> None:
     with tarfile.open(built[0]) as archive:
         top = {Path(*Path(name).parts[1:2]).name for name in archive.getnames()}
@@ -88,7 +85,6 @@ def test_the_source_distribution_can_be_built_without_the_checkout(built: tuple[
     assert not {"runs", "tests", ".venv", ".git"} & top
 
 
-@pytest.mark.slow
 def test_an_installed_wheel_finds_its_recipes_and_plugins_anywhere(installed: Path, tmp_path: Path) -> None:
     listed = json.loads(command(installed, "recipe", "list", "--json", cwd=tmp_path))
     assert {entry["name"] for entry in listed} == RECIPES
