@@ -34,8 +34,6 @@ SUBJECTS = [
     "storm",
     "painter",
     "glacier",
-    "market",
-    "lighthouse",
     "orchard",
 ]
 VERBS = [
@@ -47,8 +45,6 @@ VERBS = [
     "resembles",
     "replaced",
     "surrounds",
-    "inspired",
-    "survived",
 ]
 ADJECTIVES = [
     "old",
@@ -61,8 +57,6 @@ ADJECTIVES = [
     "distant",
     "early",
     "broken",
-    "green",
-    "heavy",
 ]
 TAILS = [
     "in the spring of {year}",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import errno
-import os
+import logging
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -123,11 +123,7 @@ def _explanation(error: Exception, path: str, *, kind: Kind, revision: str | Non
                 option="revision",
             )
         if isinstance(cause, RepositoryNotFoundError):
-            return OptionError(
-                f"the Hub has no {kind} {path!r}, or it is private and HF_TOKEN does not open it; "
-                f"a name is OWNER/NAME, as in the address of its page",
-                option="path",
-            )
+            return _missing(path, kind)
         if isinstance(cause, HFValidationError):
             return OptionError(f"{path!r} cannot be the name of a {kind} on the Hub", option="path")
         if isinstance(cause, HfHubHTTPError):
@@ -167,11 +163,22 @@ def unreachable(path: str, kind: Kind, error: BaseException | None = None) -> Un
     )
 
 
+def _missing(path: str, kind: Kind) -> OptionError:
+    return OptionError(
+        f"the Hub has no {kind} {path!r}, or it is private and HF_TOKEN does not open it; a name is OWNER/NAME, as in "
+        f"the address of its page",
+        option="path",
+    )
+
+
 def _refused(status: int, path: str, kind: Kind) -> ToolkitError:
+    from huggingface_hub import get_token
+
+    if status == 401 and get_token() is None:
+        return _missing(path, kind)  # the Hub's answer to a stranger, who must not learn what private names there are
     if status in (401, 403):
-        caller = "the token in HF_TOKEN" if os.environ.get("HF_TOKEN") else "a caller without a token"
         return UnavailableError(
-            f"the Hub refuses {caller} the {kind} {path} (status {status}); set HF_TOKEN to a token that may read it",
+            f"the Hub refuses your token the {kind} {path} (status {status}); set HF_TOKEN to one that may read it",
             option="path",
         )
     return UnavailableError(
@@ -238,7 +245,7 @@ def quiet(library: Any) -> Iterator[None]:
     shown = [each for each in bars if not each.are_progress_bars_disabled()]
     try:
         for each in libraries:
-            each.logging.set_verbosity_error()
+            each.logging.set_verbosity(logging.CRITICAL)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # both warn where a person's environment asks for bars, and then show them
             for each in bars:

@@ -22,6 +22,10 @@ CHARACTERS_PER_BATCH = 1 << 24
 """Characters that are held before they are written: 16 million, or one document that is longer."""
 DOCUMENTS_PER_BATCH = 10_000
 
+UNWRITABLE = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
+)
+
 
 def dataset_of(documents: Iterable[str], *, key: Iterable[object], cache: Path) -> Dataset:
     """Return a memory-mapped dataset with the column `text`; `documents` is read only if `key` is new to the cache.
@@ -74,6 +78,6 @@ def _cache_errors(cache: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno in UNWRITABLE:
             raise UnavailableError(f"the documents cannot be written to {cache}: {error.strerror}") from error
         raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -60,15 +60,15 @@ class Hub(Dataset):
         with quiet(datasets), explained(self.path, kind="dataset", revision=self.revision):
             builder = hub_builder(self.path, name=self.name, revision=self.revision, run=run)
             if self.streaming:
-                return datasets.DatasetDict(self._first_rows(builder, run))
-            prepare(builder, self.path)
-            available = set(builder.as_dataset())
+                with readable(self.path):
+                    return datasets.DatasetDict(self._first_rows(builder, run))
+            available = prepare(builder, self.path)
             return datasets.DatasetDict(
                 (part, _text(_split(builder, split, available, option), self.column))
                 for part, split, option in self._splits(available)
             )
 
-    def _splits(self, available: set[str]) -> list[tuple[str, str, str]]:
+    def _splits(self, available: Iterable[str]) -> list[tuple[str, str, str]]:
         """Which splits become `train` and `validation`, and the options that say so."""
         splits = [("train", self.split, "split")]
         if self.validation_split is not None:
@@ -79,26 +79,12 @@ class Hub(Dataset):
 
     def _first_rows(self, builder: datasets.DatasetBuilder, run: RunContext) -> Iterator[tuple[str, datasets.Dataset]]:
         streams = builder.as_streaming_dataset()
-        for part, split, option in self._splits(set(streams)):
+        source = ("hub", 1, self.path, builder.config.name, builder.hash)
+        for part, split, option in self._splits(streams):
             if split not in streams:
-                raise _no_split(split, set(streams), option)
-            yield (
-                part,
-                dataset_of(
-                    _streamed_text(streams[split], self.column, self.max_samples),
-                    key=(
-                        "hub",
-                        1,
-                        self.path,
-                        builder.config.name,
-                        builder.hash,
-                        split,
-                        self.column,
-                        self.max_samples,
-                    ),
-                    cache=run.cache,
-                ),
-            )
+                raise _no_split(split, streams, option)
+            rows = _streamed_text(streams[split], self.column, self.max_samples)
+            yield part, dataset_of(rows, key=(*source, split, self.column, self.max_samples), cache=run.cache)
 
 
 def hub_builder(path: str, *, name: str | None, revision: str | None, run: RunContext) -> datasets.DatasetBuilder:
@@ -136,16 +122,23 @@ def hub_builder(path: str, *, name: str | None, revision: str | None, run: RunCo
     return builder
 
 
-def prepare(builder: datasets.DatasetBuilder, path: str) -> None:
-    """Download the dataset into the cache of the library datasets, unless it is there already."""
+def prepare(builder: datasets.DatasetBuilder, path: str) -> list[str]:
+    """Download the dataset into the cache of the library datasets, unless it is there; return the splits with rows."""
+    # A lost connection reaches us wrapped up as well, so it is looked for first.
+    with readable(path), explained(path, kind="dataset", revision=builder.hash):
+        builder.download_and_prepare()
+    return [name for name, split in (builder.info.splits or {}).items() if split.num_examples]
+
+
+@contextmanager
+def readable(path: str) -> Iterator[None]:
+    """Replace what datasets and pyarrow raise about the content of a dataset."""
     from datasets.exceptions import DatasetsError
 
     try:
-        with explained(path, kind="dataset", revision=builder.hash):  # a lost connection reaches us wrapped up as well
-            builder.download_and_prepare()
-    except DatasetsError as error:
-        cause = error.__cause__ or error
-        raise OptionError(f"the dataset {path} cannot be read: {_first_line(cause)}", option="path") from error
+        yield
+    except (DatasetsError, ValueError) as error:
+        raise _unreadable(path, error.__cause__ or error) from error
 
 
 @contextmanager
@@ -197,10 +190,12 @@ def _bad_configuration(repo: Repo, name: str | None, error: Exception) -> Option
             f"{repo.path} has several configurations, and name has to say which; {choice('', known)}",
             option="name",
         )
-    return OptionError(f"the dataset {repo.path} cannot be read: {_first_line(error)}", option="path")
+    return _unreadable(repo.path, error)
 
 
 def _script(path: str, error: Exception) -> OptionError:
+    if "script" not in str(error):
+        return _unreadable(path, error)
     return OptionError(
         f"the dataset {path} is made by a script of its own, which is not run ({_first_line(error)}); the Hub often "
         f"has it as Parquet too: try revision: refs/convert/parquet",
@@ -208,17 +203,21 @@ def _script(path: str, error: Exception) -> OptionError:
     )
 
 
-def _split(builder: datasets.DatasetBuilder, split: str, available: set[str], option: str) -> datasets.Dataset:
+def _unreadable(path: str, error: BaseException) -> OptionError:
+    return OptionError(f"the dataset {path} cannot be read: {_first_line(error)}", option="path")
+
+
+def _split(builder: datasets.DatasetBuilder, split: str, available: Iterable[str], option: str) -> datasets.Dataset:
     try:
         rows: datasets.Dataset = builder.as_dataset(split=split)
     except (ValueError, AssertionError) as error:
+        if split in (builder.info.splits or {}):
+            raise OptionError(f"the split {split} is empty", option=option) from error
         raise _no_split(split, available, option) from error
-    if not len(rows):
-        raise OptionError(f"the split {split} is empty", option=option)
     return rows
 
 
-def _no_split(split: str, available: set[str], option: str) -> OptionError:
+def _no_split(split: str, available: Iterable[str], option: str) -> OptionError:
     return OptionError(f"the dataset has no split {split!r}; {choice(split, available)}", option=option)
 
 

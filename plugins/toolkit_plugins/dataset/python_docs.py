@@ -54,14 +54,18 @@ def _documents(library: Path) -> Iterator[str]:
     if topics.is_file():
         yield from dict.fromkeys(_topics(topics))
     seen: set[str] = set()
-    for source in sorted(library.rglob("*.py"), key=lambda file: file.relative_to(library).parts):
-        if _belongs(parts := source.relative_to(library).with_suffix("").parts):
-            yield from _docstrings(_parsed(source), ".".join(parts).removesuffix(".__init__"), seen)
+    for source in _sources(library):
+        name = ".".join(source.relative_to(library).with_suffix("").parts).removesuffix(".__init__")
+        yield from _docstrings(_parsed(source), name, seen)
 
 
-def _belongs(module: tuple[str, ...]) -> bool:
-    # sys.stdlib_module_names leaves out what a distribution or a build has added: site-packages, build settings.
-    return module[0] in sys.stdlib_module_names and not EXCLUDED_PACKAGES.intersection(module)
+def _sources(library: Path) -> Iterator[Path]:
+    # Going by sys.stdlib_module_names leaves out what a distribution or a build adds: site-packages, build settings.
+    for module in sorted(sys.stdlib_module_names - EXCLUDED_PACKAGES):
+        files = [library / f"{module}.py", *sorted((library / module).rglob("*.py"))]
+        for file in files:
+            if file.is_file() and EXCLUDED_PACKAGES.isdisjoint(file.relative_to(library).parts):
+                yield file
 
 
 def _parsed(source: Path) -> ast.Module:
@@ -81,25 +85,21 @@ def _topics(source: Path) -> Iterator[str]:
 
 def _docstrings(node: ast.Module | ast.ClassDef, name: str, seen: set[str]) -> Iterator[str]:
     """The document of a module or a class: what it is and what its functions do; then those of its classes."""
-    classes = [child for child in node.body if isinstance(child, ast.ClassDef)]
-    functions = [child for child in node.body if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef))]
-    heading = f"class {name}" if isinstance(node, ast.ClassDef) else f"module {name}"
-    sections = [
-        (heading, node),
-        *((f"{child.name}({ast.unparse(child.args)})", child) for child in functions),
-    ]
-    documented = [f"{title}\n\n{text}" for title, section in sections if (text := _new_docstring(section, seen))]
-    if documented:
-        if not documented[0].startswith(heading):
-            documented.insert(0, heading)
-        yield "\n\n".join(documented)
-    for child in classes:
-        yield from _docstrings(child, f"{name}.{child.name}", seen)
+    heading = f"{'class' if isinstance(node, ast.ClassDef) else 'module'} {name}"
+    sections = [text] if (text := _new_docstring(node, seen)) else []
+    for child in node.body:
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)) and (text := _new_docstring(child, seen)):
+            sections.append(f"{child.name}({ast.unparse(child.args)})\n\n{text}")
+    if sections:
+        yield "\n\n".join([heading, *sections])
+    for child in node.body:
+        if isinstance(child, ast.ClassDef):
+            yield from _docstrings(child, f"{name}.{child.name}", seen)
 
 
 def _new_docstring(node: Documented, seen: set[str]) -> str:
-    text = ast.get_docstring(node) or ""
+    text = (ast.get_docstring(node) or "").strip()
     if text in seen:
         return ""
     seen.add(text)
-    return text.strip()
+    return text

@@ -38,11 +38,14 @@ class WikiText(Dataset):
 
         with quiet(datasets), explained(self.path, kind="dataset", revision=self.revision):
             builder = hub_builder(self.path, name=self.version, revision=self.revision, run=run)
-            prepare(builder, self.path)
-            lines = builder.as_dataset()
-            for needed in ("train", "validation"):
-                if needed not in lines or "text" not in lines[needed].column_names:
-                    raise OptionError(f"{self.path} is not WikiText: it has no text in a split {needed}", option="path")
+            available = prepare(builder, self.path)
+            if missing := {"train", "validation"}.difference(available):
+                raise OptionError(
+                    f"{self.path} is not WikiText: it has no {' and no '.join(sorted(missing))}", option="path"
+                )
+            lines = {split: builder.as_dataset(split=split) for split in ("train", "validation")}
+            if lines["train"].column_names != ["text"]:
+                raise OptionError(f"{self.path} is not WikiText: its rows are not lines of text", option="path")
             return datasets.DatasetDict(
                 {
                     split: dataset_of(
@@ -50,7 +53,7 @@ class WikiText(Dataset):
                         key=("wikitext", 1, [file["filename"] for file in lines[split].cache_files]),
                         cache=run.cache,
                     )
-                    for split in ("train", "validation")
+                    for split in lines
                 }
             )
 
