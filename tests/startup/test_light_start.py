@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.unit.command_line import RECIPE
 
 HEAVY = {"torch", "transformers", "datasets", "numpy", "peft", "accelerate", "tokenizers", "huggingface_hub", "pyarrow"}
@@ -68,6 +69,7 @@ LIGHT = [
     ["plugin", "new", "memory", "my-strategy"],
     ["run", "list"],
     ["run", "show", "old"],
+    ["run", "report", "old"],
 ]
 
 

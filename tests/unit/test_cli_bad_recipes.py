@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from tests.unit.command_line import RECIPE, process, toolkit
 
 

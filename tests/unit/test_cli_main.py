@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+
 from tests.unit.command_line import process, toolkit
 from toolkit import __version__
 from toolkit.cli import main

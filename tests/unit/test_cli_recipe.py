@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.unit.command_line import RECIPE, process, toolkit
 from toolkit.api import KINDS
 from toolkit.recipe import catalog
@@ -29,7 +30,9 @@ def test_list_names_every_recipe_and_what_it_does() -> None:
     assert all(entry["description"] and Path(entry["file"]).is_file() for entry in entries)
     lines = toolkit("recipe", "list").out.splitlines()
     assert len(lines) == 1 + len(entries)
-    assert all(entry["name"] in line and entry["description"] in line for entry, line in zip(entries, lines[1:]))
+    assert all(
+        entry["name"] in line and entry["description"] in line for entry, line in zip(entries, lines[1:], strict=True)
+    )
 
 
 def test_show_prints_the_text_as_it_is_written() -> None:

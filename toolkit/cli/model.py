@@ -40,9 +40,11 @@ def generate(
 
     The run must have finished; its model goes on with the prompt.
     """
-    from toolkit import generation, run_directory
+    from toolkit import run_directory
 
     found = run_directory.find(run, runs)
+    from toolkit import generation
+
     text = generation.generate(
         found, prompt=prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed
     )
@@ -66,13 +68,16 @@ def generate(
 def evaluate(run: str, stride: int | None, max_documents: int | None, runs: Path, as_json: bool) -> None:
     """Measure the model of a run.
 
-    On the documents that the run held out, with a sliding window. Perplexity per token depends on the tokenizer; per word, and bits per byte, can be compared between models.
+    On the documents that the run held out, with a sliding window. Perplexity per token depends on the tokenizer;
+    perplexity per word and bits per byte can be compared between models.
     """
     from dataclasses import asdict
 
-    from toolkit import evaluation, run_directory
+    from toolkit import run_directory
 
     found = run_directory.find(run, runs)
+    from toolkit import evaluation
+
     reached = evaluation.evaluate(found, stride=stride, max_documents=max_documents)
     if as_json:
         render.as_json({"run": found.name, **asdict(reached)})

@@ -34,7 +34,8 @@ name_argument = click.argument("name", shell_complete=complete_plugins)
 def plugin() -> None:
     """Find, write and check plugins.
 
-    Recipes are made of them. KIND is one of dataset, tokenizer, model, objective, optimizer, memory, callback, exporter.
+    Recipes are made of plugins. KIND is one of dataset, tokenizer, model, objective, optimizer, memory, callback
+    and exporter.
     """
 
 

@@ -6,6 +6,7 @@ Plain text that a terminal of any width and encoding can show; `watch.py` adds t
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import textwrap
@@ -75,7 +76,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     room = terminal_width() - indent
     if room < NARROW and indent + max(len(row[-1]) for row in cells) > terminal_width():
         for row in cells[1:]:
-            text("\n  ".join([row[0], *_wrapped("  ".join(row[1:]), terminal_width() - 2)]))
+            text("\n  ".join([row[0], *wrapped("  ".join(row[1:]), terminal_width() - 2)]))
         return
     for row in cells:
         first = "".join(f"{cell:<{width}}  " for cell, width in zip(row, widths, strict=False))
@@ -92,12 +93,12 @@ def pairs(entries: Mapping[str, Any]) -> None:
 def paragraphs(words: str) -> None:
     """Write prose: lines of a paragraph flow together."""
     for index, paragraph in enumerate(words.split("\n\n")):
-        text("\n" * bool(index) + "\n".join(_wrapped(" ".join(paragraph.split()), min(terminal_width(), 100))))
+        text("\n" * bool(index) + "\n".join(wrapped(" ".join(paragraph.split()), min(terminal_width(), 100))))
 
 
 def yaml_word(value: Any) -> str:
     """A value on one line, as a recipe would have it: JSON is YAML, but for the quotes that words do not need."""
-    if isinstance(value, str) and value.replace("-", "").replace("_", "").isalpha():
+    if isinstance(value, str) and re.fullmatch(r"(?!true$|false$|null$)[A-Za-z][\w-]*", value):
         return value
     return json.dumps(value, ensure_ascii=False)
 
@@ -109,14 +110,14 @@ def beside(entries: Mapping[str, Any], width: int, *, indent: int = 0) -> list[s
     lines = []
     for name, value in entries.items():
         column = indent + 2 if below else margin
-        wrapped = [line for paragraph in str(value).splitlines() for line in _wrapped(paragraph, width - column)]
-        first = [" " * indent + name] if below else [f"{' ' * indent}{name}".ljust(margin) + "".join(wrapped[:1])]
-        lines += [*first, *(" " * column + line for line in (wrapped if below else wrapped[1:]))]
+        words = [line for paragraph in str(value).splitlines() for line in wrapped(paragraph, width - column)]
+        first = [" " * indent + name] if below else [f"{' ' * indent}{name}".ljust(margin) + "".join(words[:1])]
+        lines += [*first, *(" " * column + line for line in (words if below else words[1:]))]
     return [line.rstrip() for line in lines]
 
 
-def _wrapped(paragraph: str, width: int) -> list[str]:
-    # What a person may copy (a path, a line of Python) stays whole even where it is longer than the line.
+def wrapped(paragraph: str, width: int) -> list[str]:
+    """Lines of at most this width; but a long word, such as a path that a person may copy, stays whole."""
     return textwrap.wrap(paragraph, max(NARROW, width), break_long_words=False, break_on_hyphens=False) or [""]
 
 

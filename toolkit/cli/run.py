@@ -66,19 +66,24 @@ def show(run: str, runs: Path, as_json: bool) -> None:
         render.as_json({**summary, "folder": str(found.folder), **more, "model": model})
         return
     attempts = [_attempt(attempt) for attempt in record["attempts"]]
+    results = {name: _shown(name, value) for name, value in (record["results"] or {}).items() if value is not None}
     entries = {
         "run": summary["name"],
         "recipe": summary["recipe"],
         "status": f"{summary['status']}, step {summary['step']:,}",
         "created": summary["created"],
         "attempts": "\n".join(attempts) or "none",
-        **{
-            str(name).replace("_", " "): value for name, value in (record["results"] or {}).items() if value is not None
-        },
+        **{name.replace("_", " "): value for name, value in results.items()},
         "checkpoints": ", ".join(checkpoints) or "none",
         "model": model or "none yet",
     }
     render.pairs(entries)
+
+
+def _shown(name: str, value: object) -> str:
+    if name == "seconds" and isinstance(value, float):
+        return render.duration(value)
+    return f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _attempt(attempt: dict[str, Any]) -> str:

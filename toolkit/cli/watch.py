@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, TextIO
 from toolkit.cli import render
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console
+    from rich.text import Text
 
     from toolkit.progress import Event, Listener, StepDone, TrainingStarted
 
@@ -90,21 +91,29 @@ class Bar:
             self._step = event
             self._loss = event.loss if event.loss is not None else self._loss
         for line in told(event, width=self._console.width):
-            self._console.print(line, soft_wrap=True)
+            # Wrapped here, and by the terminal only what a person may copy: a long path stays whole.
+            for part in render.wrapped(line, self._console.width):
+                self._console.print(part, soft_wrap=True)
 
-    def __rich__(self) -> RenderableType:
+    def __rich__(self) -> Text:
         """What stands below the lines now; rich asks a few times a second."""
-        from rich.console import Group
-        from rich.progress_bar import ProgressBar
         from rich.text import Text
 
         elapsed = time.monotonic() - self._began
         spinner = SPINNER[int(elapsed * 4) % len(SPINNER)]
         if self._step is None:
             return Text(f"{spinner} {render.duration(elapsed)}")
-        bar = ProgressBar(total=self._step.total_steps, completed=self._step.step)
-        words = [part.replace(" ", "\N{NO-BREAK SPACE}") for part in progress(self._step, self._loss)]
-        return Group(bar, Text("  ".join([spinner, *words])))
+        lines = filled([spinner, *progress(self._step, self._loss)], self._console.width)
+        return Text("\n").join([self._bar(self._step.step / self._step.total_steps), Text("\n".join(lines))])
+
+    def _bar(self, share: float) -> Text:
+        """The share done, as wide as the terminal; told apart by shape, for terminals without color."""
+        from rich.text import Text
+
+        done, rest = "\u2501\u2500" if self._console.encoding.startswith("utf") else "#."
+        width = max(1, self._console.width - len(" 100%"))
+        cells = round(width * share)
+        return Text.assemble((done * cells, "green"), (rest * (width - cells), "dim"), f" {share:>4.0%}")
 
 
 @contextmanager
@@ -116,6 +125,15 @@ def _live(stream: TextIO) -> Iterator[Listener]:
     bar = Bar(console)
     with Live(bar, console=console, refresh_per_second=4, transient=True):
         yield bar
+
+
+def filled(parts: list[str], width: int) -> list[str]:
+    """Lines of whole parts, two spaces between them."""
+    lines = [parts[0]]
+    for part in parts[1:]:
+        joined = f"{lines[-1]}  {part}"
+        lines = [*lines[:-1], joined] if len(joined) <= width else [*lines, part]
+    return lines
 
 
 def progress(step: StepDone, loss: float | None) -> list[str]:
@@ -136,9 +154,9 @@ def told(event: Event, width: int = render.ENDLESS) -> list[str]:
 
     match event:
         case events.Message():
-            return [event.text]
+            return event.text.splitlines()
         case events.DataPrepared():
-            entries = {**render.prepared(event), "a border": BORDER.sub(r"\n\1\n", event.account.excerpt)}
+            entries = {**render.prepared(event), "a border": BORDER.sub(r"\n\1\n", event.account.excerpt.strip())}
             return [
                 f"data{', prepared by an earlier run' * event.from_cache}",
                 *render.beside(entries, width, indent=2),

@@ -1,0 +1,278 @@
+"""What a person sees of a run: on a terminal, in a log, and with --quiet."""
+
+from __future__ import annotations
+
+import io
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from toolkit.cli import render, watch
+from toolkit.packing import DataAccount, SplitAccount
+from toolkit.progress import (
+    CheckpointSaved,
+    DataPrepared,
+    Evaluated,
+    Exported,
+    Message,
+    RunResult,
+    StepDone,
+    TrainingStarted,
+)
+
+TRAIN = SplitAccount(
+    documents=1200,
+    empty_documents=3,
+    characters=2_000_000,
+    tokens=500_192,
+    blocks=1953,
+    tokens_in_blocks=499_968,
+    tokens_dropped=224,
+    frame_tokens=0,
+    ends_learned=1195,
+)
+HELD_OUT = replace(
+    TRAIN, documents=100, empty_documents=0, tokens=50_100, blocks=195, tokens_in_blocks=49_920, tokens_dropped=180
+)
+ACCOUNT = DataAccount(
+    train=TRAIN,
+    validation=HELD_OUT,
+    block_size=256,
+    vocabulary_size=8000,
+    excerpt="the end of one document.<|endoftext|>The next one begins <b>here</b>",
+    key="k",
+)
+PREPARED = DataPrepared(account=ACCOUNT, tokens_per_step=4096, epochs=2.5, total_steps=305, from_cache=False)
+STARTED = TrainingStarted(
+    folder=Path("runs/quickstart"),
+    total_steps=1000,
+    resumed_from=None,
+    parameters=12_345_678,
+    trainable_parameters=12_345_678,
+    device="a processor",
+    precision="bf16",
+)
+STEP = StepDone(
+    step=420,
+    total_steps=1000,
+    tokens_seen=1_720_320,
+    tokens_per_second=12_345.6,
+    remaining_seconds=193.0,
+    loss=3.21456,
+    learning_rate=1e-3,
+    last_save_step=400,
+)
+RESULT = RunResult(
+    folder=Path("runs/quickstart"),
+    name="quickstart",
+    already_finished=False,
+    steps=1000,
+    tokens_seen=4_096_000,
+    seconds=95.4,
+    eval_loss=3.1234,
+    perplexity=22.72,
+    sample="Return the größte number.\nOr not.",
+    model_folder=Path("runs/quickstart/model"),
+    load_line='model = AutoModelForCausalLM.from_pretrained("runs/quickstart/model")',
+)
+
+
+def every_event() -> list[object]:
+    return [Message("hello"), PREPARED, STARTED, STEP, Evaluated(420, 3.3, 27.1), CheckpointSaved(400, Path("c"), 0.1)]
+
+
+def test_a_step_in_words() -> None:
+    parts = ["step 420/1,000", "loss 3.2146", "12.3k tokens/s", "3 min 13 s left", "saved at 400"]
+    assert watch.progress(STEP, STEP.loss) == parts
+    first = replace(STEP, loss=None, last_save_step=None)
+    assert watch.progress(first, None) == [parts[0], parts[2], parts[3]]
+
+
+def test_the_account_of_the_data_adds_up() -> None:
+    words = "\n".join(watch.told(PREPARED))
+    assert "550,292 = 499,968 trained + 49,920 held out + 404 dropped" in words
+    assert 499_968 + 49_920 + 404 == 550_292
+    assert "1,300 (1,200 trained, 100 held out); 3 empty ones left out" in words
+    assert "1,195 of 1,200 document ends are learned" in words
+    assert "305 of 4,096 tokens: 2.5 passes over the training tokens" in words
+    assert "padding 0.0%" in words
+
+
+def test_document_borders_stand_out_in_the_excerpt() -> None:
+    lines = [line.strip() for line in watch.told(PREPARED)]
+    at = lines.index("<|endoftext|>")
+    assert lines[at - 1].endswith("the end of one document.")
+    assert lines[at + 1] == "The next one begins <b>here</b>"
+
+
+def test_a_cache_that_was_found_is_told() -> None:
+    assert watch.told(replace(PREPARED, from_cache=True))[0] == "data, prepared by an earlier run"
+
+
+def test_where_training_begins() -> None:
+    assert watch.told(STARTED) == [
+        "training 12.3M parameters, in bf16 on a processor",
+        "for 1,000 steps, in runs/quickstart",
+    ]
+    resumed = watch.told(replace(STARTED, resumed_from=400, trainable_parameters=1000))
+    assert resumed == [
+        "training 12.3M parameters, 1k of them trained, in bf16 on a processor",
+        "from step 400 of 1,000 steps, in runs/quickstart",
+    ]
+
+
+def test_exports_are_told() -> None:
+    assert watch.told(Exported("model-folder", Path("r/model"))) == ["model-folder wrote r/model"]
+    assert watch.told(Exported("push-to-hub", None)) == ["push-to-hub is done"]
+
+
+class Clock:
+    """A clock that moves when told."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def lines_of(seconds_per_step: float, steps: int, every: int = 1) -> list[str]:
+    clock, lines = Clock(), list[str]()
+    listener = watch.LogLines(lines.append, clock)
+    listener(replace(STARTED, total_steps=steps))
+    for step in range(1, steps + 1):
+        clock.now += seconds_per_step
+        listener(replace(STEP, step=step, total_steps=steps, loss=3.0 if step % every == 0 else None))
+    return [line for line in lines if line.startswith("step")]
+
+
+@pytest.mark.parametrize(
+    ("seconds_per_step", "steps", "least", "most"),
+    [(0.001, 1000, 1, 3), (1.0, 20, 3, 5), (0.1, 1200, 15, 30), (10.0, 50, 50, 50), (2.0, 100_000, 600, 720)],
+)
+def test_a_log_gets_a_line_now_and_then(seconds_per_step: float, steps: int, least: int, most: int) -> None:
+    shown = lines_of(seconds_per_step, steps)
+    assert least <= len(shown) <= most
+    assert shown[-1].startswith(f"step {steps:,}/{steps:,}")
+
+
+def test_a_log_shows_steps_that_have_a_loss() -> None:
+    assert [line.split()[1] for line in lines_of(60.0, 9, every=3)] == ["3/9", "6/9", "9/9"]
+
+
+def test_a_log_counts_from_where_a_run_goes_on() -> None:
+    lines: list[str] = []
+    listener = watch.LogLines(lines.append, Clock())
+    listener(replace(STARTED, resumed_from=400))
+    listener(replace(STEP, step=401))
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_the_live_display_fits_the_terminal(width: int, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding=encoding, errors="replace")
+    console = Console(file=stream, width=width, force_terminal=True, color_system=None, markup=False, highlight=False)
+    bar = watch.Bar(console)
+    console.print(bar)
+    for event in every_event():
+        bar(event)  # type: ignore[arg-type]  # a list of different events
+    console.print(bar)
+    stream.flush()
+    lines = raw.getvalue().decode(encoding).splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= width
+    words = " ".join(" ".join(lines).split())
+    for part in ("step 420/1,000", "loss 3.2146", "12.3k tokens/s", "3 min 13 s left", "saved at 400", "27.10"):
+        assert part in words
+    assert "?" not in words
+
+
+def test_the_live_display_keeps_the_last_loss_that_was_logged() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    bar = watch.Bar(console)
+    bar(STEP)
+    bar(replace(STEP, step=421, loss=None))
+    console.print(bar)
+    assert "3.2146" in console.file.getvalue().replace("\xa0", " ")  # type: ignore[attr-defined]  # a StringIO
+
+
+def test_brackets_in_texts_are_no_markup() -> None:
+    with watch._live(io.StringIO()) as listener:
+        assert isinstance(listener, watch.Bar)
+        listener(Message("[bold] [/] [red]"))
+        assert "[bold] [/] [red]" in listener._console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
+
+
+def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with watch.watching(quiet=True, on_standard_error=False) as listener:
+        for event in every_event():
+            listener(event)  # type: ignore[arg-type]  # a list of different events
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("on_standard_error", [True, False])
+def test_progress_goes_where_it_is_asked_for(on_standard_error: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    with watch.watching(quiet=False, on_standard_error=on_standard_error) as listener:
+        listener(Message("hello"))
+    said = capsys.readouterr()
+    assert (said.err if on_standard_error else said.out) == "hello\n"
+    assert not (said.out if on_standard_error else said.err)
+
+
+def test_what_was_reached(capsys: pytest.CaptureFixture[str]) -> None:
+    render.result(RESULT, rehearsed=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "",
+        "Finished: quickstart",
+        "validation  loss 3.1234, perplexity 22.72",
+        "trained     1,000 steps, 4,096,000 tokens, 1 min 35 s",
+        "it writes   Return the größte number.",
+        "            Or not.",
+        "model       runs/quickstart/model",
+        "report      toolkit run report quickstart",
+        "load it with",
+        '  model = AutoModelForCausalLM.from_pretrained("runs/quickstart/model")',
+    ]
+
+
+def test_a_run_that_was_finished_before_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    render.result(replace(RESULT, already_finished=True), rehearsed=False)
+    assert "quickstart was finished before; nothing was changed" in capsys.readouterr().out
+
+
+def test_a_rehearsal_is_not_taken_for_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    render.result(replace(RESULT, eval_loss=None, perplexity=None, sample=None), rehearsed=True)
+    out = capsys.readouterr().out
+    assert "What runs/quickstart holds is no result." in out
+    assert "validation" not in out
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_tables_and_pairs_fit_narrow_terminals(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    render.table(["NAME", "STATUS", "WHAT"], [["a-long-name", "finished", "some words " * 20], ["b", "", "short"]])
+    render.pairs({"the name of it": "more words " * 20, "b": "c"})
+    render.paragraphs("even more words " * 20)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert " ".join(" ".join(lines).split()).count("words") == 60
+
+
+def test_tables_do_not_wrap_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    render.table(["NAME", "WHAT"], [["a", "some words " * 30]])
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min 00 s"), (3599.7, "1 h 00 min"), (9000, "2 h 30 min")],
+)
+def test_lengths_of_time(seconds: float, words: str) -> None:
+    assert render.duration(seconds) == words
