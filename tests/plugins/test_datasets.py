@@ -422,6 +422,8 @@ class TestTextFiles:
             (here / f"{name}.txt").write_text(name)
         data = TextFiles(files="*.txt", validation_files="b.txt").load(run_context)
         assert {split: rows["text"][:] for split, rows in data.items()} == {"train": ["a", "c"], "validation": ["b"]}
+        elsewhere = TextFiles(files=["*.txt", str(here / "a.txt")], validation_files=str(here / "b.txt"))
+        assert elsewhere.load(run_context)["train"]["text"][:] == ["a", "c"]
         option, message = refused(TextFiles(files="b.txt", validation_files="*.txt"), run_context)
         assert option == "files"
         assert "nothing is left to train on" in message
@@ -438,8 +440,11 @@ class TestTextFiles:
     def test_another_encoding(self, here: Path, run_context: RunContext) -> None:
         (here / "a.txt").write_text("naïve", encoding="utf-16")
         assert TextFiles(files="a.txt", encoding="utf-16").load(run_context)["train"]["text"][:] == ["naïve"]
-        with pytest.raises(ValidationError, match="'utf-17' is no encoding"):
-            TextFiles(files="a.txt", encoding="utf-17")
+        (here / "b.txt").write_text("no byte order mark!!")
+        assert "b.txt: byte 0 is not utf-16" in refused(TextFiles(files="b.txt", encoding="utf-16"), run_context)[1]
+        for name in ("utf-17", "base64"):
+            with pytest.raises(ValidationError, match=f"'{name}' is no encoding of text"):
+                TextFiles(files="a.txt", encoding=name)
 
     @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
     def test_a_line_of_50_megabytes(self, here: Path, run_context: RunContext, name: str) -> None:
