@@ -13,7 +13,7 @@ from pydantic import field_validator, model_validator
 
 from toolkit.api import Dataset, OptionError, RunContext, UnavailableError
 from toolkit_plugins.dataset.arrow import dataset_of
-from toolkit_plugins.hub_errors import Repo, choice, explained, look_up, quiet, unreachable
+from toolkit_plugins.hub_errors import Repo, choice, explained, gated, look_up, quiet, unreachable
 
 if TYPE_CHECKING:
     import datasets
@@ -113,8 +113,8 @@ def hub_builder(path: str, *, name: str | None, revision: str | None, run: RunCo
         raise unreachable(path, "dataset", error) from error
     except RuntimeError as error:
         raise _script(path, error) from error
-    except DatasetNotFoundError:
-        raise
+    except DatasetNotFoundError as error:
+        raise gated(path, "dataset") from error  # it is there, as look_up has just seen, and its files are refused
     except (ValueError, DatasetsError, FileNotFoundError) as error:
         raise _bad_configuration(repo, name, error) from error
     if repo.commit is None:
