@@ -142,7 +142,6 @@ def prepared(event: DataPrepared) -> dict[str, str]:
         "ends": f"{train.ends_learned:,} of {train.documents:,} document ends are learned",
         "steps": f"{event.total_steps:,} of {event.tokens_per_step:,} tokens: {event.epochs:.3g} "
         f"{'pass' if event.epochs == 1 else 'passes'} over the training tokens",
-        "a border": account.excerpt,
     }
 
 

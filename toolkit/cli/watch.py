@@ -156,7 +156,8 @@ def told(event: Event, width: int = render.ENDLESS) -> list[str]:
         case events.Message():
             return event.text.splitlines()
         case events.DataPrepared():
-            entries = {**render.prepared(event), "a border": BORDER.sub(r"\n\1\n", event.account.excerpt.strip())}
+            excerpt = BORDER.sub(r"\n\1\n", " ".join(event.account.excerpt.split()))
+            entries = {**render.prepared(event), "a border": excerpt}
             return [
                 f"data{', prepared by an earlier run' * event.from_cache}",
                 *render.beside(entries, width, indent=2),
