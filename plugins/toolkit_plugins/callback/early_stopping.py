@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -53,17 +54,18 @@ def _early_stopping(options: EarlyStopping, run: RunContext) -> TrainerCallback:
             loss = kwargs["metrics"].get("eval_loss")
             if loss is None:
                 return
-            if self.best is None or loss < self.best - options.threshold:
+            # A loss that is not a number is below nothing, and nothing may be measured against it.
+            if loss < (math.inf if self.best is None else self.best - options.threshold):
                 self.best, self.waited = loss, 0
                 return
             self.waited += 1
             if self.waited >= options.patience and not control.should_training_stop:
                 control.should_training_stop = True
                 run.log.info(
-                    "step %s: %s evaluations in a row brought no loss below %.4f, so training ends here",
+                    "step %s: %s evaluations in a row brought no loss below %s, so training ends here",
                     state.global_step,
                     self.waited,
-                    self.best,
+                    "infinity" if self.best is None else f"{self.best - options.threshold:.4f}",
                 )
 
     return EarlyStoppingState()

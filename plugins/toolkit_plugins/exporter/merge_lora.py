@@ -59,4 +59,4 @@ class MergeLoRA(Exporter):
             f"{base or 'a model of this run'}, merged. Its logits are those of base and adapter to {difference:.1g}."
         )
         write_card(folder, results, run, parameters=merged.num_parameters(), what=what, proof=proof, base=base)
-        run.log.info("merged model written to %s; %s", folder.name, proof)
+        run.log.info("merged model written to %s; %s", self.folder, proof)

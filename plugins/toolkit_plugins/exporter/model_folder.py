@@ -45,7 +45,7 @@ class ModelFolder(Exporter):
         proof = prove(model, tokenizer, folder, reload=reload_full(run))
         what = f"A {model.config.model_type} model trained with pretrain-toolkit."
         write_card(folder, results, run, parameters=model.num_parameters(), what=what, proof=proof)
-        run.log.info("model written to %s; %s", folder.name, proof)
+        run.log.info("model written to %s; %s", self.folder, proof)
 
     def _export_adapter(
         self,
@@ -78,7 +78,7 @@ class ModelFolder(Exporter):
             )
         what = f"A LoRA adapter trained with pretrain-toolkit. It belongs to {where}, and needs it."
         write_card(folder, results, run, parameters=adapter, what=what, proof=proof, base=base, loading=loading)
-        run.log.info("adapter for %s written to %s; %s", where, folder.name, proof)
+        run.log.info("adapter for %s written to %s; %s", where, self.folder, proof)
 
 
 def _adapter_on_base(model: Any, folder: Path) -> PreTrainedModel:

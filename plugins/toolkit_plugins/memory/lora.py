@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -58,6 +59,9 @@ class LoRA(Memory):
             # peft 0.21 reads a property that transformers 5.23 calls by a new name.
             warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated", category=FutureWarning)
             adapted: Any = get_peft_model(model, config)
+        # Else peft asks the Hub about the base's vocabulary at every checkpoint, and waits where there is no network;
+        # the factors are all that was trained.
+        adapted.save_pretrained = functools.partial(adapted.save_pretrained, save_embedding_layers=False)
         trained, total = adapted.get_nb_trainable_parameters()
         run.log.info(
             "LoRA trains %s of %s parameters (%.2f %%), beside %s matrices",

@@ -88,7 +88,7 @@ def derive(target: int, count: Callable[[Shape], int]) -> Shape:
 
 def _shapes(target: int, count: Callable[[Shape], int]) -> Iterator[Shape]:
     """All customary shapes up to the first that is too large, of each width; the smallest in any case."""
-    widths = [16, *range(32, 256, 32), *range(256, 1024, 64), *range(1024, 16385, 128)]
+    widths = [*range(16, 128, 16), *range(128, 256, 32), *range(256, 1024, 64), *range(1024, 16385, 128)]
     for width in widths:
         for layers in (2, 3, *range(4, 129, 2)):
             yield (shape := Shape(layers, width, usual_heads(width)))
