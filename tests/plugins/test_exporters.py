@@ -139,6 +139,17 @@ class TestModelFolder:
             save_file(tensors, written / "model.safetensors", metadata={"format": "pt"})
 
         monkeypatch.setattr(model_files, "readable", damage)
+        with pytest.raises(ToolkitError, match=r"is not the trained one: transformer\.h\.0\.mlp\.c_fc\.weight differs"):
+            ModelFolder().export(*scratch, folder, RESULTS, run_context)
+
+    def test_settings_that_were_lost_on_the_way_are_refused(
+        self, scratch, folder: Path, run_context: RunContext, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def lose(written: Path) -> None:
+            config = written / "config.json"
+            config.write_text(config.read_text().replace('"gelu_new"', '"relu"'))
+
+        monkeypatch.setattr(model_files, "readable", lose)
         with pytest.raises(ToolkitError, match="does not compute what the trained one does"):
             ModelFolder().export(*scratch, folder, RESULTS, run_context)
 
