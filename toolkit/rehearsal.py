@@ -25,7 +25,7 @@ from toolkit.resolve import ResolvedRecipe, resolve
 from toolkit.train import run
 
 STAND_INS: Mapping[Path_, tuple[str, Mapping[str, object]]] = {
-    ("dataset",): ("python-docs", {"max_samples": 400, "eval_fraction": 0.1}),
+    ("dataset",): ("python-docs", {"max_samples": 60, "eval_fraction": 0.1}),
     ("tokenizer",): ("byte-bpe", {"vocab_size": 1000}),
 }
 """What replaces the components that may need a network."""
@@ -68,10 +68,11 @@ def shrunken(recipe: Recipe, resolved: ResolvedRecipe) -> Recipe:
         update={
             "max_steps": STEPS,
             "global_batch_size": size,
-            "eval_steps": None,
+            "eval_steps": STEPS // 2,
             "logging_steps": 1,
             "warmup_steps": min(recipe.training.warmup_steps, 1),
             "report_to": (),
+            "torch_compile": False,  # takes longer than the whole rehearsal
         }
     )
     return replace(recipe, components=components, training=training)

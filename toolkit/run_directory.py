@@ -62,6 +62,11 @@ class RunDirectory:
         """`running`, `finished`, `failed` or `interrupted`; a run that was killed still says `running`."""
         return str(self.record["status"])
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether the run has nothing that could be lost: no logged step and no checkpoint."""
+        return not self.metrics() and not any(self.checkpoints.glob("*checkpoint-*"))
+
     def update(self, **fields: Any) -> None:
         """Change fields of run.json."""
         write_json(self.folder / "run.json", self.record | fields)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import DefaultFlowCallback, TrainerControl, TrainerState, TrainingArguments
 
+from toolkit import processes
 from toolkit.progress import CheckpointSaved, Evaluated, Listener, StepDone
 from toolkit.recipe.training import Training
 from toolkit.run_directory import RunDirectory
@@ -94,18 +95,18 @@ class Schedule(DefaultFlowCallback):
         cadence, step = self.cadence, state.global_step
         if self.stop_after is not None and step >= self.stop_after:
             self.stop.signal_number = self.stop.signal_number or signal.SIGTERM
-        last = step >= cadence.total_steps or self.stop.signal_number is not None
-        self._recent.append((time.monotonic(), int(state.num_input_tokens_seen)))
         minutes = (time.monotonic() - self._last_save) / 60
+        save_due = cadence.save_minutes is not None and minutes >= cadence.save_minutes
+        stop, save_due = processes.any_of(self.stop.signal_number is not None, save_due)
+        if stop and self.stop.signal_number is None:  # another process has received it
+            self.stop.signal_number = signal.SIGTERM
+        last = step >= cadence.total_steps or stop
+        self._recent.append((time.monotonic(), int(state.num_input_tokens_seen)))
         control.should_log |= step == 1 or step % cadence.logging_steps == 0 or step >= cadence.total_steps
         control.should_evaluate |= cadence.eval_steps is not None and (
             step >= cadence.total_steps or (step % cadence.eval_steps == 0 and not last)
         )
-        control.should_save |= (
-            last
-            or (cadence.save_steps is not None and step % cadence.save_steps == 0)
-            or (cadence.save_minutes is not None and minutes >= cadence.save_minutes)
-        )
+        control.should_save |= last or (cadence.save_steps is not None and step % cadence.save_steps == 0) or save_due
         control.should_training_stop |= last
         if not control.should_log:
             self._tell(state)
@@ -126,7 +127,7 @@ class Schedule(DefaultFlowCallback):
         **kwargs: Any,
     ) -> None:
         """Record a logged step."""
-        if logs is None or "loss" not in logs:
+        if logs is None or "loss" not in logs or not state.is_world_process_zero:
             return
         assert self.trainer is not None
         self._logged = logs
@@ -156,6 +157,8 @@ class Schedule(DefaultFlowCallback):
         """Record an evaluation."""
         assert metrics is not None
         assert self.trainer is not None
+        if not state.is_world_process_zero:
+            return
         loss = metrics["eval_loss"]
         perplexity = math.exp(loss) if loss < 700 else math.inf
         self.run.append_metrics(

@@ -13,12 +13,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from toolkit import checkpoint, run_directory
+from toolkit import checkpoint, processes, run_directory
 from toolkit.api import Callback, Exporter, Results, Task
 from toolkit.assemble import Components, assemble, context_of, refusals_placed
 from toolkit.errors import RunMismatchError, ToolkitError, UnavailableError
 from toolkit.generation import fill_mask_text, sample_text
-from toolkit.progress import DataPrepared, Exported, Listener, Message, RunResult, TrainingStarted
+from toolkit.progress import DataPrepared, Event, Exported, Listener, Message, RunResult, TrainingStarted
 from toolkit.resolve import ResolvedRecipe
 from toolkit.run_directory import RunDirectory
 from toolkit.signals import StopRequest
@@ -60,19 +60,37 @@ def run(
         InterruptedRun: a signal stopped it, with its checkpoint saved.
         ToolkitError: anything else that a person can mend.
     """
+    if not processes.is_first():
+        listener = _told_by_the_first
     with StopRequest().handled() as stop, _messages_told(listener):
-        found = None if fresh else run_directory.newest_in_series(runs, name or resolved.name)
-        if found:
-            directory = RunDirectory(found)
-            directory.check_identity(resolved)
-        else:
-            folder = run_directory.next_in_series(runs, name or resolved.name)
-            directory = run_directory.create(folder, resolved, environment(resolved), series=name or resolved.name)
-            directory.update(rehearsal=rehearsal)
-        with directory.locked():
+        processes.join(on_cpu=resolved.device.kind == "cpu")
+        _check_device(resolved)
+        series = name or resolved.name
+        directory = processes.by_first(lambda: _directory(resolved, runs, series, fresh=fresh, rehearsal=rehearsal))
+        with directory.locked() if processes.is_first() else contextlib.nullcontext():
             if directory.status == "finished":
                 return _result(directory, already_finished=True)
             return _Attempt(resolved, directory, stop, listener, rehearsal=rehearsal, stop_after=stop_after).run()
+
+
+def _told_by_the_first(event: Event) -> None:
+    """The listener of all processes but the first."""
+
+
+def _directory(resolved: ResolvedRecipe, runs: Path, series: str, *, fresh: bool, rehearsal: bool) -> RunDirectory:
+    """The directory of the run to go on with, or a new one."""
+    found = None if fresh else run_directory.newest_in_series(runs, series)
+    if found:
+        directory = RunDirectory(found)
+        if not directory.is_blank:
+            directory.check_identity(resolved)
+            return directory
+        with directory.locked():  # a start that came to nothing: its recipe may have been mended since
+            shutil.rmtree(found)
+    folder = found or run_directory.next_in_series(runs, series)
+    directory = run_directory.create(folder, resolved, environment(resolved), series=series)
+    directory.update(rehearsal=rehearsal)
+    return directory
 
 
 class _Attempt:
@@ -97,16 +115,11 @@ class _Attempt:
 
     def run(self) -> RunResult:
         """Assemble, resume, train, export; note in run.json how it ended."""
-        _check_device(self.resolved)
-        checkpoint.clean(self.directory.checkpoints)
-        found = self._newest_checkpoint()
-        from_step = found.step if found else 0
-        self.directory.begin_attempt(from_step=from_step)
-        self.directory.cut_metrics(from_step)
-        step = from_step
+        found = processes.by_first(self._begin)
+        from_step = step = found.step if found else 0
         try:
-            components = assemble(self.resolved, self.context)
-            self._check_data(components.data.account.key)
+            components = processes.first_then_others(lambda: assemble(self.resolved, self.context))
+            processes.by_first(lambda: self._check_data(components.data.account.key))
             cadence = self._prepare(components)
             trainer = self._trainer(components, cadence, found)
             _check_disk(self.directory.folder, trainer.model)
@@ -114,12 +127,24 @@ class _Attempt:
             step = trainer.state.global_step or from_step
             if step < cadence.total_steps:
                 raise self.stop.error(f"step {step} is saved; the same command goes on from there")
-            self._finish(components, trainer, step)
+            if processes.is_first():
+                self._finish(components, trainer, step)
+            processes.wait()
         except BaseException as error:
-            how = "interrupted" if self.stop.signal_number is not None else "failed"
-            self.directory.end_attempt(how=how, step=self._last_step(), error=_first_line(error))
+            if processes.is_first():
+                how = "interrupted" if self.stop.signal_number is not None else "failed"
+                self.directory.end_attempt(how=how, step=self._last_step(), error=_first_line(error))
             raise
         return _result(self.directory, already_finished=False)
+
+    def _begin(self) -> checkpoint.Checkpoint | None:
+        """Clear up after a crash, and find where to go on."""
+        checkpoint.clean(self.directory.checkpoints)
+        found = self._newest_checkpoint()
+        from_step = found.step if found else 0
+        self.directory.begin_attempt(from_step=from_step)
+        self.directory.cut_metrics(from_step)
+        return found
 
     def _newest_checkpoint(self) -> checkpoint.Checkpoint | None:
         run_id = self.directory.record["id"]
@@ -156,7 +181,8 @@ class _Attempt:
             from_cache=data.from_cache,
         )
         budget = {"tokens_per_step": tokens_per_step, "epochs": prepared.epochs, "total_steps": total_steps}
-        run_directory.write_json(self.directory.folder / "data.json", data.account.as_dict() | budget)
+        if processes.is_first():
+            run_directory.write_json(self.directory.folder / "data.json", data.account.as_dict() | budget)
         self.listener(prepared)
         if data.validation is None:
             self.listener(
@@ -169,7 +195,7 @@ class _Attempt:
         from toolkit.trainer import RecipeTrainer, training_arguments
 
         training = self.resolved.training
-        micro = self.resolved.micro_batch_size
+        micro, accumulation = self._micro_batches()
         schedule = Schedule(cadence, self.directory, self.listener, self.stop)
         schedule.resumed_from = found.folder if found else None
         schedule.stop_after = self.stop_after
@@ -180,7 +206,7 @@ class _Attempt:
                     training,
                     output=self.directory.checkpoints,
                     micro_batch_size=micro,
-                    accumulation=training.global_batch_size // micro,
+                    accumulation=accumulation,
                     device_kind=self.resolved.device.kind,
                 ),
                 optimizer=self.resolved.recipe.one("optimizer"),
@@ -192,6 +218,18 @@ class _Attempt:
         trainer.keep = training.save_total_limit
         schedule.trainer = trainer
         return trainer
+
+    def _micro_batches(self) -> tuple[int, int]:
+        """Sequences per forward pass on each device, and forward passes per step."""
+        whole, devices = self.resolved.training.global_batch_size, processes.count()
+        micro = self.resolved.training.micro_batch_size or max(1, whole // devices)
+        if whole % (micro * devices):
+            raise self.resolved.recipe.error(
+                f"{devices} processes with micro-batches of {micro} cannot share {whole} sequences per step evenly; "
+                f"set global_batch_size to a multiple of {micro * devices}",
+                ("training", "global_batch_size"),
+            )
+        return micro, whole // (micro * devices)
 
     def _plugin_callbacks(self) -> list[TrainerCallback]:
         recipe, callbacks = self.resolved.recipe, []
@@ -230,7 +268,7 @@ class _Attempt:
 
     def _finish(self, components: Components, trainer: RecipeTrainer, step: int) -> None:
         """Sample a text, export the model, and write down what was reached."""
-        model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False, keep_torch_compile=False)
         if self.context.task == "causal-lm":
             model.config.use_cache = True  # the Trainer switches it off, and generation would crawl without it
         evaluations = [line for line in self.directory.metrics() if line["kind"] == "eval"]
@@ -343,6 +381,12 @@ def _check_device(resolved: ResolvedRecipe) -> None:
     """What was found without torch is true only if torch agrees."""
     import torch
 
+    if processes.is_first() and processes.count() == 1 and resolved.device.count > 1:
+        logging.getLogger("toolkit").info(
+            "one of %s GPUs is used; for all: torchrun --standalone --nproc-per-node %s --no-python toolkit ...",
+            resolved.device.count,
+            resolved.device.count,
+        )
     if resolved.device.kind == "cuda" and not torch.cuda.is_available():
         raise UnavailableError(
             f"there is a {resolved.device.name}, and torch {torch.__version__} cannot use it; install a torch for its "

@@ -158,7 +158,8 @@ class RecipeTrainer(Trainer):
         if free < needed:
             raise UnavailableError(
                 f"the disk of {self.run.folder} has {free / 1e9:.2f} GB free and a checkpoint needs "
-                f"{needed / 1e9:.2f} GB; free some space and give the same command: the run goes on from its last checkpoint"
+                f"{needed / 1e9:.2f} GB; free some space and give the same command: "
+                f"the run goes on from its last checkpoint"
             )
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
@@ -168,8 +169,8 @@ class RecipeTrainer(Trainer):
         if norm is not None and not self.args.fp16 and not math.isfinite(norm):
             raise TrainingError(
                 f"the gradient of step {self.state.global_step + 1} is not a finite number (norm {float(norm)}), "
-                f"so the step was not taken and no checkpoint was touched; try a lower learning_rate, more warmup_steps, or "
-                f"precision: fp32"
+                f"so the step was not taken and no checkpoint was touched; try a lower learning_rate, "
+                f"more warmup_steps, or precision: fp32"
             )
         return norm
 
@@ -251,7 +252,7 @@ def training_arguments(
     training: Training, *, output: Path, micro_batch_size: int, accumulation: int, device_kind: str
 ) -> TrainingArguments:
     """A recipe's settings as the Trainer takes them. When to log, evaluate and save is `Schedule`'s business."""
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(output),
         per_device_train_batch_size=micro_batch_size,
         per_device_eval_batch_size=micro_batch_size,
@@ -287,3 +288,7 @@ def training_arguments(
         disable_tqdm=True,
         ddp_find_unused_parameters=False,
     )
+    # With several GPUs and one process the Trainer would use DataParallel and multiply the batch by their number.
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments

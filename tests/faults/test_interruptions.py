@@ -1,0 +1,250 @@
+"""Real processes and real signals: what a person finds afterwards, and what the same command does then."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import assert_same_run, command, losses, train, train_in_two, write_recipe
+from toolkit.errors import InterruptedRun, RunMismatchError, UnavailableError
+from toolkit.progress import Message
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+
+
+def wait_for(condition: str, process: subprocess.Popen[str], file: Path) -> None:
+    """Wait until the text stands in the file, while the process lives."""
+    while not (file.exists() and condition in file.read_text(encoding="utf-8")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def test_killed_between_saves_it_goes_on_from_the_last_one(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, training={"max_steps": 3000, "save_steps": 4, "eval_steps": 3000})
+    process = command("recipe", "run", str(recipe), "--quiet", cwd=tmp_path)
+    run = tmp_path / "runs" / "tiny"
+    wait_for('"step": 8, "kind": "save"', process, run / "metrics.jsonl")
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    saved = max(int(folder.name.removeprefix("checkpoint-")) for folder in (run / "checkpoints").glob("checkpoint-*"))
+    assert json.loads((run / "run.json").read_text(encoding="utf-8"))["status"] == "running"
+    with pytest.raises(InterruptedRun):
+        train(recipe, stop_after=saved + 3)
+    with pytest.raises(InterruptedRun):
+        train(recipe, name="never-killed", stop_after=saved + 3)
+    assert losses(run) == losses(tmp_path / "runs" / "never-killed")
+    assert [step for step, *_ in losses(run)] == list(range(1, saved + 4))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_step_saves_and_says_so(tmp_path: Path, number: signal.Signals) -> None:
+    recipe = write_recipe(tmp_path, training={"max_steps": 3000, "eval_steps": 3000})
+    process = command("recipe", "run", str(recipe), cwd=tmp_path)
+    run = tmp_path / "runs" / "tiny"
+    wait_for('"step": 3', process, run / "metrics.jsonl")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, out + err
+    (saved,) = (run / "checkpoints").iterdir()
+    step = saved.name.removeprefix("checkpoint-")
+    assert f"stopped by {number.name}; step {step} is saved; the same command goes on from there" in err
+    assert "Traceback" not in out + err
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    assert (record["status"], record["attempts"][-1]["how"], record["attempts"][-1]["step"]) == (
+        "interrupted",
+        "interrupted",
+        int(step),
+    )
+
+
+DAMAGES = {
+    "halved": lambda file: os.truncate(file, file.stat().st_size // 2),
+    "emptied": lambda file: os.truncate(file, 0),
+    "removed": lambda file: file.unlink(),
+    "one bit": lambda file: file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_each_damaged_file_of_the_newest_checkpoint_is_found(tmp_path: Path, damage) -> None:
+    from toolkit import checkpoint
+
+    recipe = write_recipe(tmp_path, training={"max_steps": 4, "save_steps": 2, "eval_steps": 4})
+    run, _ = train(recipe)
+    run_id = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))["id"]
+    newest = run.folder / "checkpoints" / "checkpoint-4"
+    files = [file.name for file in newest.iterdir()]
+    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} <= set(files)
+    for name in files:
+        kept = shutil.copytree(newest, tmp_path / "kept")
+        damage(newest / name)
+        found, skipped = checkpoint.newest_intact(newest.parent, run_id=run_id)
+        assert found is not None
+        assert found.step == 2, name
+        assert [bad.folder.name for bad in skipped] == ["checkpoint-4"]
+        assert name in skipped[0].reason or "manifest" in skipped[0].reason
+        shutil.rmtree(newest)
+        kept.rename(newest)
+    assert checkpoint.newest_intact(newest.parent, run_id=run_id)[0] == checkpoint.Checkpoint(newest, 4)
+
+
+def test_a_damaged_checkpoint_is_skipped_aloud_and_the_end_is_the_same(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, training={"save_steps": 2})
+    whole, _ = train(recipe, name="whole")
+    with pytest.raises(InterruptedRun):
+        train(recipe, stop_after=4)
+    weights = tmp_path / "runs" / "tiny" / "checkpoints" / "checkpoint-4" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    resumed, events = train(recipe)
+    told = [event.text for event in events if isinstance(event, Message)]
+    assert "skipped checkpoint-4: the content of model.safetensors has changed on disk" in told
+    assert_same_run(whole.folder, resumed.folder)
+
+
+def test_checkpoints_of_another_run_are_not_taken(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    other, _ = train(recipe, "training.seed=1", name="other")
+    with pytest.raises(InterruptedRun):
+        train(recipe, stop_after=2)
+    foreign = tmp_path / "runs" / "tiny" / "checkpoints" / "checkpoint-8"
+    shutil.copytree(other.folder / "checkpoints" / "checkpoint-8", foreign)
+    result, events = train(recipe)
+    assert "skipped checkpoint-8: it belongs to another run" in [e.text for e in events if isinstance(e, Message)]
+    whole, _ = train(recipe, name="whole")
+    assert_same_run(whole.folder, result.folder)
+
+
+def test_killed_after_its_last_save_it_only_exports(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    whole, _ = train(recipe, name="whole")
+    result, _ = train(recipe)
+    record = json.loads((result.folder / "run.json").read_text(encoding="utf-8"))
+    shutil.rmtree(result.folder / "model")
+    (result.folder / "run.json").write_text(
+        json.dumps(record | {"status": "running", "results": None}), encoding="utf-8"
+    )
+    again, events = train(recipe)
+    assert (again.steps, again.tokens_seen) == (8, result.tokens_seen)
+    assert not [event for event in events if type(event).__name__ == "StepDone"]
+    assert_same_run(whole.folder, again.folder)
+
+
+def test_finished_it_says_so_and_changes_nothing(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    first, _ = train(recipe)
+    before = {file: file.stat().st_mtime_ns for file in first.folder.rglob("*") if file.name != "lock"}
+    second, events = train(recipe)
+    assert (first.already_finished, second.already_finished) == (False, True)
+    assert second.eval_loss == first.eval_loss
+    assert events == []
+    assert before == {file: file.stat().st_mtime_ns for file in first.folder.rglob("*") if file.name != "lock"}
+
+
+def test_fresh_starts_beside_the_old_run_and_the_command_goes_on_with_the_new(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    first, _ = train(recipe)
+    second, _ = train(recipe, fresh=True)
+    assert second.folder.name == "tiny-2"
+    assert_same_run(first.folder, second.folder)
+    assert train(recipe)[0].folder == second.folder
+
+
+def test_changed_settings_are_named_with_both_values(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    with pytest.raises(InterruptedRun):
+        train(recipe, stop_after=2)
+    with pytest.raises(RunMismatchError) as error:
+        train(recipe, "training.learning_rate=1e-4", "model.dropout=0", "objective.block_size=16")
+    assert set(error.value.differences) == {
+        "training.learning_rate: the run has 0.001, the recipe now says 0.0001",
+        "model.dropout: the run has 0.1, the recipe now says 0.0",
+        "objective.block_size: the run has 32, the recipe now says 16",
+    }
+    # How often it is watched and saved is not part of what it is.
+    train(recipe, "training.eval_steps=1", "training.save_steps=3", "callbacks=[samples]")
+
+
+def test_changed_texts_are_noticed(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    with pytest.raises(InterruptedRun):
+        train(recipe, stop_after=2)
+    with (tmp_path / "texts.txt").open("a", encoding="utf-8") as file:
+        file.write("One more sentence that was not there before.\n")
+    with pytest.raises(RunMismatchError, match="the prepared tokens"):
+        train(recipe)
+
+
+def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
+    from toolkit.run_directory import RunDirectory
+
+    recipe = write_recipe(tmp_path)
+    with pytest.raises(InterruptedRun):
+        train(recipe, stop_after=2)
+    with RunDirectory(tmp_path / "runs" / "tiny").locked(), pytest.raises(UnavailableError, match="another process"):
+        train(recipe)
+
+
+def test_leftovers_of_a_crash_are_cleaned_and_never_read(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    with pytest.raises(InterruptedRun):
+        train(recipe, stop_after=4)
+    checkpoints = tmp_path / "runs" / "tiny" / "checkpoints"
+    half = checkpoints / ".staging" / "checkpoint-6"
+    half.mkdir(parents=True)
+    (half / "model.safetensors").write_bytes(b"half")
+    (checkpoints / ".removing-checkpoint-2").mkdir()
+    result, _ = train(recipe)
+    assert {folder.name for folder in checkpoints.iterdir()} == {"checkpoint-4", "checkpoint-8"}
+    assert result.steps == 8
+
+
+def test_older_checkpoints_make_room(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, memory=[{"plugin": "frequent-saves", "save_steps": 2, "save_total_limit": 3}])
+    result, _ = train(recipe)
+    assert {folder.name for folder in (result.folder / "checkpoints").iterdir()} == {
+        "checkpoint-4",
+        "checkpoint-6",
+        "checkpoint-8",
+    }
+
+
+def test_saves_by_the_clock(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, training={"save_minutes": 1e-9, "save_total_limit": 100})
+    result, _ = train(recipe)
+    assert len(list((result.folder / "checkpoints").iterdir())) == 8
+
+
+def test_a_checkpoint_is_the_trainers_own_and_holds_no_arguments(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    result, _ = train(write_recipe(tmp_path))
+    saved = result.folder / "checkpoints" / "checkpoint-8"
+    assert not (saved / "training_args.bin").exists()
+    assert {oct(file.stat().st_mode & 0o777) for file in saved.iterdir()} == {oct(0o666 & ~umask())}
+    model = AutoModelForCausalLM.from_pretrained(saved)
+    exported = AutoModelForCausalLM.from_pretrained(result.folder / "model")
+    assert all(bool((a == b).all()) for a, b in zip(model.parameters(), exported.parameters(), strict=True))
+
+
+def umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def test_interrupted_twice_it_still_ends_the_same(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    whole, _ = train(recipe, name="whole")
+    with pytest.raises(InterruptedRun):
+        train(recipe, stop_after=3)
+    resumed = train_in_two(recipe, stop_after=5)
+    assert_same_run(whole.folder, resumed.folder)
+    assert resumed.seconds > 0

@@ -1,0 +1,119 @@
+"""A run that was stopped and resumed is the run that never stopped, bit for bit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import assert_same_run, command, train, train_in_two, weights, write_recipe
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "dropout and accumulation": {"memory": [{"plugin": "small-batch", "micro_batch_size": 1}]},
+    "document mask": {"objective": {"document_mask": True}},
+    "masked words": {"objective": {"plugin": "masked-lm", "block_size": 32}, "model": {"plugin": "tiny-bert"}},
+    "lora": {"memory": [{"plugin": "lora", "lora_dropout": 0.1}], "exporters": ["merge-lora"]},
+    "muon": {"optimizer": "muon"},
+    "bf16": {"training": {"precision": "bf16"}},
+    "samples": {"callbacks": [{"plugin": "samples", "every_steps": 2}]},
+    "workers": {"training": {"dataloader_num_workers": 1, "max_steps": 6}},
+}
+
+TINY_BERT = '''
+"""A BERT of nothing."""
+
+from toolkit.api import Model
+
+
+class TinyBert(Model):
+    """Two layers, from scratch."""
+
+    def build(self, tokenizer, run):
+        from transformers import BertConfig, BertForMaskedLM
+
+        return BertForMaskedLM(
+            BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                       intermediate_size=64, max_position_embeddings=run.block_size)
+        )
+'''
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "plugins" / "model").mkdir(parents=True)
+    (tmp_path / "plugins" / "model" / "tiny_bert.py").write_text(TINY_BERT, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize("sections", RECIPES.values(), ids=RECIPES)
+def test_stopped_and_resumed_is_never_stopped(folder: Path, sections: dict[str, Any]) -> None:
+    # 20 blocks make an epoch of 5 steps, the last one not full: the stop is in the second epoch.
+    recipe = write_recipe(folder, plugin_paths=["plugins"], dataset={"max_samples": 40}, **sections)
+    whole, _ = train(recipe, name="whole")
+    resumed = train_in_two(recipe, name="resumed", stop_after=3)
+    assert whole.steps == resumed.steps >= 6
+    assert whole.tokens_seen == resumed.tokens_seen
+    assert_same_run(whole.folder, resumed.folder)
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 4, 7])
+def test_wherever_it_stops(folder: Path, stop_after: int) -> None:
+    recipe = write_recipe(folder, dataset={"max_samples": 60})
+    whole, _ = train(recipe, name="whole")
+    resumed = train_in_two(recipe, name="resumed", stop_after=stop_after)
+    assert_same_run(whole.folder, resumed.folder)
+
+
+def test_evaluation_and_samples_do_not_change_training(folder: Path) -> None:
+    recipe = write_recipe(folder)
+    watched, _ = train(recipe, "callbacks=[{plugin: samples, every_steps: 1}]", "training.eval_steps=1", name="watched")
+    alone, _ = train(recipe, "training.eval_steps=8", "training.logging_steps=8", name="alone")
+    first, second = weights(watched.folder), weights(alone.folder)
+    assert [name for name in first if not bool((first[name] == second[name]).all())] == []
+
+
+def test_twenty_steps_are_ten_and_ten_across_two_processes(folder: Path) -> None:
+    recipe = write_recipe(folder, training={"max_steps": 20, "save_steps": 10})
+    whole, _ = train(recipe, name="whole")
+    # The first process ends after step 10 as `docker stop` would end it.
+    first = command("recipe", "run", str(recipe), "--name", "parts", "--json", "--set", "callbacks=[stopper]",
+                    "--plugins", str(stopper(folder, at=10)), cwd=folder)  # fmt: skip
+    out, err = first.communicate(timeout=300)
+    assert first.returncode == 143, out + err
+    assert "step 10 is saved" in err
+    second = command("recipe", "run", str(recipe), "--name", "parts", "--json", cwd=folder)
+    out, err = second.communicate(timeout=300)
+    assert second.returncode == 0, out + err
+    assert_same_run(whole.folder, folder / "runs" / "parts")
+
+
+def stopper(folder: Path, *, at: int) -> Path:
+    """A folder with a callback plugin that sends its own process SIGTERM."""
+    plugins = folder / "stopping"
+    (plugins / "callback").mkdir(parents=True)
+    (plugins / "callback" / "stopper.py").write_text(
+        f'''
+"""Stops."""
+
+from toolkit.api import Callback
+
+
+class Stopper(Callback):
+    """Send SIGTERM to this process at a step."""
+
+    def callbacks(self, run):
+        import os
+        import signal
+
+        from transformers import TrainerCallback
+
+        class Stop(TrainerCallback):
+            def on_step_begin(self, args, state, control, **kwargs):
+                if state.global_step == {at - 1}:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        return [Stop()]
+''',
+        encoding="utf-8",
+    )
+    return plugins

@@ -1,0 +1,74 @@
+"""What a memory strategy says of itself is true: `exact` gives the numbers of the plain run."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import assert_same_run, losses, train, weights, write_recipe
+
+SUM_ORDER = 2e-5
+"""Largest relative difference that another order of floating-point sums makes here in eight steps."""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+
+
+def test_gradient_checkpointing_is_bit_identical(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    plain, _ = train(recipe, name="plain")
+    checkpointed, _ = train(recipe, "memory=[gradient-checkpointing]", name="checkpointed")
+    assert_same_run(plain.folder, checkpointed.folder)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2])
+def test_small_batch_is_exact_up_to_the_order_of_sums(tmp_path: Path, micro_batch_size: int) -> None:
+    # Without dropout: its masks are drawn per micro-batch, so they are others. The epoch's last step is not full.
+    recipe = write_recipe(tmp_path, dataset={"max_samples": 60}, model={"dropout": 0.0})
+    plain, _ = train(recipe, name="plain")
+    small, _ = train(recipe, f"memory=[{{plugin: small-batch, micro_batch_size: {micro_batch_size}}}]", name="small")
+    assert plain.steps == small.steps
+    for one, other in zip(losses(plain.folder), losses(small.folder), strict=True):
+        assert one[:2] == other[:2]
+        assert other[2] == pytest.approx(one[2], rel=SUM_ORDER)
+    first, second = weights(plain.folder), weights(small.folder)
+    assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-4
+
+
+def test_small_batch_is_exact_for_masked_words_too(tmp_path: Path) -> None:
+    """The number of hidden tokens differs from block to block, and BERT's own loss is a mean per micro-batch."""
+    recipe = write_recipe(tmp_path, model=bert(tmp_path), objective={"plugin": "masked-lm", "block_size": 32},
+                          plugin_paths=["plugins"])  # fmt: skip
+    plain, _ = train(recipe, name="plain")
+    small, _ = train(recipe, "memory=[{plugin: small-batch, micro_batch_size: 1}]", name="small")
+    assert [loss for *_, loss in losses(small.folder)[:1]] == pytest.approx([losses(plain.folder)[0][2]], rel=SUM_ORDER)
+    first, second = weights(plain.folder), weights(small.folder)
+    assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-4
+
+
+def bert(folder: Path) -> str:
+    from tests.numerics.test_exact_resume import TINY_BERT
+
+    (folder / "plugins" / "model").mkdir(parents=True)
+    without_dropout = TINY_BERT.replace(
+        "intermediate_size=64", "intermediate_size=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0"
+    )
+    (folder / "plugins" / "model" / "tiny_bert.py").write_text(without_dropout, encoding="utf-8")
+    return "tiny-bert"
+
+
+def test_the_loss_is_the_models_own(tmp_path: Path) -> None:
+    """What the trainer computes from the logits is what the model would have returned."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from toolkit.trainer import token_mean_loss
+
+    result, _ = train(write_recipe(tmp_path, training={"max_steps": 1}))
+    model = AutoModelForCausalLM.from_pretrained(result.folder / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(result.folder / "model")
+    ids = torch.tensor([tokenizer("the cat sat on a mat while birds sang")["input_ids"]])
+    with torch.no_grad():
+        outputs = model(input_ids=ids, labels=ids)
+    assert float(token_mean_loss("causal-lm")(outputs, ids)) == pytest.approx(float(outputs.loss), rel=1e-6)

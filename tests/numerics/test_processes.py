@@ -1,0 +1,56 @@
+"""Two processes on one host train what one trains, and resume exactly."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import assert_same_run, losses, train, write_recipe
+
+
+def torchrun(recipe: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         "--no-python", sys.executable, "-c", "from toolkit.cli.main import main; main()",
+         "recipe", "run", str(recipe), *words],
+        cwd=recipe.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+    # Without dropout: each process draws its own.
+    recipe = write_recipe(tmp_path, model={"dropout": 0.0}, training={"save_steps": 4})
+    one, _ = train(recipe, name="one")
+    done = torchrun(recipe, "--name", "two")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("perplexity") >= 1
+    for alone, together in zip(losses(one.folder), losses(tmp_path / "runs" / "two"), strict=True):
+        assert together[:2] == alone[:2]
+        assert together[2] == pytest.approx(alone[2], rel=1e-4)
+    half = torchrun(recipe, "--name", "parts", "--set", "callbacks=[stopper]", "--plugins", str(stopper(tmp_path)))
+    assert half.returncode != 0
+    assert (tmp_path / "runs" / "parts" / "checkpoints" / "checkpoint-5").is_dir(), half.stdout + half.stderr
+    rest = torchrun(recipe, "--name", "parts")
+    assert rest.returncode == 0, rest.stdout + rest.stderr
+    assert_same_run(tmp_path / "runs" / "two", tmp_path / "runs" / "parts")
+
+
+def stopper(folder: Path) -> Path:
+    from tests.numerics.test_exact_resume import stopper
+
+    plugins = stopper(folder, at=5)
+    # Only one of the two receives the signal; both must stop.
+    file = plugins / "callback" / "stopper.py"
+    file.write_text(file.read_text(encoding="utf-8").replace(
+        "if state.global_step == 4", "if state.is_world_process_zero is False and state.global_step == 4"
+    ), encoding="utf-8")  # fmt: skip
+    return plugins

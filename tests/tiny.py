@@ -1,0 +1,118 @@
+"""The smallest real run: files of made-up text, a trained tokenizer, a model of a few thousand parameters."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from toolkit.device import detect
+from toolkit.errors import InterruptedRun
+from toolkit.progress import Event, RunResult
+from toolkit.resolve import ResolvedRecipe, load, resolve
+from toolkit.train import run
+
+SENTENCE = "the cat sat on a mat and dogs ran far from old home while birds sang low over green hills"
+WORDS = SENTENCE.split()
+
+RECIPE: dict[str, Any] = {
+    "recipe": 1,
+    "dataset": {"plugin": "text-files", "sample_by": "line", "eval_fraction": 0.1},
+    "tokenizer": {"plugin": "byte-bpe", "vocab_size": 300},
+    "model": {"plugin": "gpt2", "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "dropout": 0.1},
+    "objective": {"plugin": "causal-lm", "block_size": 32},
+    "training": {
+        "max_steps": 8,
+        "global_batch_size": 4,
+        "learning_rate": 1e-3,
+        "eval_steps": 4,
+        "logging_steps": 1,
+    },
+}
+"""Complete but for dataset.files. JSON is YAML, so it is written as such."""
+
+
+def texts(folder: Path, *, lines: int = 200, seed: int = 0) -> Path:
+    """Write a file of sentences and return it."""
+    draw = random.Random(seed)
+    sentences = (" ".join(draw.choices(WORDS, k=draw.randint(4, 30))).capitalize() + "." for _ in range(lines))
+    file = folder / "texts.txt"
+    file.write_text("\n".join(sentences) + "\n", encoding="utf-8")
+    return file
+
+
+def write_recipe(folder: Path, name: str = "tiny", **sections: Any) -> Path:
+    """Write the recipe with the given sections put in or, where both are mappings, merged in."""
+    data: dict[str, Any] = {**RECIPE, "dataset": {**RECIPE["dataset"], "files": str(folder / "texts.txt")}}
+    for section, value in sections.items():
+        merge = isinstance(value, dict) and "plugin" not in value and isinstance(data.get(section), dict)
+        data[section] = {**data[section], **value} if merge else value
+    if not (folder / "texts.txt").exists():
+        texts(folder)
+    file = folder / f"{name}.yaml"
+    file.write_text(json.dumps(data, indent=1), encoding="utf-8")
+    return file
+
+
+def resolved(recipe: Path, *overrides: str) -> ResolvedRecipe:
+    return resolve(load(str(recipe), overrides=overrides), detect())
+
+
+def train(recipe: Path, *overrides: str, **options: Any) -> tuple[RunResult, list[Event]]:
+    """Run the recipe in this process; the runs lie beside it."""
+    events: list[Event] = []
+    result = run(resolved(recipe, *overrides), runs=recipe.parent / "runs", listener=events.append, **options)
+    return result, events
+
+
+def train_in_two(recipe: Path, *overrides: str, stop_after: int, **options: Any) -> RunResult:
+    """Run the recipe with a stop and a resume."""
+    try:
+        train(recipe, *overrides, stop_after=stop_after, **options)
+    except InterruptedRun:
+        return train(recipe, *overrides, **options)[0]
+    raise AssertionError("the run did not stop")
+
+
+def command(*words: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
+    """Start `toolkit` in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", "from toolkit.cli.main import main; main()", *words],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    )
+
+
+def weights(run_folder: Path) -> dict[str, Any]:
+    """The exported weights, by name."""
+    from safetensors.torch import load_file
+
+    return dict(load_file(run_folder / "model" / "model.safetensors"))
+
+
+def losses(run_folder: Path) -> list[tuple[Any, ...]]:
+    """Every recorded loss, training and held-out, exactly."""
+    lines = map(json.loads, (run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return [
+        (line["step"], line["kind"], line.get("loss", line.get("eval_loss")))
+        for line in lines
+        if line["kind"] != "save"
+    ]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Bit for bit: weights and every loss."""
+    import torch
+
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    assert losses(one) == losses(other)

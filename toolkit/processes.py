@@ -1,0 +1,83 @@
+"""The processes of one run: one, or the N of `torchrun --standalone --nproc-per-node N --no-python toolkit ...`.
+
+The first process alone writes into the run directory and tells what happens; what depends on a clock, a signal or
+a file is decided there and handed to the others, because processes that disagree wait for each other forever.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from toolkit.errors import ToolkitError
+
+T = TypeVar("T")
+
+
+def count() -> int:
+    """How many processes work on this run together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def join(*, on_cpu: bool) -> None:
+    """Meet the other processes; the Trainer finds the group made."""
+    if count() > 1:
+        from accelerate import PartialState
+
+        PartialState(cpu=on_cpu)
+
+
+def by_first(decide: Callable[[], T]) -> T:
+    """Let the first process decide, and return its answer in all; its error is raised in all."""
+    if count() == 1:
+        return decide()
+    from accelerate.utils import broadcast_object_list
+
+    answer: list[Any] = [None, None]
+    if is_first():
+        try:
+            answer[0] = decide()
+        except ToolkitError as error:
+            answer[1] = error
+    broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise answer[1]
+    return answer[0]  # type: ignore[no-any-return]
+
+
+def first_then_others(work: Callable[[], T]) -> T:
+    """Do the work in the first process and then in the others, which find what it has left in caches."""
+    if count() == 1:
+        return work()
+    if is_first():
+        result = work()
+        wait()
+        return result
+    wait()
+    return work()
+
+
+def wait() -> None:
+    """Wait until all processes are here."""
+    if count() > 1:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
+
+
+def any_of(*flags: bool) -> tuple[bool, ...]:
+    """For each flag, whether any of the processes has raised it."""
+    if count() == 1:
+        return flags
+    import torch
+    from accelerate import PartialState
+
+    raised = torch.tensor(flags, dtype=torch.int32, device=PartialState().device)
+    torch.distributed.all_reduce(raised, op=torch.distributed.ReduceOp.MAX)
+    return tuple(bool(flag) for flag in raised.tolist())
