@@ -1,0 +1,176 @@
+"""How well a finished run's model predicts the documents that the run held out.
+
+A window slides over each document; every token is scored once, with at least `context - stride` tokens before it
+(fewer only at a document's beginning). A document is scored as packed training shows it: it begins after an end of
+document, and its own end is predicted too. Perplexity per token depends on the tokenizer; perplexity per word and
+bits per byte do not, so they compare models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toolkit.assemble import context_of, load_documents
+from toolkit.device import detect
+from toolkit.errors import UsageError
+from toolkit.generation import load_model
+from toolkit.packing import pieces
+from toolkit.recipe.document import read
+from toolkit.recipe.schema import validate
+from toolkit.resolve import registry_for, resolve
+from toolkit.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+WINDOWS_PER_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured, and on how much."""
+
+    documents: int
+    tokens: int
+    """Scored tokens, the end of each document included."""
+    words: int
+    """Pieces between white space."""
+    bytes: int
+    """Of the text in UTF-8."""
+    negative_log_likelihood: float
+    """Sum over the tokens, in nats."""
+    token_perplexity: float
+    word_perplexity: float
+    bits_per_byte: float
+    context: int
+    """Tokens in a window."""
+    stride: int
+    """Tokens by which it moves."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens to show to the model, the last `scored` of which are to be scored."""
+
+    tokens: list[int]
+    scored: int
+
+
+def evaluate(run: RunDirectory, *, stride: int | None = None, max_documents: int | None = None) -> Evaluation:
+    """Score the held-out documents with the run's exported model.
+
+    Raises:
+        UsageError: the run has no model, held nothing out, or its model fills in words and has no perplexity.
+    """
+    if run.record["task"] == "masked-lm":
+        raise UsageError(f"{run.name} fills in words; perplexity is of models that predict the next one")
+    model, tokenizer = load_model(run)
+    documents = held_out_documents(run)
+    chosen = documents.select(range(min(len(documents), max_documents or len(documents))))
+    texts = [text for text in chosen["text"] if text]
+    context = _context(run, model)
+    stride = min(stride or max(1, context // 2), context - 1)
+    nll, tokens = 0.0, 0
+    for batch in _batches(_all_windows(texts, tokenizer, context, stride)):
+        nll += _negative_log_likelihood(batch, model)
+        tokens += sum(window.scored for window in batch)
+    words, size = sum(len(text.split()) for text in texts), sum(len(text.encode()) for text in texts)
+    return Evaluation(
+        documents=len(texts),
+        tokens=tokens,
+        words=words,
+        bytes=size,
+        negative_log_likelihood=nll,
+        token_perplexity=_exp(nll / tokens),
+        word_perplexity=_exp(nll / max(words, 1)),
+        bits_per_byte=nll / math.log(2) / size,
+        context=context,
+        stride=stride,
+    )
+
+
+def held_out_documents(run: RunDirectory) -> Dataset:
+    """The documents that the run evaluated on, loaded again.
+
+    Raises:
+        UsageError: it held none out.
+    """
+    # The recipe's folder is where its plugin folders lie, wherever the run is.
+    document = read(run.folder / "resolved.yaml")
+    recipe = validate(document, registry_for(document, Path(run.record["source"])))
+    resolved = resolve(recipe, detect())
+    data = load_documents(resolved, context_of(resolved, run.folder, rehearsal=bool(run.record.get("rehearsal"))))
+    if "validation" not in data:
+        raise UsageError(f"{run.name} held nothing out; dataset.eval_fraction would have")
+    return data["validation"]
+
+
+def windows(tokens: list[int], *, context: int, stride: int) -> Iterator[Window]:
+    """Cut a document of at least two tokens, the first of which is not scored, into windows."""
+    scored_up_to = 1
+    while scored_up_to < len(tokens):
+        end = min(len(tokens), max(scored_up_to + stride, context) if scored_up_to == 1 else scored_up_to + stride)
+        yield Window(tokens[max(0, end - context) : end], end - scored_up_to)
+        scored_up_to = end
+
+
+def _all_windows(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, context: int, stride: int
+) -> Iterator[Window]:
+    end = tokenizer.eos_token_id
+    for text in texts:
+        parts = (tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"] for part in pieces(text))
+        ids = [token for part in parts for token in part]
+        yield from windows([end, *ids, end], context=context, stride=stride)
+
+
+def _batches(found: Iterable[Window]) -> Iterator[list[Window]]:
+    """Windows of like lengths together, so that little is padded; sorted a thousand at a time."""
+    pool: list[Window] = []
+    for window in found:
+        pool.append(window)
+        if len(pool) == 1000:
+            yield from _split(pool)
+            pool = []
+    yield from _split(pool)
+
+
+def _split(pool: list[Window]) -> Iterator[list[Window]]:
+    ordered = sorted(pool, key=lambda window: len(window.tokens))
+    for start in range(0, len(ordered), WINDOWS_PER_BATCH):
+        yield ordered[start : start + WINDOWS_PER_BATCH]
+
+
+def _negative_log_likelihood(batch: list[Window], model: PreTrainedModel) -> float:
+    """Sum over the scored tokens of a batch, in nats."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    length = max(len(window.tokens) for window in batch)
+    ids = torch.zeros(len(batch), length, dtype=torch.long)
+    labels = torch.full((len(batch), length), -100)
+    for row, window in enumerate(batch):
+        # Padded on the right: a causal model does not look there, so no mask is needed.
+        ids[row, : len(window.tokens)] = torch.tensor(window.tokens)
+        labels[row, len(window.tokens) - window.scored : len(window.tokens)] = torch.tensor(
+            window.tokens[-window.scored :]
+        )
+    with torch.no_grad():
+        logits = model(input_ids=ids.to(model.device), attention_mask=torch.ones_like(ids)).logits[:, :-1].float()
+    targets = labels[:, 1:].to(logits.device)
+    return float(cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum"))
+
+
+def _context(run: RunDirectory, model: PreTrainedModel) -> int:
+    """The window: as long as the model was trained on, or as it has positions."""
+    block_size = int(run.record["identity"]["objective.block_size"])
+    return min(block_size, getattr(model.config, "max_position_embeddings", None) or block_size)
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf

@@ -1,0 +1,137 @@
+"""Texts from a model: the sample at the end of a run, and `toolkit generate`.
+
+Drawing a text leaves no trace: the global random state and the model's mode are as they were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+from toolkit.errors import UsageError
+from toolkit.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+GUESSES = 5
+"""Words that a masked model's sample shows for a hidden one."""
+SENTENCE = "This function returns the {mask} of the list."
+"""What a masked model fills in at the end of its run."""
+
+
+def generate(
+    run: RunDirectory, *, prompt: str, max_new_tokens: int, temperature: float, top_k: int | None, seed: int
+) -> str:
+    """Let a finished run's model go on with the prompt; a masked model fills in the prompt's mask.
+
+    Raises:
+        UsageError: the run has not finished, or a masked model's prompt has nothing to fill in.
+    """
+    model, tokenizer = load_model(run)
+    if run.record["task"] == "masked-lm":
+        return fill_mask_text(model, tokenizer, sentence=prompt)
+    return sample_text(
+        model,
+        tokenizer,
+        prompt=prompt,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        seed=seed,
+    )
+
+
+def load_model(run: RunDirectory) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and the tokenizer that a run has exported.
+
+    Raises:
+        UsageError: it has not exported any yet.
+    """
+    if not (run.model / "config.json").is_file() and not (run.model / "adapter_config.json").is_file():
+        raise UsageError(
+            f"{run.name} has no model yet (it is {run.status}); give its recipe's command to go on with it"
+        )
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    auto: Any = AutoModelForMaskedLM if run.record["task"] == "masked-lm" else AutoModelForCausalLM
+    # Of an adapter's folder, transformers loads the base it names and puts the adapter on it.
+    model = auto.from_pretrained(run.model).eval()
+    return model, AutoTokenizer.from_pretrained(run.model)
+
+
+def sample_text(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    prompt: str,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    seed: int,
+) -> str:
+    """Return the prompt and what the model makes of it; an empty prompt begins where a document begins.
+
+    Temperature 0 takes the likeliest token every time. The text ends with its document, or at the model's
+    last position.
+    """
+    import torch
+
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [start]
+    positions = getattr(model.config, "max_position_embeddings", None) or len(ids) + max_new_tokens
+    ids = ids[-max(1, positions - 1) :]
+    drawn: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": top_k or 0}
+    with _undisturbed(model, seed), torch.no_grad():
+        written = cast(Any, model).generate(
+            torch.tensor([ids], device=model.device),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=model.device),
+            max_new_tokens=max(1, min(max_new_tokens, positions - len(ids))),
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            **(drawn if temperature > 0 else {"do_sample": False}),
+        )
+    return str(tokenizer.decode(written[0], skip_special_tokens=True))
+
+
+def fill_mask_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, sentence: str = SENTENCE) -> str:
+    """Return the sentence with its likeliest fillings, each with its probability.
+
+    `sentence` holds the tokenizer's mask token, or `{mask}` or `[MASK]` in its place.
+
+    Raises:
+        UsageError: there is nothing to fill in.
+    """
+    import torch
+
+    mask = str(tokenizer.mask_token)
+    text = sentence.replace("{mask}", mask).replace("[MASK]", mask)
+    ids = torch.tensor([tokenizer(text)["input_ids"]], device=model.device)
+    holes = (ids[0] == tokenizer.mask_token_id).nonzero()
+    if not len(holes):
+        raise UsageError(f"this model fills in words: write [MASK] where one is missing, as in {SENTENCE!r}")
+    with _undisturbed(model, 0), torch.no_grad():
+        chances = model(input_ids=ids).logits[0, holes[0, 0]].float().softmax(-1).topk(GUESSES)
+    guesses = ", ".join(
+        f"{str(tokenizer.decode([int(token)])).strip()} ({float(chance):.0%})"
+        for chance, token in zip(chances.values, chances.indices, strict=True)
+    )
+    return f"{text.replace(mask, '[MASK]')}: {guesses}"
+
+
+@contextlib.contextmanager
+def _undisturbed(model: PreTrainedModel, seed: int) -> Iterator[None]:
+    """Draw from a seed of its own, in evaluation mode, and leave no trace."""
+    import torch
+
+    devices = [model.device] if model.device.type == "cuda" else []
+    training = model.training
+    model.train(False)
+    try:
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        model.train(training)
