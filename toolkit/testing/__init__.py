@@ -1,0 +1,182 @@
+"""The conformance kit: tries a plugin against its kind's contract, as the toolkit's own plugins are tried.
+
+In the tests of a plugin:
+
+    from toolkit.testing import assert_conforms
+
+    def test_it_keeps_its_contract() -> None:
+        assert_conforms("memory", "my-strategy", options={"layers": 1})
+
+Everything runs on the processor in seconds, with tiny models and texts that the kit makes; of the network there is
+only what the plugin itself asks for. Without `options` the plugin is tried as `rehearse()` returns it, with its
+defaults; with them, as it is. An option that is required has to be given: what was not tried does not pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from toolkit.api import Plugin
+from toolkit.errors import PluginError, ToolkitError
+from toolkit.registry import Offer, Registry
+from toolkit.testing import callback, dataset, exporter, memory, model, objective, optimizer, tokenizer
+from toolkit.testing.bench import Bench, Check, Fault, described
+from toolkit.testing.imports import check_imports
+
+__all__ = ["Check", "assert_conforms", "check_plugin"]
+
+Try = Callable[[Any, Bench], str]
+
+BEHAVIOUR: Mapping[str, Sequence[tuple[str, Try]]] = {
+    "dataset": dataset.CHECKS,
+    "tokenizer": tokenizer.CHECKS,
+    "model": model.CHECKS,
+    "objective": objective.CHECKS,
+    "optimizer": optimizer.CHECKS,
+    "memory": memory.CHECKS,
+    "callback": callback.CHECKS,
+    "exporter": exporter.CHECKS,
+}
+"""What each kind has to do, in the order in which it is tried."""
+
+
+def check_plugin(
+    kind: str, name: str, registry: Registry | None = None, options: Mapping[str, Any] | None = None
+) -> list[Check]:
+    """Try a plugin and return every finding, good or bad.
+
+    Args:
+        kind: dataset, tokenizer, model, objective, optimizer, memory, callback or exporter.
+        name: the name that recipes use.
+        registry: where to find it; the installed plugins, if not given.
+        options: its options, as a recipe would have them; the defaults, if not given.
+
+    Raises:
+        PluginError: nobody offers a plugin of this name.
+    """
+    registry = registry or Registry.discover()
+    return list(_checks(registry.offer(kind, name), registry, options))
+
+
+def assert_conforms(
+    kind: str, name: str, *, registry: Registry | None = None, options: Mapping[str, Any] | None = None
+) -> None:
+    """Try a plugin, for its tests.
+
+    Raises:
+        AssertionError: it breaks its contract; the message lists every way in which it does.
+        PluginError: nobody offers a plugin of this name.
+    """
+    failed = [check for check in check_plugin(kind, name, registry, options) if not check.passed]
+    if failed:
+        lines = "\n".join(f"  {check.name}: {check.detail}" for check in failed)
+        raise AssertionError(f"the {kind} plugin {name!r} breaks its contract:\n{lines}")
+
+
+def _checks(offer: Offer, registry: Registry, options: Mapping[str, Any] | None) -> Iterator[Check]:
+    try:
+        loaded = registry.load(offer.kind, offer.name)
+    except PluginError as error:
+        yield Check("contract", False, str(error))
+        return
+    yield Check("contract", True, f"{loaded.__qualname__} loads, and has the methods and descriptions of its kind")
+    yield check_imports(offer)
+    plugin, check = _with_options(loaded, options)
+    yield check
+    if plugin is None:
+        return
+    told = set()
+    for check in _behaviour(plugin, rehearsed=options is None):
+        # What breaks one check often breaks the next in the same words, which say nothing new.
+        if check.passed or check.detail not in told:
+            yield check
+        told.add(check.detail)
+
+
+def _with_options(loaded: type[Plugin], options: Mapping[str, Any] | None) -> tuple[Plugin | None, Check]:
+    """The plugin, if its options are valid and survive the way through a file."""
+    required = [name for name, info in loaded.model_fields.items() if info.is_required()]
+    if missing := [name for name in required if name not in (options or {})]:
+        example = ", ".join(f"{name!r}: ..." for name in missing)
+        return None, Check(
+            "options",
+            False,
+            f"nothing more was tried: {', '.join(missing)} must be given; in a test: "
+            f"assert_conforms(..., options={{{example}}})",
+        )
+    try:
+        plugin = loaded.model_validate(dict(options or {}))
+        written = plugin.model_dump_json()
+        again = loaded.model_validate(json.loads(written))
+    except (ValidationError, ToolkitError) as error:
+        return None, Check("options", False, described(error))
+    except Exception as error:  # noqa: BLE001 - a plugin's validators may raise anything
+        return None, Check("options", False, described(error, loaded))
+    if again != plugin:
+        return None, Check("options", False, f"they change on the way through JSON: {plugin!r} becomes {again!r}")
+    return plugin, Check("options", True, written)
+
+
+def _behaviour(plugin: Plugin, *, rehearsed: bool) -> Iterator[Check]:
+    from toolkit.trainer import random_state_preserved
+
+    with tempfile.TemporaryDirectory(prefix="toolkit-check-") as folder:
+        bench = Bench(Path(folder), rehearsal=rehearsed)
+        if rehearsed:
+            small, check = _rehearsed(plugin)
+            yield check
+            if small is None:
+                return
+            plugin = small
+        for name, try_ in BEHAVIOUR[plugin.kind]:
+            # A plugin's prints must not mix with the findings, which a script may read.
+            with random_state_preserved(), contextlib.redirect_stdout(sys.stderr), _quiet_libraries():
+                check = _tried(name, try_, plugin, bench)
+            yield check
+
+
+def _rehearsed(plugin: Plugin) -> tuple[Plugin | None, Check]:
+    try:
+        small = plugin.rehearse()
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
+        return None, Check("rehearse", False, described(error, type(plugin)))
+    if type(small) is not type(plugin):
+        return None, Check("rehearse", False, f"returns {small!r}, which is no {type(plugin).__name__}")
+    return small, Check("rehearse", True, "returns the same component, small")
+
+
+def _tried(name: str, try_: Try, plugin: Plugin, bench: Bench) -> Check:
+    try:
+        return Check(name, True, try_(plugin, bench))
+    except Fault as fault:
+        return Check(name, False, str(fault))
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
+        return Check(name, False, described(error, type(plugin)))
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """No progress bars and advice of transformers, whose models here are not worth the words."""
+    from transformers.utils import logging
+
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            # peft 0.21 reads a property that transformers 5.23 calls by a new name.
+            warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated", category=FutureWarning)
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

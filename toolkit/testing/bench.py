@@ -1,0 +1,191 @@
+"""What plugins are tried with: tiny real models, a tokenizer and texts, made here and the same every time."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from inspect import getsourcefile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from toolkit.api import Block, Device, Plugin, RunContext, Task
+from toolkit.errors import OptionError, ToolkitError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+N = TypeVar("N", bound=str)
+T = TypeVar("T")
+
+BLOCK_SIZE = 48
+POSITIONS = 64
+SEED = 7
+SENTENCE = "the cat sat on a mat and 12 dogs ran far from their old home while birds sang low over green hills"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was tried, and what was found."""
+
+    name: str
+    passed: bool
+    detail: str
+    """What was seen; where it failed, what is wrong."""
+
+
+class Fault(Exception):  # noqa: N818 - it is a finding, which becomes a failed Check
+    """A plugin does not do what its kind promises."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A place to try one plugin."""
+
+    folder: Path
+    """Empty at first, and removed afterwards."""
+    rehearsal: bool
+    """Whether the plugin is told that this is a rehearsal."""
+
+    def run(self, task: Task = "causal-lm", *, rehearsal: bool = False, device: Device | None = None) -> RunContext:
+        """A run with a folder and a cache of its own; both exist, and the cache is empty."""
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        (folder / "run").mkdir()
+        (folder / "cache").mkdir()
+        return RunContext(
+            name="conformance",
+            folder=folder / "run",
+            cache=folder / "cache",
+            seed=SEED,
+            device=device or Device(kind="cpu", name="the processor", memory_bytes=4 << 30),
+            task=task,
+            block_size=BLOCK_SIZE,
+            rehearsal=rehearsal or self.rehearsal,
+        )
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """Sentences of a few words."""
+        draw, words = random.Random(SEED), SENTENCE.split()
+        return [" ".join(draw.choices(words, k=draw.randint(6, 30))).capitalize() + "." for _ in range(200)]
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Byte-level, learned from the texts, with every special token that an objective may look for."""
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+        from transformers import PreTrainedTokenizerFast
+
+        special = {"eos_token": "<end>", "pad_token": "<pad>", "unk_token": "<unk>"}
+        special |= {"cls_token": "<cls>", "sep_token": "<sep>", "mask_token": "<mask>"}
+        learned = Tokenizer(models.BPE())
+        learned.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        learned.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=300,
+            special_tokens=list(special.values()),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        learned.train_from_iterator(self.texts, trainer)
+        wrap: Any = PreTrainedTokenizerFast  # its constructor has no annotations
+        tokenizer: PreTrainedTokenizerBase = wrap(tokenizer_object=learned, model_max_length=POSITIONS, **special)
+        return tokenizer
+
+    def model(self, family: str) -> PreTrainedModel:
+        """A new model of about 30,000 parameters, the same every time: gpt2, llama or bert."""
+        import torch
+        from transformers import (
+            AutoModelForCausalLM,
+            AutoModelForMaskedLM,
+            BertConfig,
+            GPT2Config,
+            LlamaConfig,
+            PreTrainedConfig,
+            set_seed,
+        )
+
+        common: dict[str, Any] = {
+            "vocab_size": len(self.tokenizer),
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": POSITIONS,
+            "bos_token_id": self.tokenizer.eos_token_id,
+            "eos_token_id": self.tokenizer.eos_token_id,
+            "pad_token_id": self.tokenizer.pad_token_id,
+        }
+        # No dropout: two passes over the same batch then have to agree.
+        still: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        configs: dict[str, Callable[[], PreTrainedConfig]] = {
+            "gpt2": lambda: GPT2Config(**common, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
+            "llama": lambda: LlamaConfig(**common, intermediate_size=64),
+            "bert": lambda: BertConfig(**common, **still, intermediate_size=64),
+        }
+        head: Any = AutoModelForMaskedLM if family == "bert" else AutoModelForCausalLM
+        set_seed(SEED)
+        model: PreTrainedModel = head.from_config(configs[family](), dtype=torch.float32)
+        return model
+
+    def batch(self, size: int = 4) -> torch.Tensor:
+        """Token ids of the texts, shape (size, BLOCK_SIZE)."""
+        import torch
+
+        blocks = self.blocks(size, vocabulary=len(self.tokenizer))
+        return torch.stack([torch.from_numpy(block["input_ids"]) for block in blocks])
+
+    def blocks(self, count: int, *, vocabulary: int, block_size: int = BLOCK_SIZE) -> list[Block]:
+        """Blocks as the toolkit packs them: the texts, one after the other, each closed by EOS."""
+        import numpy
+
+        stream: list[int] = []
+        while len(stream) < count * block_size:
+            for text in self.texts:
+                stream += [*self.tokenizer.encode(text, add_special_tokens=False), self.tokenizer.eos_token_id]
+        ids = numpy.array(stream[: count * block_size], dtype="int64").reshape(count, block_size) % vocabulary
+        return [{"input_ids": row.copy(), "seed": 1000 + number} for number, row in enumerate(ids)]
+
+
+def first_accepted(names: Iterable[N], attempt: Callable[[N], T]) -> tuple[N, T]:
+    """The first name whose attempt the plugin does not refuse: not every plugin is for every model or task.
+
+    Raises:
+        Fault: it refuses all of them.
+    """
+    refusals = []
+    for name in names:
+        try:
+            return name, attempt(name)
+        except OptionError as error:
+            refusals.append(f"{name}: {error.message}")
+    raise Fault("it refuses everything that it was tried with; " + "; ".join(refusals))
+
+
+def described(error: BaseException, plugin: type[Plugin] | None = None) -> str:
+    """An exception in one line, with the line of the plugin that it came from."""
+    if isinstance(error, ToolkitError):
+        return f"it refuses: {error}"
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    file = getsourcefile(plugin) if plugin else None
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f"{text} ({Path(file).name}, line {lines[-1]})" if file and lines else text
+
+
+def require(condition: object, message: str) -> None:
+    """Go on only if the condition holds.
+
+    Raises:
+        Fault: it does not.
+    """
+    if not condition:
+        raise Fault(message)
+
+
+def disturb_random_numbers(seed: int) -> None:
+    """Put all global generators somewhere else, as another run would have them."""
+    from transformers import set_seed
+
+    set_seed(seed)

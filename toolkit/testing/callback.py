@@ -1,0 +1,72 @@
+"""What a callback has to do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from toolkit.api import Callback, RunContext
+from toolkit.recipe.training import Training
+from toolkit.testing.bench import Bench, require
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+STEPS = 2
+
+
+def callbacks(plugin: Callback, bench: Bench) -> str:
+    """It returns what the Trainer takes."""
+    made = _made(plugin, bench.run())
+    return f"{', '.join(type(one).__name__ for one in made)}" if made else "none, for this task"
+
+
+def run(plugin: Callback, bench: Bench) -> str:
+    """A real Trainer takes two steps with it, logs, evaluates, saves and ends."""
+    from transformers import PrinterCallback, Trainer
+    from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+    from toolkit.trainer import token_mean_loss, training_arguments
+
+    context = bench.run()
+    others = {name: context.folder / name for name in ("run.json", "metrics.jsonl", "recipe.resolved.yaml")}
+    for name, file in others.items():
+        file.write_text(name, encoding="utf-8")
+    arguments = training_arguments(
+        Training(max_steps=STEPS),
+        output=context.folder / "checkpoints",
+        micro_batch_size=4,
+        accumulation=1,
+        device_kind="cpu",
+    )
+    arguments.eval_steps = arguments.logging_steps = 1
+    arguments.save_steps = STEPS
+    arguments.logging_strategy, arguments.save_strategy = IntervalStrategy.STEPS, SaveStrategy.STEPS
+    rows: Any = [{"input_ids": row, "labels": row.clone()} for row in bench.batch(8)]
+    trainer = Trainer(
+        model=bench.model("gpt2"),
+        args=arguments,
+        train_dataset=rows,
+        eval_dataset=rows[:4],
+        processing_class=bench.tokenizer,
+        compute_loss_func=token_mean_loss("causal-lm"),
+        callbacks=_made(plugin, context),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    taken = trainer.state.global_step
+    changed = [name for name, file in others.items() if file.read_text(encoding="utf-8") != name]
+    require(not changed, f"it changes {', '.join(changed)}, which are the run's; write files of its own")
+    return f"a Trainer takes {taken} steps with it" + ("" if taken == STEPS else ", where it ends the training")
+
+
+def _made(plugin: Callback, context: RunContext) -> list[TrainerCallback]:
+    from transformers import TrainerCallback
+
+    made = plugin.callbacks(context)
+    require(isinstance(made, list), f"callbacks returns a {type(made).__name__} and not a list")
+    wrong = [one for one in made if not isinstance(one, TrainerCallback)]
+    require(not wrong, f"callbacks returns {wrong[:1]!r}, which is no TrainerCallback")
+    return made
+
+
+CHECKS = (("callbacks", callbacks), ("run", run))

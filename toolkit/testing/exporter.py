@@ -1,0 +1,97 @@
+"""What an exporter has to do."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolkit.api import Exporter, Results, RunContext
+from toolkit.testing.bench import Bench, first_accepted, require
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+RESULTS = Results(
+    recipe="recipe: 1\ndataset: {plugin: python-docs}\n",
+    data={"train": {"documents": 200, "tokens": 4800, "blocks": 100}},
+    metrics={"steps": 2.0, "tokens_seen": 384.0, "eval_loss": 5.5, "perplexity": 244.7},
+)
+
+
+def folder(plugin: Exporter, bench: Bench) -> str:
+    """It fills a folder of the run directory, or none."""
+    if plugin.folder is None:
+        return "it writes no folder, and gets the newest exported one"
+    name = plugin.folder
+    plain = Path(name).name == name and name not in ("", ".", "..", "checkpoints")
+    require(plain, f"its folder is {name!r}; it has to be a plain name, and not checkpoints")
+    return f"it fills the folder {name}"
+
+
+def export(plugin: Exporter, bench: Bench) -> str:
+    """It writes there, touches nothing else, and leaves the model as it is: other exporters get it too."""
+    family, told = first_accepted(("gpt2", "lora"), lambda name: _exported(plugin, bench, name))
+    return told if family == "gpt2" else f"{told}, of a model with LoRA"
+
+
+def _exported(plugin: Exporter, bench: Bench, family: str) -> str:
+    import torch
+
+    model = _model(bench, family)
+    before = _weights(model)
+    run = replace(bench.run(), rehearsal=True)
+    target = _target(plugin, bench, run)
+    (run.folder / "run.json").write_text("{}", encoding="utf-8")
+    outside, inside = _files(run.folder, but=target), _files(target)
+    plugin.export(model, bench.tokenizer, target, RESULTS, run)
+    touched = sorted(outside.items() ^ _files(run.folder, but=target).items())
+    require(not touched, f"it writes outside its folder: {', '.join(sorted({name for name, _ in touched}))}")
+    after = _weights(model)
+    same = before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    require(same, "the model is another one after export; change a copy")
+    if plugin.folder is None:
+        require(_files(target) == inside, "it writes no folder, and changes the one that it is given to read")
+        return "nothing is touched, and a rehearsal sends nothing away"
+    written = _files(target)
+    require(written, "it writes nothing into its folder")
+    return f"{len(written)} files: {', '.join(sorted(written)[:6])}"
+
+
+def _model(bench: Bench, family: str) -> PreTrainedModel:
+    if family == "gpt2":
+        return bench.model("gpt2")
+    from peft import LoraConfig, get_peft_model
+
+    adapted: Any = get_peft_model(
+        bench.model("llama"), LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    )
+    model: PreTrainedModel = adapted
+    return model
+
+
+def _target(plugin: Exporter, bench: Bench, run: RunContext) -> Path:
+    """The empty folder to fill, under the name that it has while it is not whole yet; or an exported one."""
+    if plugin.folder is not None:
+        target = run.folder / f".{plugin.folder}.partial"
+        target.mkdir()
+        return target
+    target = run.folder / "model"
+    bench.model("gpt2").save_pretrained(target)
+    bench.tokenizer.save_pretrained(target)
+    return target
+
+
+def _files(root: Path, *, but: Path | None = None) -> dict[str, str]:
+    """The digest of each file under a folder, by its path there."""
+    files = (file for file in root.rglob("*") if file.is_file() and not (but and file.is_relative_to(but)))
+    return {str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def _weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+CHECKS = (("folder", folder), ("export", export))

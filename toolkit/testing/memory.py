@@ -1,0 +1,108 @@
+"""What a memory strategy has to do."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from toolkit.api import Change, Device, Memory
+from toolkit.device import detect
+from toolkit.errors import nearest
+from toolkit.memory import PROTECTED
+from toolkit.recipe.training import Training
+from toolkit.testing.bench import BLOCK_SIZE, Bench, first_accepted, require
+
+if TYPE_CHECKING:
+    import torch
+
+DEVICES = (
+    Device("cpu", "a processor", 8 << 30),
+    Device("cpu", "a processor with bf16", 8 << 30, bf16=True),
+    Device("cuda", "an older GPU", 16 << 30, compute_capability=(7, 5)),
+    Device("cuda", "a newer GPU", 80 << 30, bf16=True, compute_capability=(9, 0)),
+    Device("mps", "an Apple GPU", 16 << 30),
+)
+"""A strategy decides by the device before anything starts, so it has to answer for each of them."""
+GLOBAL_BATCH = 720_720
+"""Divisible by every number up to 16, so that any usual micro-batch goes with it."""
+ROUNDING = 1e-5
+"""What the order of a floating-point sum may change in a logit."""
+
+
+def changes(plugin: Memory, bench: Bench) -> str:
+    """It sets settings that there are, to values that they may have, and leaves the recipe's own alone."""
+    settings = Training(global_batch_size=GLOBAL_BATCH).model_dump()
+    every: dict[str, set[str]] = {}
+    for device in DEVICES:
+        given = copy.deepcopy(settings)
+        changed = plugin.changes(given, device)
+        require(given == settings, "changes alters the settings that it is given; it should return what it sets")
+        for setting, change in changed.items():
+            known = setting in Training.model_fields
+            require(known, f"it sets {setting!r}: no such setting; {nearest(setting, Training.model_fields)}")
+            require(setting not in PROTECTED, f"it sets {setting}, which belongs to the recipe alone")
+            require(isinstance(change, Change), f"it sets {setting} to {change!r}, which is no toolkit.api.Change")
+            _require_valid(setting, change.value)
+            every.setdefault(setting, set()).add(repr(change.value))
+    told = [f"{setting} to {' or '.join(sorted(values))}" for setting, values in every.items()]
+    return f"it sets {', '.join(told)}" if told else "it sets nothing"
+
+
+def _require_valid(setting: str, value: Any) -> None:
+    try:
+        Training.model_validate({"global_batch_size": GLOBAL_BATCH, setting: value})
+    except ValidationError as error:
+        require(False, f"it sets {setting} to {value!r}: {error.errors()[0]['msg']}")
+
+
+def apply(plugin: Memory, bench: Bench) -> str:
+    """The model still learns; and `exact` means the same numbers and the same trained parameters."""
+    import torch
+
+    from toolkit.trainer import token_mean_loss
+
+    device = detect()
+    accelerator = next((need for need in ("cuda", "mps") if need in plugin.needs), None)
+    if accelerator not in (None, device.kind):
+        return f"not tried here: it needs a {accelerator} device"
+    place = accelerator or "cpu"
+
+    def attempt(family: str) -> Any:
+        return plugin.apply(bench.model(family), bench.run(device=device if accelerator else None))
+
+    family, model = first_accepted(("gpt2", "llama"), attempt)
+    usable = isinstance(model, torch.nn.Module) and hasattr(model, "config")  # what peft returns is no PreTrainedModel
+    require(usable, f"apply returns a {type(model).__name__}, which is no model")
+    batch = bench.batch().to(place)
+    logits = model.to(place)(input_ids=batch).logits
+    require(logits.shape[:2] == (4, BLOCK_SIZE), f"after apply, logits have the shape {tuple(logits.shape)}")
+    require(bool(torch.isfinite(logits).all()), "after apply, some logits are not finite numbers")
+    token_mean_loss("causal-lm")(model(input_ids=batch), batch).backward()
+    learning = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
+    require(learning, "after apply, no parameter gets a gradient, so nothing would be learned")
+    if plugin.fidelity == "exact":
+        plain: Any = bench.model(family)
+        _require_exact(model, plain.to(place), batch)
+        return f"exact: the logits of a small {family} stay the same"
+    return f"{plugin.fidelity}: a small {family} learns, {len(learning)} parameters"
+
+
+def _require_exact(model: torch.nn.Module, plain: torch.nn.Module, batch: torch.Tensor) -> None:
+    import torch
+
+    with torch.no_grad():
+        difference = (model.eval()(input_ids=batch).logits - plain.eval()(input_ids=batch).logits).abs().max().item()
+    require(
+        difference <= ROUNDING,
+        f"its fidelity is exact, and apply changes the logits by up to {difference:.2g}; "
+        f"say approximate or different, or leave the numbers alone",
+    )
+    one, other = (sum(p.numel() for p in each.parameters() if p.requires_grad) for each in (model, plain))
+    require(
+        one == other, f"its fidelity is exact, and apply leaves {one:,} parameters to train where there were {other:,}"
+    )
+
+
+CHECKS = (("changes", changes), ("apply", apply))

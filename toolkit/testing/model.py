@@ -1,0 +1,71 @@
+"""What a model has to do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from toolkit.api import Model, Task
+from toolkit.testing.bench import BLOCK_SIZE, SEED, Bench, first_accepted, require
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TASKS: tuple[Task, ...] = ("causal-lm", "masked-lm")
+
+
+def _built(plugin: Model, bench: Bench) -> tuple[Task, PreTrainedModel]:
+    from transformers import set_seed
+
+    def attempt(task: Task) -> PreTrainedModel:
+        set_seed(SEED)  # as the toolkit does before it calls build
+        return plugin.build(bench.tokenizer, bench.run(task))
+
+    return first_accepted(TASKS, attempt)
+
+
+def build(plugin: Model, bench: Bench) -> str:
+    """A model in float32 on the CPU, with a row for every token."""
+    import torch
+    from transformers import PreTrainedModel
+
+    task, model = _built(plugin, bench)
+    require(isinstance(model, PreTrainedModel), f"build returns a {type(model).__name__}, which is no PreTrainedModel")
+    places = {f"{parameter.dtype} on {parameter.device}" for parameter in model.parameters()}
+    expected = f"{torch.float32} on cpu"
+    require(places == {expected}, f"its parameters are {', '.join(sorted(places))} and not {expected}")
+    embeddings: Any = model.get_input_embeddings()
+    rows, tokens = embeddings.num_embeddings, len(bench.tokenizer)
+    require(rows >= tokens, f"its embedding has {rows} rows for a tokenizer of {tokens} tokens")
+    return f"{sum(p.numel() for p in model.parameters()):,} parameters for {task}"
+
+
+def forward(plugin: Model, bench: Bench) -> str:
+    """A whole block goes through it."""
+    import torch
+
+    _, model = _built(plugin, bench)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    room = positions is None or positions >= BLOCK_SIZE
+    require(room, f"it has {positions} positions, and the run's block_size is {BLOCK_SIZE}")
+    model.eval()
+    with torch.no_grad():
+        logits = model(input_ids=bench.batch(2)).logits
+    tokens = len(bench.tokenizer)
+    shaped = logits.ndim == 3 and logits.shape[:2] == (2, BLOCK_SIZE) and logits.shape[2] >= tokens
+    require(shaped, f"logits have the shape {tuple(logits.shape)} and not (2, {BLOCK_SIZE}, {tokens} or more)")
+    require(bool(torch.isfinite(logits).all()), "some of its logits are not finite numbers")
+    return f"finite logits for a block of {BLOCK_SIZE} tokens"
+
+
+def seeded(plugin: Model, bench: Bench) -> str:
+    """The weights depend on the seed alone."""
+    import torch
+
+    one, other = (_built(plugin, bench)[1].state_dict() for _ in range(2))
+    require(one.keys() == other.keys(), "building it twice gives two different architectures")
+    differing = [name for name in one if not torch.equal(one[name], other[name])]
+    require(not differing, f"the same seed gives other weights in {', '.join(differing[:3])}")
+    return "the same seed gives the same weights"
+
+
+CHECKS = (("build", build), ("forward", forward), ("seed", seeded))

@@ -1,0 +1,97 @@
+"""What an optimizer has to do."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import TYPE_CHECKING
+
+from toolkit.api import Optimizer
+from toolkit.testing.bench import Bench, require
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+LEARNING_RATES = (1e-3, 1e-2, 1e-1)
+"""One of these has to suit it: what Adam, Muon and plain gradient descent want differs by a factor of a hundred."""
+STEPS = 8
+
+
+def parameters(plugin: Optimizer, bench: Bench) -> str:
+    """It takes each parameter that requires a gradient once, and has learning rates for the schedule to scale."""
+    model = bench.model("gpt2")
+    frozen = model.get_input_embeddings().requires_grad_(False)
+    built = _built(plugin, bench, model)
+    held = [parameter for group in built.param_groups for parameter in group["params"]]
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    require(len(held) == len(set(held)), "some parameter is in it twice")
+    forgotten = [name for parameter, name in names.items() if parameter.requires_grad and parameter not in set(held)]
+    require(not forgotten, f"it leaves out {', '.join(forgotten[:3])}")
+    taken = [names[parameter] for parameter in frozen.parameters() if parameter in set(held)]
+    require(not taken, f"it takes {', '.join(taken)}, which requires no gradient")
+    require(all("lr" in group for group in built.param_groups), "a parameter group has no lr")
+    return f"{len(held)} parameters in {len(built.param_groups)} groups"
+
+
+def steps(plugin: Optimizer, bench: Bench) -> str:
+    """A few steps on one batch lower its loss."""
+    outcomes = []
+    for rate in LEARNING_RATES:
+        model = bench.model("gpt2")
+        losses = _trained(model, _built(plugin, bench, model, rate), bench, STEPS)
+        if losses[-1] < losses[0] - 0.01:
+            return f"the loss falls from {losses[0]:.3f} to {losses[-1]:.3f} in {STEPS} steps of {rate:g}"
+        outcomes.append(f"{losses[0]:.3f} to {losses[-1]:.3f} with {rate:g}")
+    require(False, f"{STEPS} steps on one batch do not lower its loss: {'; '.join(outcomes)}")
+    return ""
+
+
+def state(plugin: Optimizer, bench: Bench) -> str:
+    """Saved and loaded, it takes the step that it would have taken: a resumed run depends on it."""
+    import torch
+
+    model = bench.model("gpt2")
+    built = _built(plugin, bench, model)
+    _trained(model, built, bench, 3)
+    twin = copy.deepcopy(model)
+    file = io.BytesIO()
+    torch.save(built.state_dict(), file)
+    file.seek(0)
+    resumed = _built(plugin, bench, twin)
+    # The Trainer reads checkpoints so: tensors and plain values, no pickled code.
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    _trained(model, built, bench, 2)
+    _trained(twin, resumed, bench, 2)
+    pairs = zip(model.named_parameters(), twin.parameters(), strict=True)
+    differing = [name for (name, one), other in pairs if not torch.equal(one, other)]
+    require(not differing, f"after loading its state_dict the next steps differ in {', '.join(differing[:3])}")
+    return "with its state loaded, it takes the same steps"
+
+
+def _built(
+    plugin: Optimizer, bench: Bench, model: PreTrainedModel, rate: float = LEARNING_RATES[0]
+) -> torch.optim.Optimizer:
+    import torch
+
+    built = plugin.build(model, learning_rate=rate, weight_decay=0.01, run=bench.run())
+    require(isinstance(built, torch.optim.Optimizer), f"build returns a {type(built).__name__}, which is no optimizer")
+    return built
+
+
+def _trained(model: PreTrainedModel, built: torch.optim.Optimizer, bench: Bench, count: int) -> list[float]:
+    """Train on one batch, and return the loss before each step and after the last."""
+    from toolkit.trainer import token_mean_loss
+
+    batch, losses = bench.batch(), []
+    for _ in range(count):
+        loss = token_mean_loss("causal-lm")(model(input_ids=batch), batch)
+        losses.append(loss.item())
+        built.zero_grad()
+        loss.backward()
+        built.step()
+    losses.append(token_mean_loss("causal-lm")(model(input_ids=batch), batch).item())
+    return losses
+
+
+CHECKS = (("parameters", parameters), ("steps", steps), ("state", state))
