@@ -1,0 +1,68 @@
+"""Every plugin that we register keeps its contract, tried with the kit that other people try theirs with."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.hub_server import HubServer
+from tests.tiny import texts
+from toolkit.api import KINDS
+from toolkit.registry import Registry
+from toolkit.testing import assert_conforms
+
+GPT2 = "openai-community/gpt2"
+SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2}
+
+OPTIONS: dict[tuple[str, str], dict[str, Any] | None] = {
+    ("dataset", "hub"): {"path": "HuggingFaceFW/fineweb-edu"},
+    ("dataset", "wikitext"): {"version": "wikitext-2-raw-v1"},
+    ("dataset", "text-files"): {"files": "*.txt", "sample_by": "line"},
+    ("dataset", "python-docs"): None,
+    ("tokenizer", "pretrained"): {"path": GPT2},
+    ("tokenizer", "byte-bpe"): {"vocab_size": 300},
+    ("model", "pretrained"): {"path": GPT2},
+    ("model", "gpt2"): SMALL,
+    ("model", "llama"): SMALL,
+    ("objective", "causal-lm"): {"block_size": 32, "document_mask": True},
+    ("objective", "masked-lm"): {"block_size": 32},
+    ("optimizer", "adamw"): None,
+    ("optimizer", "muon"): None,
+    ("memory", "small-batch"): {"micro_batch_size": 1},
+    ("memory", "frequent-saves"): {"save_steps": 100},
+    ("memory", "gradient-checkpointing"): None,
+    ("memory", "mixed-precision"): None,
+    ("memory", "lora"): {"r": 2},
+    ("callback", "samples"): {"every_steps": 1, "max_new_tokens": 4},
+    ("callback", "early-stopping"): {"patience": 1},
+    ("exporter", "model-folder"): None,
+    ("exporter", "merge-lora"): None,
+    ("exporter", "push-to-hub"): {"repo_id": "example/model"},
+}
+"""What each of them is tried with; None is its defaults, as a rehearsal has them."""
+
+OURS = [
+    (kind, entry.name)
+    for kind in KINDS
+    for entry in metadata.distribution("pretrain-toolkit").entry_points.select(group=f"toolkit.{kind}")
+]
+
+
+def test_there_are_plugins_of_all_eight_kinds_and_each_is_tried() -> None:
+    assert len(OURS) > 20
+    assert {kind for kind, _ in OURS} == set(KINDS)
+    assert len(KINDS) == 8
+    assert set(OURS) == set(OPTIONS)
+
+
+@pytest.mark.parametrize(("kind", "name"), OURS)
+def test_it_keeps_the_contract_of_its_kind(
+    kind: str, name: str, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert_conforms(kind, name, registry=Registry.discover(), options=OPTIONS.get((kind, name)))
+    assert [file.name for file in tmp_path.iterdir()] == ["texts.txt"], "it leaves files where it works"
