@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.command_line import toolkit
+from tests.unit.command_line import process, toolkit
 from toolkit.api import KINDS
 from toolkit.cli.plugin import KINDS as NAMED
 from toolkit.recipe.document import parse
@@ -91,6 +91,8 @@ def test_show_tells_facts_types_defaults_and_what_is_required() -> None:
         (["show", "memory", "small-bath"], "no memory plugin is named 'small-bath'; did you mean 'small-batch'?"),
         (["show", "memory", "lora", "--plugins", "none"], "the plugin folder none does not exist"),
         (["show", "memory", "broken", "--plugins", "own"], "cannot be imported: SyntaxError"),
+        (["check", "memory", "small-bath"], "did you mean 'small-batch'?"),
+        (["check", "memory", "small-batch", "--set", "size"], "write it as --set"),
         (["new", "memory", "lora"], "offers a memory plugin 'lora' already"),
         (["new", "memory", "json"], "Python finds a module 'json' already"),
         (["new", "memory", "My_Strategy"], "cannot be a plugin's name"),
@@ -105,6 +107,21 @@ def test_wrong_words_are_explained(words: list[str], text: str, here: Path) -> N
     before = sorted(here.rglob("*"))
     assert text in toolkit("plugin", *words, status=2).err
     assert [file for file in sorted(here.rglob("*")) if "__pycache__" not in str(file)] == before
+
+
+def test_check_gives_its_findings() -> None:
+    checks = process("plugin", "check", "memory", "small-batch", "--set", "micro_batch_size=1", "--json")
+    assert checks.status == 0, checks.err
+    assert all(check["passed"] for check in checks.json)
+    assert {"contract", "light import", "options"} <= {check["name"] for check in checks.json}
+    failed = process("plugin", "check", "memory", "my-strategy", "--plugins", "own")  # its size is required
+    assert failed.status == 1
+    assert "FAILED" in failed.out
+    Path("own/memory/broken.py").write_text("def")
+    broken = process("plugin", "check", "memory", "broken", "--plugins", "own")
+    assert broken.status == 1
+    assert "cannot be imported: SyntaxError" in broken.out
+    assert "Traceback" not in failed.out + failed.err + broken.out + broken.err
 
 
 def test_new_says_where_it_cannot_write() -> None:

@@ -191,28 +191,53 @@ def new(kind: str, name: str, directory: Path) -> None:
 
 @plugin.command(
     epilog=render.examples(
-        "toolkit plugin check memory my-strategy", "toolkit plugin check memory mine --plugins ./my_plugins --json"
+        "toolkit plugin check memory my-strategy",
+        "toolkit plugin check memory mine --plugins ./my_plugins --json",
+        "toolkit plugin check dataset text-files --set 'files=texts/*.txt'",
     )
 )
 @kind_argument
 @name_argument
+@click.option(
+    "--set",
+    "assignments",
+    metavar="OPTION=VALUE",
+    multiple=True,
+    help="Try it with this option, as a recipe would have it. Repeatable; needed for options that are required.",
+)
 @options.plugin_folders
 @options.as_json
 @click.pass_context
-def check(ctx: click.Context, kind: str, name: str, plugin_folders: tuple[Path, ...], as_json: bool) -> None:
+def check(
+    ctx: click.Context,
+    kind: str,
+    name: str,
+    assignments: tuple[str, ...],
+    plugin_folders: tuple[Path, ...],
+    as_json: bool,
+) -> None:
     """Try a plugin against its contract.
 
     The same checks that the toolkit's own plugins pass; plugins can call them in their tests (toolkit.testing).
     """
     from dataclasses import asdict
 
+    from toolkit.recipe.document import Document, with_override
     from toolkit.registry import Registry
+
+    registry = Registry.discover(plugin_folders)
+    registry.offer(kind, name)  # a misspelt name is answered before torch is imported
+    given = Document("--set", "", {}, {})
+    for assignment in assignments:
+        given = with_override(given, assignment)
     from toolkit.testing import check_plugin
 
-    checks = check_plugin(kind, name, Registry.discover(plugin_folders))
+    checks = check_plugin(kind, name, registry, given.data or None)
     if as_json:
         render.as_json([asdict(one) for one in checks])
     else:
-        render.table(["", "CHECK", ""], (["ok" if one.passed else "FAILED", one.name, one.detail] for one in checks))
+        render.table(
+            ["", "CHECK", "FINDING"], (["ok" if one.passed else "FAILED", one.name, one.detail] for one in checks)
+        )
     if not all(one.passed for one in checks):
         ctx.exit(1)
