@@ -184,3 +184,9 @@ def test_the_two_languages_tell_the_same() -> None:
 def test_the_changelog_names_every_recipe() -> None:
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert [name for name in catalog.shipped() if f"`{name}`" not in text] == []
+
+
+def test_recipes_point_to_documents_that_are_there() -> None:
+    for recipe in catalog.shipped().values():
+        named = re.findall(r"\b(?:docs|plugins|docker)/[\w./-]+\.md", recipe.read_text(encoding="utf-8"))
+        assert [document for document in named if not (ROOT / document).is_file()] == []
