@@ -139,7 +139,7 @@ def _behaviour(plugin: Plugin, *, rehearsed: bool) -> Iterator[Check]:
             plugin = small
         for name, try_ in BEHAVIOUR[plugin.kind]:
             # A plugin's prints must not mix with the findings, which a script may read.
-            with random_state_preserved(), contextlib.redirect_stdout(sys.stderr), _quiet_libraries():
+            with random_state_preserved(), contextlib.redirect_stdout(sys.stderr), _quiet_libraries(), _one_thread():
                 check = _tried(name, try_, plugin, bench)
             yield check
 
@@ -180,3 +180,16 @@ def _quiet_libraries() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Models of this size only lose by sharing their work among threads: on a busy machine, seconds a step."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
