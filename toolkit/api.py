@@ -274,6 +274,9 @@ class Exporter(Plugin):
         """The folder in the run directory that `export` fills; None for an exporter that writes no folder."""
         return None
 
+    def check(self, model: PreTrainedModel, run: RunContext) -> None:
+        """Refuse now, before the first step, what `export` would refuse after the last; refuses nothing by default."""
+
     @abstractmethod
     def export(
         self,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from toolkit import packing
-from toolkit.api import Dataset, Memory, Model, Objective, RunContext, Tokenizer
+from toolkit.api import Dataset, Exporter, Memory, Model, Objective, RunContext, Tokenizer
 from toolkit.errors import OptionError, PluginError, RecipeError, UnavailableError
 from toolkit.packing import PackedData
 from toolkit.recipe.document import Path_, dotted
@@ -79,6 +79,7 @@ def assemble(resolved: ResolvedRecipe, context: RunContext) -> Components:
     objective: Objective = recipe.one("objective")
     _check_fit(recipe, tokenizer, model, objective)
     model = _with_strategies(recipe, model, context, checkpointed=resolved.training.gradient_checkpointing)
+    _check_exporters(recipe, model, context)
     try:
         data = packing.prepare(documents, tokenizer, objective, cache=context.cache, seed=context.seed)
     except OptionError as error:
@@ -173,6 +174,14 @@ def _check_fit(
     with refusals_placed(recipe, ("objective",)):
         collate = objective.collator(tokenizer)
         _check_document_mask(collate, model, objective.document_end(tokenizer))
+
+
+def _check_exporters(recipe: Recipe, model: PreTrainedModel, context: RunContext) -> None:
+    """Hear the exporters' objections before the training that they would come after."""
+    for path, part in recipe.components.items():
+        if path[0] == "exporters":
+            with refusals_placed(recipe, path):
+                cast(Exporter, part.plugin).check(model, context)
 
 
 def _check_document_mask(collate: Any, model: PreTrainedModel, end: tuple[int, ...]) -> None:

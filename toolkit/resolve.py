@@ -14,7 +14,7 @@ from typing import Any, cast
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
-from toolkit.api import Device, Fidelity, Memory
+from toolkit.api import Device, Exporter, Fidelity, Memory
 from toolkit.memory import StrategyChange, merge
 from toolkit.recipe import catalog
 from toolkit.recipe.document import Document, Path_, dotted, read, with_override
@@ -161,12 +161,24 @@ def registry_for(document: Document, file: Path, plugin_folders: Iterable[Path] 
     return Registry.discover([*own, *plugin_folders])
 
 
+def _check_export_folders(recipe: Recipe) -> None:
+    """Two exporters that fill one folder would overwrite each other at the end of the run."""
+    filled: dict[str, str] = {}
+    for path, part in recipe.components.items():
+        folder = cast(Exporter, part.plugin).folder if path[0] == "exporters" else None
+        if folder and folder in filled:
+            raise recipe.error(f"{filled[folder]} and {part.name} both write the folder {folder}; remove one", path)
+        if folder:
+            filled[folder] = part.name
+
+
 def resolve(recipe: Recipe, device: Device) -> ResolvedRecipe:
     """Apply the memory strategies' changes to the recipe's settings.
 
     Raises:
         RecipeError: strategies conflict, or together ask for what cannot be.
     """
+    _check_export_folders(recipe)
     changes = merge(recipe, device)
     settings = recipe.training.model_dump() | {change.setting: change.change.value for change in changes}
     try:

@@ -255,11 +255,15 @@ def write_json(file: Path, data: Mapping[str, Any]) -> None:
 def write_text(file: Path, text: str) -> None:
     """Replace a text file atomically and durably: after a crash it is the old one or the new one."""
     staging = file.with_name(f".{file.name}.{os.getpid()}")
-    with staging.open("w", encoding="utf-8") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    staging.replace(file)
+    try:
+        with staging.open("w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        staging.replace(file)
+    except BaseException:
+        staging.unlink(missing_ok=True)
+        raise
     sync_folder(file.parent)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import math
 import platform
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from toolkit.schedule import Cadence
     from toolkit.trainer import RecipeTrainer
 
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+"""Errors of the operating system that are about the disk, and not about us."""
 STACK = ("torch", "transformers", "datasets", "accelerate", "peft", "tokenizers", "safetensors", "numpy")
 """The packages whose versions decide the numbers."""
 
@@ -133,7 +136,13 @@ class _Attempt:
         except BaseException as error:
             if processes.is_first():
                 how = "interrupted" if self.stop.signal_number is not None else "failed"
-                self.directory.end_attempt(how=how, step=self._last_step(), error=_first_line(error))
+                with contextlib.suppress(OSError):  # a full disk is told by the error itself
+                    self.directory.end_attempt(how=how, step=self._last_step(), error=_first_line(error))
+            if isinstance(error, OSError) and error.errno in DISK_FAULTS:
+                raise UnavailableError(
+                    f"cannot write to {self.directory.folder}: {error.strerror}; the checkpoints stand: "
+                    f"make room and give the same command"
+                ) from error
             raise
         return _result(self.directory, already_finished=False)
 
@@ -208,6 +217,7 @@ class _Attempt:
                     micro_batch_size=micro,
                     accumulation=accumulation,
                     device_kind=self.resolved.device.kind,
+                    evaluates=components.data.validation is not None,
                 ),
                 optimizer=self.resolved.recipe.one("optimizer"),
                 run=self.directory,

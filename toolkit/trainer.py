@@ -249,7 +249,7 @@ def checkpoint_bytes(model: torch.nn.Module) -> int:
 
 
 def training_arguments(
-    training: Training, *, output: Path, micro_batch_size: int, accumulation: int, device_kind: str
+    training: Training, *, output: Path, micro_batch_size: int, accumulation: int, device_kind: str, evaluates: bool = True
 ) -> TrainingArguments:
     """A recipe's settings as the Trainer takes them. When to log, evaluate and save is `Schedule`'s business."""
     arguments = TrainingArguments(
@@ -280,7 +280,8 @@ def training_arguments(
         # The Trainer would log a loss that is not a number as 0.0 and go on.
         logging_nan_inf_filter=False,
         save_strategy="no",
-        eval_strategy="steps",
+        # early-stopping asks whether there are evaluations; Schedule says when.
+        eval_strategy="steps" if evaluates else "no",
         eval_steps=10**9,
         logging_strategy="no",
         metric_for_best_model="eval_loss",

@@ -24,6 +24,13 @@ class MergeLoRA(Exporter):
         """The folder is called model."""
         return "model"
 
+    def check(self, model: PreTrainedModel, run: RunContext) -> None:
+        """Refuse a model without LoRA."""
+        if not hasattr(model, "peft_config"):
+            raise OptionError(
+                "the model has no LoRA to merge; take the exporter model-folder, or the memory strategy lora"
+            )
+
     def export(
         self,
         model: PreTrainedModel,
@@ -35,13 +42,9 @@ class MergeLoRA(Exporter):
         """Merge a copy, check it against the model, write it, and prove that it loads.
 
         Raises:
-            OptionError: the model has no LoRA.
             ToolkitError: the merged or the written model computes something else.
         """
-        if not hasattr(model, "peft_config"):
-            raise OptionError(
-                "the model has no LoRA to merge; take the exporter model-folder, or the memory strategy lora"
-            )
+        self.check(model, run)
         adapted: Any = model
         config = adapted.peft_config["default"]
         device = adapted.device

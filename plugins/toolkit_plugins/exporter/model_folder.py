@@ -24,6 +24,14 @@ class ModelFolder(Exporter):
         """The folder is called model."""
         return "model"
 
+    def check(self, model: PreTrainedModel, run: RunContext) -> None:
+        """Refuse an adapter whose base exists nowhere but in this run."""
+        if hasattr(model, "peft_config") and not model.peft_config["default"].base_model_name_or_path:
+            raise OptionError(
+                "this adapter's base was made in this run and is saved nowhere, so the adapter alone would be of no "
+                "use; take the exporter merge-lora"
+            )
+
     def export(
         self,
         model: PreTrainedModel,
@@ -38,6 +46,7 @@ class ModelFolder(Exporter):
             OptionError: an adapter's base exists nowhere but in this run.
             ToolkitError: what was written does not load as the same model.
         """
+        self.check(model, run)
         if hasattr(model, "peft_config"):
             self._export_adapter(model, tokenizer, folder, results, run)
             return
@@ -57,11 +66,6 @@ class ModelFolder(Exporter):
     ) -> None:
         config = model.peft_config["default"]
         base = config.base_model_name_or_path
-        if not base:
-            raise OptionError(
-                "this adapter's base was made in this run and is saved nowhere, so the adapter alone would be of no "
-                "use; take the exporter merge-lora"
-            )
         write(model, tokenizer, folder)
         proof = prove(model, tokenizer, folder, reload=lambda written: _adapter_on_base(model, written))
         where = f"{base} at {config.revision}" if config.revision else base

@@ -25,6 +25,11 @@ class PushToHub(Exporter):
     private: bool = True
     """Whether a repository that is made now can be seen by its owner alone. An existing one stays as it is."""
 
+    def check(self, model: PreTrainedModel, run: RunContext) -> None:
+        """Refuse to train for an upload that nobody has a token for."""
+        if not run.rehearsal and not os.environ.get("HF_TOKEN"):
+            raise UnavailableError(f"set HF_TOKEN to a token that may write to {self.repo_id}", option="repo_id")
+
     def export(
         self,
         model: PreTrainedModel,
@@ -42,15 +47,13 @@ class PushToHub(Exporter):
         if run.rehearsal:
             run.log.info("a rehearsal uploads nothing: %s would go to %s", folder.name, self.repo_id)
             return
-        token = os.environ.get("HF_TOKEN")
-        if not token:
-            raise UnavailableError(f"set HF_TOKEN to a token that may write to {self.repo_id}", option="repo_id")
+        self.check(model, run)
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError
 
         # Its bases: whatever HTTP library this version of the Hub's uses, and OSError.
         transport: tuple[type[Exception], ...] = HfHubHTTPError.__bases__
-        api = HfApi(token=token)
+        api = HfApi(token=os.environ["HF_TOKEN"])
         try:
             url = api.create_repo(self.repo_id, private=self.private, exist_ok=True)
             api.upload_folder(
