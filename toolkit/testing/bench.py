@@ -134,10 +134,9 @@ class Bench:
         """Token ids of the texts, shape (size, BLOCK_SIZE)."""
         import torch
 
-        blocks = self.blocks(size, vocabulary=len(self.tokenizer))
-        return torch.stack([torch.from_numpy(block["input_ids"]) for block in blocks])
+        return torch.stack([torch.from_numpy(block["input_ids"]) for block in self.blocks(size)])
 
-    def blocks(self, count: int, *, vocabulary: int, block_size: int = BLOCK_SIZE) -> list[Block]:
+    def blocks(self, count: int, block_size: int = BLOCK_SIZE) -> list[Block]:
         """Blocks as the toolkit packs them: the texts, one after the other, each closed by EOS."""
         import numpy
 
@@ -145,7 +144,7 @@ class Bench:
         while len(stream) < count * block_size:
             for text in self.texts:
                 stream += [*self.tokenizer.encode(text, add_special_tokens=False), self.tokenizer.eos_token_id]
-        ids = numpy.array(stream[: count * block_size], dtype="int64").reshape(count, block_size) % vocabulary
+        ids = numpy.array(stream[: count * block_size], dtype="int64").reshape(count, block_size)
         return [{"input_ids": row.copy(), "seed": 1000 + number} for number, row in enumerate(ids)]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +41,7 @@ def _exported(plugin: Exporter, bench: Bench, family: str) -> str:
 
     model = _model(bench, family)
     before = _weights(model)
-    run = replace(bench.run(), rehearsal=True)
+    run = bench.run(rehearsal=True)
     target = _target(plugin, bench, run)
     (run.folder / "run.json").write_text("{}", encoding="utf-8")
     outside, inside = _files(run.folder, but=target), _files(target)

@@ -81,7 +81,7 @@ def loss(plugin: Objective, bench: Bench) -> str:
 
 
 def _blocks(plugin: Objective, bench: Bench) -> list[Block]:
-    return bench.blocks(COUNT, vocabulary=len(bench.tokenizer), block_size=plugin.block_size)
+    return bench.blocks(COUNT, plugin.block_size)
 
 
 def _collated(plugin: Objective, bench: Bench, blocks: Sequence[Block]) -> dict[str, torch.Tensor]:
