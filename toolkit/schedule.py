@@ -21,8 +21,10 @@ from toolkit.signals import StopRequest
 if TYPE_CHECKING:
     from toolkit.trainer import RecipeTrainer
 
-EVALUATIONS = 10
-"""Evaluations in a run whose recipe does not say how often."""
+MOST_EVALUATIONS, FEWEST_EVALUATIONS = 10, 3
+"""Evaluations in a run whose recipe does not say how often ..."""
+EVALUATION_SHARE = 0.1
+"""... as many as cost about this share of the training, in between; a step computes three times what a look does."""
 LOGGED_STEPS = 200
 """Logged steps in a run whose recipe does not say how often."""
 SPEED_WINDOW = 20
@@ -41,14 +43,14 @@ class Cadence:
     save_minutes: float | None
 
     @classmethod
-    def of(cls, training: Training, *, total_steps: int, has_validation: bool) -> Cadence:
-        """The recipe's cadence, and the customary one where it says nothing."""
+    def of(cls, training: Training, *, total_steps: int, validation_blocks: int) -> Cadence:
+        """The recipe's cadence, and a sensible one where it says nothing."""
+        affordable = 3 * EVALUATION_SHARE * total_steps * training.global_batch_size / max(1, validation_blocks)
+        evaluations = min(MOST_EVALUATIONS, max(FEWEST_EVALUATIONS, int(affordable)))
         return cls(
             total_steps=total_steps,
             logging_steps=training.logging_steps or max(1, total_steps // LOGGED_STEPS),
-            eval_steps=(training.eval_steps or max(1, math.ceil(total_steps / EVALUATIONS)))
-            if has_validation
-            else None,
+            eval_steps=(training.eval_steps or math.ceil(total_steps / evaluations)) if validation_blocks else None,
             save_steps=training.save_steps,
             save_minutes=training.save_minutes,
         )

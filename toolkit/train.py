@@ -197,7 +197,7 @@ class _Attempt:
             self.listener(
                 Message("nothing is held out, so there will be no evaluation; dataset.eval_fraction: 0.05 would")
             )
-        return Cadence.of(training, total_steps=total_steps, has_validation=data.validation is not None)
+        return Cadence.of(training, total_steps=total_steps, validation_blocks=len(data.validation or ()))
 
     def _trainer(self, components: Components, cadence: Cadence, found: checkpoint.Checkpoint | None) -> RecipeTrainer:
         from toolkit.schedule import Schedule

@@ -249,7 +249,13 @@ def checkpoint_bytes(model: torch.nn.Module) -> int:
 
 
 def training_arguments(
-    training: Training, *, output: Path, micro_batch_size: int, accumulation: int, device_kind: str, evaluates: bool = True
+    training: Training,
+    *,
+    output: Path,
+    micro_batch_size: int,
+    accumulation: int,
+    device_kind: str,
+    evaluates: bool = True,
 ) -> TrainingArguments:
     """A recipe's settings as the Trainer takes them. When to log, evaluate and save is `Schedule`'s business."""
     arguments = TrainingArguments(

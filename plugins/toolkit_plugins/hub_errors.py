@@ -56,7 +56,11 @@ def look_up(path: str, *, kind: Kind, revision: str | None) -> Repo:
     with explained(path, kind=kind, revision=revision):
         try:
             info = api.repo_info(
-                path, repo_type=kind, revision=revision, timeout=PATIENCE_SECONDS, expand=["sha", "gated"]
+                path,
+                repo_type=kind,
+                revision=revision,
+                timeout=PATIENCE_SECONDS,
+                expand=["sha", "gated"],  # type: ignore[arg-type] # a list is documented, and one literal declared
             )
         except Exception as error:
             if _is_unreachable(error):

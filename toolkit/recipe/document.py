@@ -85,7 +85,10 @@ def with_override(document: Document, assignment: str) -> Document:
     if not equals or not key:
         raise UsageError(f"--set {assignment}: write it as --set training.max_steps=100")
     path: Path_ = tuple(int(part) if part.isdigit() else part for part in key.strip().split("."))
-    value = parse(f"value: {text or 'null'}", COMMAND_LINE).data["value"]
+    try:
+        value = parse(f"value: {text or 'null'}", COMMAND_LINE).data["value"]
+    except RecipeError as error:
+        raise UsageError(f"--set {assignment}: {error.problems[0].message}") from None
     places = {kept: place for kept, place in document.places.items() if kept[: len(path)] != path}
     places[path] = Place(f"--set {assignment}", 1, 1)
     return replace(document, data=_assigned(document.data, path, value, assignment), places=places)

@@ -54,7 +54,8 @@ class Training(BaseModel):
     torch_compile: bool = False
     """Compile the model: faster steps after a first one that takes a minute. Needs a C++ compiler on a CPU."""
     eval_steps: int | None = Field(default=None, ge=1)
-    """Evaluate every so many steps; if not given, ten times in the run. The end is always evaluated."""
+    """Evaluate every so many steps; if not given, three to ten times in the run, as its length affords. The end is
+    always evaluated."""
     save_steps: int | None = Field(default=None, ge=1)
     """Save a checkpoint every so many steps. The end is always saved."""
     save_minutes: float | None = Field(default=5.0, gt=0)
