@@ -1,0 +1,147 @@
+"""Every token is accounted for: in order, once, whole documents with their ends; and no cache entry is stale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+from datasets import Dataset, DatasetDict
+
+from tests.tiny import WORDS, texts
+from toolkit import packing
+from toolkit.api import RunContext
+from toolkit.errors import OptionError
+from toolkit_plugins.objective.causal_lm import CausalLM, positions_within_documents
+from toolkit_plugins.objective.masked_lm import MaskedLM
+from toolkit_plugins.tokenizer.byte_bpe import ByteBPE
+
+DOCUMENTS = [" ".join(WORDS[:count]) for count in range(1, 20)] * 3
+
+
+@pytest.fixture
+def tokenizer(run_context: RunContext) -> Any:
+    return ByteBPE(vocab_size=300).build(DOCUMENTS, run_context)
+
+
+def split(documents: list[str]) -> DatasetDict:
+    return DatasetDict(train=Dataset.from_dict({"text": documents}))
+
+
+def pack(data: DatasetDict, tokenizer: Any, cache: Path, **options: Any) -> packing.PackedData:
+    return packing.prepare(data, tokenizer, CausalLM(**{"block_size": 16, **options}), cache=cache, seed=3)
+
+
+def flat(blocks: packing.PackedBlocks) -> list[int]:
+    return [int(token) for index in range(len(blocks)) for token in blocks[index]["input_ids"]]
+
+
+def test_the_blocks_are_the_documents_end_to_end(tokenizer: Any, tmp_path: Path) -> None:
+    packed = pack(split(DOCUMENTS), tokenizer, tmp_path)
+    line = [token for text in DOCUMENTS for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
+    kept = len(line) // 16 * 16
+    assert flat(packed.train) == line[:kept]
+    account = packed.account.train
+    assert (account.documents, account.tokens, account.blocks) == (len(DOCUMENTS), len(line), kept // 16)
+    assert account.tokens == account.tokens_in_blocks + account.tokens_dropped
+    assert account.tokens_dropped == len(line) - kept < 16
+    assert account.characters == sum(map(len, DOCUMENTS))
+    assert account.padding == 0
+
+
+def test_ends_are_learned_but_where_nothing_predicts_them(tokenizer: Any, tmp_path: Path) -> None:
+    packed = pack(split(DOCUMENTS), tokenizer, tmp_path)
+    ends = [index for index, token in enumerate(flat(packed.train)) if token == tokenizer.eos_token_id]
+    assert packed.account.train.ends_learned == sum(1 for index in ends if index % 16 != 0) > 0
+
+
+def test_empty_documents_are_left_out_and_counted(tokenizer: Any, tmp_path: Path) -> None:
+    packed = pack(split(["", *DOCUMENTS, ""]), tokenizer, tmp_path)
+    assert packed.account.train.empty_documents == 2
+    assert packed.account.train.documents == len(DOCUMENTS)
+    assert flat(packed.train) == flat(pack(split(DOCUMENTS), tokenizer, tmp_path).train)
+
+
+def test_masked_words_stand_between_cls_and_sep(run_context: RunContext, tmp_path: Path) -> None:
+    masked = replace(run_context, task="masked-lm")
+    tokenizer = ByteBPE(vocab_size=300).build(DOCUMENTS, masked)
+    packed = packing.prepare(split(DOCUMENTS), tokenizer, MaskedLM(block_size=16), cache=tmp_path, seed=3)
+    for index in range(len(packed.train)):
+        block = packed.train[index]["input_ids"]
+        assert (block[0], block[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+    account = packed.account.train
+    assert account.tokens == account.tokens_in_blocks + account.tokens_dropped
+    assert account.frame_tokens == 2 * account.blocks
+    assert account.tokens_in_blocks + account.frame_tokens == 16 * account.blocks
+
+
+CHANGES: dict[str, Callable[[DatasetDict], tuple[DatasetDict, dict[str, Any]]]] = {
+    "a document": lambda data: (split([*DOCUMENTS[:-1], "another end"]), {}),
+    "the order": lambda data: (split(DOCUMENTS[::-1]), {}),
+    "where a document ends": lambda data: (split([" ".join(DOCUMENTS[:2]), *DOCUMENTS[2:]]), {}),
+    "the block size": lambda data: (data, {"block_size": 8}),
+    "the split": lambda data: (DatasetDict(train=data["train"], validation=data["train"]), {}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_change_never_meets_a_stale_cache(tokenizer: Any, tmp_path: Path, change: Any) -> None:
+    first = pack(split(DOCUMENTS), tokenizer, tmp_path)
+    assert not first.from_cache
+    assert pack(split(DOCUMENTS), tokenizer, tmp_path).from_cache
+    data, options = change(split(DOCUMENTS))
+    assert not pack(data, tokenizer, tmp_path, **options).from_cache
+
+
+def test_another_tokenizer_never_meets_a_stale_cache(tokenizer: Any, run_context: RunContext, tmp_path: Path) -> None:
+    pack(split(DOCUMENTS), tokenizer, tmp_path)
+    other = ByteBPE(vocab_size=290).build(DOCUMENTS, run_context)
+    assert not pack(split(DOCUMENTS), other, tmp_path).from_cache
+
+
+@pytest.mark.parametrize("name", ["train.tokens", "account.json"])
+def test_a_damaged_cache_entry_is_made_again(tokenizer: Any, tmp_path: Path, name: str) -> None:
+    first = flat(pack(split(DOCUMENTS), tokenizer, tmp_path).train)
+    (file,) = tmp_path.rglob(name)
+    file.write_bytes(file.read_bytes()[:-4])
+    again = pack(split(DOCUMENTS), tokenizer, tmp_path)
+    assert not again.from_cache
+    assert flat(again.train) == first
+
+
+def test_nothing_half_written_stays_in_the_cache(tokenizer: Any, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="fewer than one block"):
+        pack(split(["short"]), tokenizer, tmp_path)
+    assert list((tmp_path / "tokens").iterdir()) == []
+
+
+def test_a_long_document_is_cut_where_words_are_cut(tokenizer: Any, tmp_path: Path) -> None:
+    file = texts(tmp_path, lines=400)
+    text = file.read_text(encoding="utf-8").replace("\n", " ")
+    parts = list(packing.pieces(text, size=1000))
+    assert "".join(parts) == text
+    assert max(map(len, parts)) <= 1000
+    ids = [token for part in parts for token in tokenizer(part)["input_ids"]]
+    assert ids == tokenizer(text)["input_ids"]
+    assert "".join(packing.pieces("x" * 5000, size=1000)) == "x" * 5000
+
+
+def test_positions_start_again_after_each_end() -> None:
+    import torch
+
+    ids = torch.tensor([[5, 6, 0, 7, 8, 9, 0, 0, 3], [0, 1, 2, 3, 4, 5, 6, 7, 8]])
+    assert positions_within_documents(ids, 0).tolist() == [[0, 1, 2, 0, 1, 2, 3, 0, 0], [0, 0, 1, 2, 3, 4, 5, 6, 7]]
+
+
+def test_a_blocks_seed_differs_by_run_epoch_and_block_and_nothing_else() -> None:
+    tokens = numpy.arange(64, dtype="uint16")
+    one, other = packing.PackedBlocks(tokens, 16, seed=1), packing.PackedBlocks(tokens, 16, seed=2)
+    seeds = {one[0]["seed"], one[1]["seed"], other[0]["seed"]}
+    one.set_epoch(1)
+    seeds.add(one[0]["seed"])
+    assert len(seeds) == 4
+    one.set_epoch(0)
+    assert one[0]["seed"] in seeds
