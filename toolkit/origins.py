@@ -46,7 +46,7 @@ def _commented_leaves(value: Any, path: Path_, comment: str) -> Iterator[tuple[P
             comment = tokens[2].value if tokens[2] else ""
             # A comment's token runs on over the blank and comment lines below it: its own line is the first.
             yield from _commented_leaves(child, (*path, key), comment.splitlines()[0] if comment else "")
-    elif isinstance(value, list) and value:
+    elif isinstance(value, list) and any(isinstance(child, (dict, list)) for child in value):
         for index, child in enumerate(value):
             yield from _commented_leaves(child, (*path, index), comment)
     else:

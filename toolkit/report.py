@@ -216,6 +216,7 @@ def attempts(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             "step": attempt.get("step"),
             "lasted": lasted.total_seconds() if lasted is not None else None,
             "how": attempt.get("how") or unfinished,
+            "error": attempt.get("error"),
         }
 
 
@@ -269,6 +270,8 @@ def shown(value: Any) -> str:
     """A plain value as YAML would have it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{', '.join(map(shown, value))}]"
     return f"{float(value):g}" if isinstance(value, float) else str(value)
 
 
