@@ -17,8 +17,12 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from toolkit.run_directory import read_json, sync_folder, write_json
+from toolkit.run_directory import read_json, sync, write_json
+
+if TYPE_CHECKING:
+    import torch
 
 MANIFEST = "manifest.json"
 STAGING = ".staging"
@@ -50,18 +54,18 @@ def commit(staging: Path, final: Path, *, run_id: str, step: int) -> int:
     total = 0
     for file in _files(staging):
         file.chmod(mode)  # safetensors makes its files 0600, so that a group could read half of a checkpoint
-        _sync_file(file)
+        sync(file)
         name = str(file.relative_to(staging))
         size = file.stat().st_size
         files[name] = {"bytes": size, "sha256": _sha256(file)}
         total += size
     write_json(staging / MANIFEST, {"run_id": run_id, "step": step, "files": files})
     for folder in {file.parent for file in _files(staging)}:
-        sync_folder(folder)
+        sync(folder)
     if final.exists():  # a damaged one of the same step, else the run would have gone on from it
         final.rename(_free_name(final.with_name(f".damaged-{final.name}")))
     staging.rename(final)
-    sync_folder(final.parent)
+    sync(final.parent)
     return total
 
 
@@ -119,6 +123,14 @@ def numbered(checkpoints: Path) -> list[tuple[int, Path]]:
     return [(int(match[1]), folder) for match, folder in matches if match]
 
 
+def expected_bytes(model: torch.nn.Module) -> int:
+    """About what a checkpoint takes: the trained weights, and two states of the optimizer for each of them."""
+    trained = sum(parameter.numel() * 4 for parameter in model.parameters() if parameter.requires_grad)
+    adapters_only = hasattr(model, "peft_config")
+    weights = trained if adapters_only else sum(p.numel() * p.element_size() for p in model.parameters())
+    return weights + 2 * trained
+
+
 def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST)
 
@@ -134,14 +146,6 @@ def _free_name(wanted: Path) -> Path:
 def _sha256(file: Path) -> str:
     with file.open("rb") as data:
         return hashlib.file_digest(data, "sha256").hexdigest()
-
-
-def _sync_file(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _umask() -> int:

@@ -15,10 +15,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toolkit.account import DataAccount, SplitAccount
 from toolkit.api import Block, Objective
 from toolkit.errors import OptionError, UnavailableError
 from toolkit.run_directory import read_json, write_json
@@ -33,55 +34,6 @@ FORMAT = 1
 DOCUMENTS_PER_BATCH = 1000
 CHARACTERS_PER_PIECE = 200_000
 """Longer documents are tokenized in pieces, so that one huge line costs time and not memory."""
-
-
-@dataclass(frozen=True)
-class SplitAccount:
-    """Where the documents of one split went. tokens = in blocks + dropped."""
-
-    documents: int
-    empty_documents: int
-    """Documents without a token, which are left out."""
-    characters: int
-    tokens: int
-    """Tokens of the documents, each one's end included."""
-    blocks: int
-    tokens_in_blocks: int
-    tokens_dropped: int
-    """Tokens of the last, partial block."""
-    frame_tokens: int
-    """Tokens that the objective puts around each block (BERT's CLS and SEP)."""
-    ends_learned: int
-    """Documents whose end is a label that the model is trained to predict."""
-
-    @property
-    def padding(self) -> float:
-        """Share of the tokens that are padding: none, because blocks are packed full."""
-        return 0.0
-
-
-@dataclass(frozen=True)
-class DataAccount:
-    """Where the data went, before the first step."""
-
-    train: SplitAccount
-    validation: SplitAccount | None
-    block_size: int
-    vocabulary_size: int
-    excerpt: str
-    """A decoded piece of one packed block, with its document borders."""
-    key: str
-    """Digest of documents, tokenizer and objective: what the cache entry is named."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data, for data.json."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> DataAccount:
-        """The account that `as_dict` wrote."""
-        validation = data["validation"] and SplitAccount(**data["validation"])
-        return cls(**data | {"train": SplitAccount(**data["train"]), "validation": validation})
 
 
 class PackedBlocks:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.packing import DataAccount
+from toolkit.account import DataAccount
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,9 @@ from typing import Any
 from toolkit.errors import RunMismatchError, UnavailableError, UsageError, nearest
 from toolkit.resolve import ResolvedRecipe
 
+MODEL = "model"
+"""The folder of the exported model in a run directory."""
+
 
 @dataclass(frozen=True)
 class RunDirectory:
@@ -50,7 +53,7 @@ class RunDirectory:
     @property
     def model(self) -> Path:
         """The folder that `from_pretrained` loads, once the run has finished."""
-        return self.folder / "model"
+        return self.folder / MODEL
 
     @property
     def record(self) -> dict[str, Any]:
@@ -264,12 +267,19 @@ def write_text(file: Path, text: str) -> None:
     except BaseException:
         staging.unlink(missing_ok=True)
         raise
-    sync_folder(file.parent)
+    sync(file.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames in this folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync_files(folder: Path) -> None:
+    """Make everything in this folder survive a power cut."""
+    for path in folder.rglob("*"):
+        sync(path)
+    sync(folder)
+
+
+def sync(path: Path) -> None:
+    """Make renames in this folder, or the content of this file, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import logging
 import math
-import platform
 import shutil
-import tempfile
-from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from toolkit import checkpoint, processes, run_directory
-from toolkit.api import Callback, Exporter, Results, Task
+from toolkit.api import Callback
 from toolkit.assemble import Components, assemble, context_of, refusals_placed
 from toolkit.errors import RunMismatchError, ToolkitError, UnavailableError
-from toolkit.generation import fill_mask_text, sample_text
-from toolkit.progress import DataPrepared, Event, Exported, Listener, Message, RunResult, TrainingStarted
+from toolkit.export import export, final_sample, load_line
+from toolkit.host import DISK_FAULTS, check_device, check_disk, environment
+from toolkit.messages import libraries_quiet, plugin_messages_told
+from toolkit.progress import DataPrepared, Event, Listener, Message, RunResult, TrainingStarted
 from toolkit.resolve import ResolvedRecipe
 from toolkit.run_directory import RunDirectory
 from toolkit.signals import StopRequest
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, TrainerCallback
+    from transformers import TrainerCallback
 
     from toolkit.schedule import Cadence
     from toolkit.trainer import RecipeTrainer
-
-DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
-"""Errors of the operating system that are about the disk, and not about us."""
-STACK = ("torch", "transformers", "datasets", "accelerate", "peft", "tokenizers", "safetensors", "numpy")
-"""The packages whose versions decide the numbers."""
 
 
 def run(
@@ -65,9 +56,9 @@ def run(
     """
     if not processes.is_first():
         listener = _told_by_the_first
-    with StopRequest().handled() as stop, _messages_told(listener):
+    with StopRequest().handled() as stop, plugin_messages_told(listener):
         processes.join(on_cpu=resolved.device.kind == "cpu")
-        _check_device(resolved)
+        check_device(resolved)
         series = name or resolved.name
         directory = processes.by_first(lambda: _directory(resolved, runs, series, fresh=fresh, rehearsal=rehearsal))
         with directory.locked() if processes.is_first() else contextlib.nullcontext():
@@ -125,7 +116,10 @@ class _Attempt:
             processes.by_first(lambda: self._check_data(components.data.account.key))
             cadence = self._prepare(components)
             trainer = self._trainer(components, cadence, found)
-            _check_disk(self.directory.folder, trainer.model)
+            check_disk(
+                self.directory.folder,
+                checkpoint_bytes=checkpoint.expected_bytes(cast("torch.nn.Module", trainer.model)),
+            )
             self._train(trainer, cadence, found)
             step = trainer.state.global_step or from_step
             if step < cadence.total_steps:
@@ -208,7 +202,7 @@ class _Attempt:
         schedule = Schedule(cadence, self.directory, self.listener, self.stop)
         schedule.resumed_from = found.folder if found else None
         schedule.stop_after = self.stop_after
-        with _quiet():
+        with libraries_quiet():
             trainer = RecipeTrainer(
                 components=components,
                 arguments=training_arguments(
@@ -270,7 +264,7 @@ class _Attempt:
                 precision=self.resolved.training.precision,
             )
         )
-        with self.stop.deferred(), _quiet():
+        with self.stop.deferred(), libraries_quiet():
             trainer.train(resume_from_checkpoint=str(found.folder) if found else None)
 
     def _tokens_seen(self, folder: Path) -> int:
@@ -290,151 +284,15 @@ class _Attempt:
             "eval_loss": last.get("eval_loss"),
             "perplexity": last.get("perplexity"),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "sample": self._sample(model, components),
+            "sample": final_sample(model, components, self.context),
         }
-        self._export(model, components, results)
+        export(self.resolved, model, components, results, self.context, self.listener)
         self.directory.update(results=results)
         self.directory.end_attempt(how="finished", step=step)
-
-    def _sample(self, model: PreTrainedModel, components: Components) -> str:
-        if self.context.task == "masked-lm":
-            return fill_mask_text(model, components.tokenizer)
-        return sample_text(
-            model,
-            components.tokenizer,
-            prompt="",
-            max_new_tokens=min(100, self.context.block_size - 1),
-            temperature=0.8,
-            top_k=50,
-            seed=self.context.seed,
-        )
-
-    def _export(self, model: PreTrainedModel, components: Components, results: dict[str, Any]) -> None:
-        """Let each exporter fill an empty folder, and show it under its name when it is whole."""
-        recipe, newest = self.resolved.recipe, self.directory.model
-        numbers = {key: value for key, value in results.items() if isinstance(value, (int, float))}
-        told = Results(recipe=self.resolved.to_yaml(), data=components.data.account.as_dict(), metrics=numbers)
-        for path, part in recipe.components.items():
-            if path[0] != "exporters":
-                continue
-            exporter = cast(Exporter, part.plugin)
-            with refusals_placed(recipe, path), _quiet():
-                if exporter.folder is None:
-                    exporter.export(model, components.tokenizer, newest, told, self.context)
-                    self.listener(Exported(part.name, None))
-                    continue
-                newest = self.directory.folder / exporter.folder
-                with _replacing(newest) as staging:
-                    exporter.export(model, components.tokenizer, staging, told, self.context)
-            self.listener(Exported(part.name, newest))
 
     def _last_step(self) -> int:
         steps = [line["step"] for line in self.directory.metrics()]
         return max(steps, default=0)
-
-
-@contextlib.contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """An empty folder that takes this one's place when all went well."""
-    from toolkit.trainer import disk_faults_named
-
-    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        with disk_faults_named(folder.parent, f"{folder.name}/"):
-            yield staging
-        staging.chmod(folder.parent.stat().st_mode)
-        if folder.exists():  # left by an attempt that was killed after its export; this one is of the same weights
-            shutil.rmtree(folder)
-        staging.rename(folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _messages_told(listener: Listener) -> Iterator[None]:
-    """Pass what plugins log on to the listener."""
-
-    class Tell(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            listener(Message(record.getMessage()))
-
-    logger, handler = logging.getLogger("toolkit"), Tell(logging.INFO)
-    level, propagate = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = propagate
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and advice of the libraries: the listener tells how far things are."""
-    from transformers.utils import logging as transformers_logging
-
-    bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-def _check_device(resolved: ResolvedRecipe) -> None:
-    """What was found without torch is true only if torch agrees."""
-    import torch
-
-    if processes.is_first() and processes.count() == 1 and resolved.device.count > 1:
-        logging.getLogger("toolkit").info(
-            "one of %s GPUs is used; for all: torchrun --standalone --nproc-per-node %s --no-python toolkit ...",
-            resolved.device.count,
-            resolved.device.count,
-        )
-    if resolved.device.kind == "cuda" and not torch.cuda.is_available():
-        raise UnavailableError(
-            f"there is a {resolved.device.name}, and torch {torch.__version__} cannot use it; install a torch for its "
-            f"driver, or set CUDA_VISIBLE_DEVICES= (empty) to train on the processor"
-        )
-
-
-def _check_disk(folder: Path, model: Any) -> None:
-    """Two checkpoints and the exported model must fit before the first step is taken."""
-    from toolkit.trainer import checkpoint_bytes
-
-    needed, free = 2 * checkpoint_bytes(model), shutil.disk_usage(folder).free
-    if free < needed:
-        raise UnavailableError(
-            f"the disk of {folder} has {free / 1e9:.2f} GB free, and this run needs about {needed / 1e9:.2f} GB "
-            f"for two checkpoints; free some space or choose another folder with --runs"
-        )
-
-
-def environment(resolved: ResolvedRecipe) -> dict[str, Any]:
-    """Versions and device, for environment.json. No environment variables: they hold secrets."""
-    from toolkit import __version__
-
-    device = resolved.device
-    plugins = {part.distribution for part in resolved.recipe.components.values()}
-    return {
-        "toolkit": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {package: metadata.version(package) for package in STACK},
-        "plugins": sorted(plugins),
-        "device": {
-            "kind": device.kind,
-            "name": device.name,
-            "memory_bytes": device.memory_bytes,
-            "count": device.count,
-        },
-    }
 
 
 def _result(directory: RunDirectory, *, already_finished: bool) -> RunResult:
@@ -453,12 +311,6 @@ def _result(directory: RunDirectory, *, already_finished: bool) -> RunResult:
         model_folder=model,
         load_line=load_line(model, directory.record["task"]) if model else None,
     )
-
-
-def load_line(model: Path, task: Task) -> str:
-    """The line of Python that loads an exported model."""
-    head = {"causal-lm": "AutoModelForCausalLM", "masked-lm": "AutoModelForMaskedLM"}[task]
-    return f'model = transformers.{head}.from_pretrained("{model}")'
 
 
 def _first_line(error: BaseException) -> str:

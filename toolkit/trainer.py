@@ -34,6 +34,7 @@ from transformers.trainer_callback import CallbackHandler
 from toolkit import checkpoint
 from toolkit.api import Optimizer, RunContext, Task
 from toolkit.errors import TrainingError, UnavailableError
+from toolkit.host import disk_faults_named
 from toolkit.run_directory import RunDirectory, read_json, write_json
 
 if TYPE_CHECKING:
@@ -154,7 +155,10 @@ class RecipeTrainer(Trainer):
         checkpoint.prune(self.run.checkpoints, keep=self.keep)
 
     def _check_free_space(self) -> None:
-        needed, free = checkpoint_bytes(cast(torch.nn.Module, self.model)), shutil.disk_usage(self.run.folder).free
+        needed, free = (
+            checkpoint.expected_bytes(cast(torch.nn.Module, self.model)),
+            shutil.disk_usage(self.run.folder).free,
+        )
         if free < needed:
             raise UnavailableError(
                 f"the disk of {self.run.folder} has {free / 1e9:.2f} GB free and a checkpoint needs "
@@ -200,27 +204,6 @@ def random_state_preserved() -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda_states)
 
 
-@contextlib.contextmanager
-def disk_faults_named(folder: Path, what: str) -> Iterator[None]:
-    """Say that the disk is full or broken, where safetensors and torch say `unexpected pos 832 vs 726`."""
-    try:
-        yield
-    except UnavailableError:
-        raise
-    except Exception as error:
-        free = shutil.disk_usage(folder).free
-        text = str(error)
-        of_disk = isinstance(error, OSError) or any(
-            sign in text for sign in ("No space", "unexpected pos", "I/O error")
-        )
-        if not of_disk and free > 2**20:
-            raise
-        raise UnavailableError(
-            f"cannot write {what} to {folder}: {text.splitlines()[0] if text else type(error).__name__} "
-            f"({free / 1e9:.2f} GB free); the checkpoints before it stand: free some space and give the same command"
-        ) from error
-
-
 def token_mean_loss(task: Task) -> Callable[..., torch.Tensor]:
     """The mean loss per predicted token of the whole global batch, whatever the micro-batch.
 
@@ -238,14 +221,6 @@ def token_mean_loss(task: Task) -> Callable[..., torch.Tensor]:
         return cross_entropy(flat, targets, reduction="sum") / num_items_in_batch
 
     return loss
-
-
-def checkpoint_bytes(model: torch.nn.Module) -> int:
-    """About what a checkpoint takes: the trained weights, and two states of the optimizer for each of them."""
-    trained = sum(parameter.numel() * 4 for parameter in model.parameters() if parameter.requires_grad)
-    adapters_only = hasattr(model, "peft_config")
-    weights = trained if adapters_only else sum(p.numel() * p.element_size() for p in model.parameters())
-    return weights + 2 * trained
 
 
 def training_arguments(

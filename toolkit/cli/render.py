@@ -18,8 +18,8 @@ import click
 from toolkit.errors import RecipeError, ToolkitError
 
 if TYPE_CHECKING:
+    from toolkit.account import DataAccount
     from toolkit.errors import Problem
-    from toolkit.packing import DataAccount
     from toolkit.progress import DataPrepared, RunResult
 
 NARROW = 24

@@ -1,0 +1,87 @@
+"""The end of a run: what the model writes, and the folders that its exporters leave."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from toolkit.api import Exporter, Results, RunContext, Task
+from toolkit.assemble import Components, refusals_placed
+from toolkit.generation import fill_mask_text, sample_text
+from toolkit.host import disk_faults_named
+from toolkit.messages import libraries_quiet
+from toolkit.progress import Exported, Listener
+from toolkit.resolve import ResolvedRecipe
+from toolkit.run_directory import MODEL, sync, sync_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def final_sample(model: PreTrainedModel, components: Components, context: RunContext) -> str:
+    """What the finished model writes: a text, or a sentence with its missing word."""
+    if context.task == "masked-lm":
+        return fill_mask_text(model, components.tokenizer)
+    return sample_text(
+        model,
+        components.tokenizer,
+        prompt="",
+        max_new_tokens=min(100, context.block_size - 1),
+        temperature=0.8,
+        top_k=50,
+        seed=context.seed,
+    )
+
+
+def export(
+    resolved: ResolvedRecipe,
+    model: PreTrainedModel,
+    components: Components,
+    results: Mapping[str, Any],
+    context: RunContext,
+    listener: Listener,
+) -> None:
+    """Let each exporter fill an empty folder, and show it under its name when it is whole."""
+    recipe, newest = resolved.recipe, context.folder / MODEL
+    numbers = {key: value for key, value in results.items() if isinstance(value, (int, float))}
+    told = Results(recipe=resolved.to_yaml(), data=components.data.account.as_dict(), metrics=numbers)
+    for path, part in recipe.components.items():
+        if path[0] != "exporters":
+            continue
+        exporter = cast(Exporter, part.plugin)
+        with refusals_placed(recipe, path), libraries_quiet():
+            if exporter.folder is None:
+                exporter.export(model, components.tokenizer, newest, told, context)
+                listener(Exported(part.name, None))
+                continue
+            newest = context.folder / exporter.folder
+            with _replacing(newest) as staging:
+                exporter.export(model, components.tokenizer, staging, told, context)
+        listener(Exported(part.name, newest))
+
+
+@contextlib.contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """An empty folder that takes this one's place when all went well."""
+    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        with disk_faults_named(folder.parent, f"{folder.name}/"):
+            yield staging
+            sync_files(staging)
+        staging.chmod(folder.parent.stat().st_mode)
+        if folder.exists():  # left by an attempt that was killed after its export; this one is of the same weights
+            shutil.rmtree(folder)
+        staging.rename(folder)
+        sync(folder.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def load_line(model: Path, task: Task) -> str:
+    """The line of Python that loads an exported model."""
+    head = {"causal-lm": "AutoModelForCausalLM", "masked-lm": "AutoModelForMaskedLM"}[task]
+    return f'model = transformers.{head}.from_pretrained("{model}")'

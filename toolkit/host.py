@@ -1,0 +1,97 @@
+"""What a run needs of its machine: a device that torch can use, room on the disk; and what machine it was."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import platform
+import shutil
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from toolkit import __version__, processes
+from toolkit.errors import UnavailableError
+from toolkit.resolve import ResolvedRecipe
+
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+"""Errors of the operating system that are about the disk, and not about us."""
+STACK = ("torch", "transformers", "datasets", "accelerate", "peft", "tokenizers", "safetensors", "numpy")
+"""The packages whose versions decide the numbers."""
+
+
+def environment(resolved: ResolvedRecipe) -> dict[str, Any]:
+    """Versions and device, for environment.json. No environment variables: they hold secrets."""
+    device = resolved.device
+    plugins = {part.distribution for part in resolved.recipe.components.values()}
+    return {
+        "toolkit": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {package: metadata.version(package) for package in STACK},
+        "plugins": sorted(plugins),
+        "device": {
+            "kind": device.kind,
+            "name": device.name,
+            "memory_bytes": device.memory_bytes,
+            "count": device.count,
+        },
+    }
+
+
+def check_device(resolved: ResolvedRecipe) -> None:
+    """What was found without torch is true only if torch agrees.
+
+    Raises:
+        UnavailableError: there is a GPU, and torch cannot use it.
+    """
+    import torch
+
+    if processes.is_first() and processes.count() == 1 and resolved.device.count > 1:
+        logging.getLogger("toolkit").info(
+            "one of %s GPUs is used; for all: torchrun --standalone --nproc-per-node %s --no-python toolkit ...",
+            resolved.device.count,
+            resolved.device.count,
+        )
+    if resolved.device.kind == "cuda" and not torch.cuda.is_available():
+        raise UnavailableError(
+            f"there is a {resolved.device.name}, and torch {torch.__version__} cannot use it; install a torch for its "
+            f"driver, or set CUDA_VISIBLE_DEVICES= (empty) to train on the processor"
+        )
+
+
+def check_disk(folder: Path, *, checkpoint_bytes: int) -> None:
+    """Two checkpoints must fit before the first step is taken.
+
+    Raises:
+        UnavailableError: they do not.
+    """
+    needed, free = 2 * checkpoint_bytes, shutil.disk_usage(folder).free
+    if free < needed:
+        raise UnavailableError(
+            f"the disk of {folder} has {free / 1e9:.2f} GB free, and this run needs about {needed / 1e9:.2f} GB "
+            f"for two checkpoints; free some space or choose another folder with --runs"
+        )
+
+
+@contextlib.contextmanager
+def disk_faults_named(folder: Path, what: str) -> Iterator[None]:
+    """Say that the disk is full or broken, where safetensors and torch say `unexpected pos 832 vs 726`."""
+    try:
+        yield
+    except UnavailableError:
+        raise
+    except Exception as error:
+        free = shutil.disk_usage(folder).free
+        text = str(error)
+        of_disk = isinstance(error, OSError) or any(
+            sign in text for sign in ("No space", "unexpected pos", "I/O error")
+        )
+        if not of_disk and free > 2**20:
+            raise
+        raise UnavailableError(
+            f"cannot write {what} to {folder}: {text.splitlines()[0] if text else type(error).__name__} "
+            f"({free / 1e9:.2f} GB free); the checkpoints before it stand: free some space and give the same command"
+        ) from error
