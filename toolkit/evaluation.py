@@ -65,7 +65,7 @@ def evaluate(run: RunDirectory, *, stride: int | None = None, max_documents: int
     """Score the held-out documents with the run's exported model.
 
     Raises:
-        UsageError: the run has no model, held nothing out, or its model fills in words and has no perplexity.
+        UsageError: the run has no model, held no text out, or its model fills in words and has no perplexity.
     """
     if run.record["task"] == "masked-lm":
         raise UsageError(f"{run.name} fills in words; perplexity is of models that predict the next one")
@@ -73,6 +73,8 @@ def evaluate(run: RunDirectory, *, stride: int | None = None, max_documents: int
     documents = held_out_documents(run)
     chosen = documents.select(range(min(len(documents), max_documents or len(documents))))
     texts = [text for text in chosen["text"] if text]
+    if not texts:
+        raise UsageError(f"the {len(chosen)} held-out documents of {run.name} hold no text to score")
     context = _context(run, model)
     stride = min(stride or max(1, context // 2), context - 1)
     nll, tokens = 0.0, 0
@@ -160,8 +162,9 @@ def _negative_log_likelihood(batch: list[Window], model: PreTrainedModel) -> flo
         labels[row, len(window.tokens) - window.scored : len(window.tokens)] = torch.tensor(
             window.tokens[-window.scored :]
         )
+    ids = ids.to(model.device)
     with torch.no_grad():
-        logits = model(input_ids=ids.to(model.device), attention_mask=torch.ones_like(ids)).logits[:, :-1].float()
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :-1].float()
     targets = labels[:, 1:].to(logits.device)
     return float(cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum"))
 

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
+from toolkit.device import detect
 from toolkit.errors import UsageError
 from toolkit.run_directory import RunDirectory
 
@@ -44,7 +45,7 @@ def generate(
 
 
 def load_model(run: RunDirectory) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and the tokenizer that a run has exported.
+    """The model and the tokenizer that a run has exported, the model on this machine's device.
 
     Raises:
         UsageError: it has not exported any yet.
@@ -59,7 +60,7 @@ def load_model(run: RunDirectory) -> tuple[PreTrainedModel, PreTrainedTokenizerB
     logging.disable_progress_bar()
     auto: Any = AutoModelForMaskedLM if run.record["task"] == "masked-lm" else AutoModelForCausalLM
     # Of an adapter's folder, transformers loads the base it names and puts the adapter on it.
-    model = auto.from_pretrained(run.model).eval()
+    model = auto.from_pretrained(run.model).eval().to(detect().kind)
     return model, AutoTokenizer.from_pretrained(run.model)
 
 

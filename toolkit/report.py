@@ -197,10 +197,11 @@ def samples(run: RunDirectory, record: Mapping[str, Any]) -> Iterator[dict[str, 
     lines = list(read_json_lines(run.folder / "samples.jsonl"))
     for line in evenly(lines, SAMPLES):
         prompt, text = str(line.get("prompt") or ""), str(line["text"])
-        yield {"when": f"step {line['step']:,}", "prompt": prompt, "rest": text.removeprefix(prompt)}
+        rest = text.removeprefix(prompt).rstrip()
+        yield {"when": f"step {line['step']:,}", "prompt": prompt, "rest": rest if prompt else rest.lstrip("\n")}
     final = (record.get("results") or {}).get("sample")
     if final and not (lines and lines[-1]["text"] == final):
-        yield {"when": "the end", "prompt": "", "rest": str(final)}
+        yield {"when": "the end", "prompt": "", "rest": str(final).strip("\n")}
 
 
 def attempts(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

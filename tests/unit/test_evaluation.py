@@ -98,3 +98,28 @@ def test_a_run_without_a_model_says_so(run: RunDirectory) -> None:
             evaluate(run)
     finally:
         hidden.rename(run.model)
+
+
+def test_held_out_documents_without_text_cannot_be_scored(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets import Dataset
+
+    monkeypatch.setattr("toolkit.evaluation.held_out_documents", lambda run: Dataset.from_dict({"text": ["", ""]}))
+    with pytest.raises(UsageError, match="hold no text to score"):
+        evaluate(run)
+
+
+def test_with_stride_one_every_token_sees_all_that_the_window_holds(run: RunDirectory) -> None:
+    """Reckoned without our windows: token i from the `context - 1` tokens before it, one call for each."""
+    import torch
+
+    reached = evaluate(run, stride=1, max_documents=2)
+    model, tokenizer = load_model(run)
+    total, end = 0.0, tokenizer.eos_token_id
+    for text in held_out_documents(run).select(range(2))["text"]:
+        document = [end, *tokenizer(text)["input_ids"], end]
+        for at in range(1, len(document)):
+            before = document[max(0, at - reached.context + 1) : at]
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([before])).logits[0, -1]
+            total -= float(logits.log_softmax(-1)[document[at]])
+    assert reached.negative_log_likelihood == pytest.approx(total, rel=1e-5)
