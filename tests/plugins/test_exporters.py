@@ -27,7 +27,7 @@ from toolkit_plugins.tokenizer.byte_bpe import ByteBPE
 GPT2_PATH = "openai-community/gpt2"
 RESULTS = Results(
     recipe="recipe: 1\ndataset: {plugin: python-docs}\n",
-    data={"train": {"documents": 1234, "tokens": 567890}, "padding": 0.0},
+    data={"train": {"documents": 1234, "tokens": 567890}, "padding": 0.0, "excerpt": "the\nend"},
     metrics={"steps": 100, "tokens_seen": 1234567, "eval_loss": 3.14159265},
     licenses=("PSF-2.0",),
 )
@@ -106,6 +106,7 @@ class TestModelFolder:
             "* tokens seen: 1,234,567",
             "* eval loss: 3.14159",
             "* train:\n  * documents: 1,234\n  * tokens: 567,890",
+            '* excerpt: "the\\nend"\n',
             "* PSF-2.0",
             "```yaml\nrecipe: 1\ndataset: {plugin: python-docs}\n```",
             'AutoModelForCausalLM.from_pretrained("PATH")',

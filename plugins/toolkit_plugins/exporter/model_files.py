@@ -168,5 +168,5 @@ def lines(facts: Mapping[str, Any], indent: str = "") -> Iterator[str]:
 
 def _number(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return str(value)
+        return json.dumps(value, ensure_ascii=False) if "\n" in str(value) else str(value)
     return f"{value:,.0f}" if isinstance(value, int) or (value.is_integer() and abs(value) >= 1000) else f"{value:.6g}"
