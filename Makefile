@@ -28,7 +28,8 @@ test-slow: $(VENV)/.installed-dev ## The tests that take minutes: whole runs, pa
 	$(BIN)/pytest -m slow
 
 test-oldest: $(OLDEST)/.installed-dev ## The tests with the oldest dependencies that pyproject.toml accepts
-	$(OLDEST)/bin/pytest
+	@# datasets before 5.2 leaves an empty CSV file open, which nobody can catch.
+	$(OLDEST)/bin/pytest -W ignore::pytest.PytestUnraisableExceptionWarning
 
 check: $(VENV)/.installed-dev ## Style, types and layers
 	$(BIN)/ruff check
