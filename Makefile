@@ -9,6 +9,9 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$name && break; done)
 
+# Tests in as many processes as there are cores, up to four: each holds a torch.
+PROCESSES := --numprocesses auto --maxprocesses 4
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help quickstart install test test-slow test-oldest check format clean
@@ -22,14 +25,14 @@ quickstart: $(VENV)/.installed ## Make .venv, install the toolkit, train a small
 install: $(VENV)/.installed-dev ## Make .venv with everything that development needs
 
 test: check ## Make .venv, then check and test everything that takes seconds
-	$(BIN)/pytest
+	$(BIN)/pytest $(PROCESSES)
 
 test-slow: $(VENV)/.installed-dev ## The tests that take minutes: whole runs, packaging, the README's commands
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow $(PROCESSES)
 
 test-oldest: $(OLDEST)/.installed-dev ## The tests with the oldest dependencies that pyproject.toml accepts
 	@# datasets before 5.2 leaves an empty CSV file open, which nobody can catch.
-	$(OLDEST)/bin/pytest -W ignore::pytest.PytestUnraisableExceptionWarning
+	$(OLDEST)/bin/pytest $(PROCESSES) -W ignore::pytest.PytestUnraisableExceptionWarning
 
 check: $(VENV)/.installed-dev ## Style, types and layers
 	$(BIN)/ruff check

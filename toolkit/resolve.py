@@ -120,24 +120,32 @@ class ResolvedRecipe:
             result = CommentedMap()
             for key, child in value.items():
                 result[key] = self._commented(child, (*path, key))
-                if not isinstance(child, (Mapping, list)) or not child:
+                if is_leaf(child):
                     result.yaml_add_eol_comment(self.origin((*path, key)), key, column=0)
             return result
+        if isinstance(value, list) and is_leaf(value):
+            row = CommentedSeq(value)
+            row.fa.set_flow_style()
+            return row
         if isinstance(value, list):
             return CommentedSeq([self._commented(child, (*path, index)) for index, child in enumerate(value)])
         return value
 
 
 def leaves(data: Any, path: Path_ = ()) -> Iterable[tuple[Path_, Any]]:
-    """All values of nested plain data that are not containers, with their paths; empty containers too."""
-    if isinstance(data, Mapping) and data:
-        for key, value in data.items():
-            yield from leaves(value, (*path, key))
-    elif isinstance(data, (list, tuple)) and data:
-        for index, value in enumerate(data):
-            yield from leaves(value, (*path, index))
-    else:
+    """All values of nested plain data with their paths; a list of numbers or words is one value."""
+    if is_leaf(data):
         yield path, data
+        return
+    for key, value in data.items() if isinstance(data, Mapping) else enumerate(data):
+        yield from leaves(value, (*path, key))
+
+
+def is_leaf(data: Any) -> bool:
+    """Whether this is one value: no mapping and no list of mappings or lists."""
+    if isinstance(data, Mapping):
+        return not data
+    return not isinstance(data, (list, tuple)) or not any(isinstance(item, (Mapping, list, tuple)) for item in data)
 
 
 def load(name: str, *, overrides: Iterable[str] = (), plugin_folders: Iterable[Path] = ()) -> Recipe:
