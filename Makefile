@@ -14,7 +14,7 @@ PROCESSES := --numprocesses auto --maxprocesses 4
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart install test test-slow test-oldest check format clean
+.PHONY: help quickstart install test test-slow test-oldest benchmark check format clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -33,6 +33,9 @@ test-slow: $(VENV)/.installed-dev ## The tests that take minutes: whole runs, pa
 test-oldest: $(OLDEST)/.installed-dev ## The tests with the oldest dependencies that pyproject.toml accepts
 	@# datasets before 5.2 leaves an empty CSV file open, which nobody can catch.
 	$(OLDEST)/bin/pytest $(PROCESSES) -W ignore::pytest.PytestUnraisableExceptionWarning
+
+benchmark: $(VENV)/.installed-dev ## What is fast, against a baseline in the same run
+	$(BIN)/pytest tests/benchmarks --benchmark-only --benchmark-columns=min,median,rounds
 
 check: $(VENV)/.installed-dev ## Style, types and layers
 	$(BIN)/ruff check
