@@ -22,7 +22,10 @@ from toolkit.cli import options, render
     "--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True,
     help="0 always takes the likeliest token; higher is more varied.",
 )  # fmt: skip
-@click.option("--top-k", type=click.IntRange(min=1), default=None, help="Draw from so many of the likeliest tokens.")
+@click.option(
+    "--top-k", type=click.IntRange(min=1), default=50, show_default=True,
+    help="Draw from so many of the likeliest tokens.",
+)  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed writes the same text.")
 @options.runs
 @options.as_json
@@ -31,7 +34,7 @@ def generate(
     prompt: str,
     max_new_tokens: int,
     temperature: float,
-    top_k: int | None,
+    top_k: int,
     seed: int,
     runs: Path,
     as_json: bool,
