@@ -109,12 +109,15 @@ def fill_mask_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *
 
     mask = str(tokenizer.mask_token)
     text = sentence.replace("{mask}", mask).replace("[MASK]", mask)
-    ids = torch.tensor([tokenizer(text)["input_ids"]], device=model.device)
-    holes = (ids[0] == tokenizer.mask_token_id).nonzero()
-    if not len(holes):
+    ids = tokenizer(text)["input_ids"]
+    if tokenizer.mask_token_id not in ids:
         raise UsageError(f"this model fills in words: write [MASK] where one is missing, as in {SENTENCE!r}")
+    hole = ids.index(tokenizer.mask_token_id)
+    positions = getattr(model.config, "max_position_embeddings", None) or len(ids)
+    start = max(0, min(hole - positions // 2, len(ids) - positions))  # of a long text, what stands around the hole
+    seen = torch.tensor([ids[start : start + positions]], device=model.device)
     with _undisturbed(model, 0), torch.no_grad():
-        chances = model(input_ids=ids).logits[0, holes[0, 0]].float().softmax(-1).topk(GUESSES)
+        chances = model(input_ids=seen).logits[0, hole - start].float().softmax(-1).topk(GUESSES)
     guesses = ", ".join(
         f"{str(tokenizer.decode([int(token)])).strip()} ({float(chance):.0%})"
         for chance, token in zip(chances.values, chances.indices, strict=True)

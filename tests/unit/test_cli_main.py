@@ -148,6 +148,8 @@ def test_the_interrupt_key_stops_a_process(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell starts background jobs, and so perhaps these tests, with the interrupt key ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert started.stdout
     assert started.stdout.readline() == "here\n"
