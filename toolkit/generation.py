@@ -6,7 +6,9 @@ Drawing a text leaves no trace: the global random state and the model's mode are
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from toolkit.device import detect
@@ -59,9 +61,26 @@ def load_model(run: RunDirectory) -> tuple[PreTrainedModel, PreTrainedTokenizerB
 
     logging.disable_progress_bar()
     auto: Any = AutoModelForMaskedLM if run.record["task"] == "masked-lm" else AutoModelForCausalLM
-    # Of an adapter's folder, transformers loads the base it names and puts the adapter on it.
-    model = auto.from_pretrained(run.model).eval().to(detect().kind)
-    return model, AutoTokenizer.from_pretrained(run.model)
+    if (run.model / "adapter_config.json").is_file():
+        model = _adapter_on_its_base(run.model, auto)
+    else:
+        model = auto.from_pretrained(run.model)
+    return model.eval().to(detect().kind), AutoTokenizer.from_pretrained(run.model)
+
+
+def _adapter_on_its_base(folder: Path, auto: Any) -> Any:
+    """The base that an adapter names, with the adapter on it.
+
+    transformers can load an adapter's folder too, and 5.17 leaves the adapter out without a word.
+    """
+    from peft import PeftConfig, PeftModel
+
+    config = PeftConfig.from_pretrained(str(folder))
+    base = auto.from_pretrained(config.base_model_name_or_path, revision=config.revision)
+    with warnings.catch_warnings():
+        # peft 0.21 reads a property that transformers 5.23 calls by a new name.
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated", category=FutureWarning)
+        return PeftModel.from_pretrained(base, folder)
 
 
 def sample_text(
