@@ -48,7 +48,7 @@ def by_first(decide: Callable[[], T]) -> T:
     broadcast_object_list(answer)
     if answer[1] is not None:
         raise answer[1]
-    return answer[0]  # type: ignore[no-any-return]
+    return answer[0]  # type: ignore[no-any-return]  # what decide() returned, pickled and back
 
 
 def first_then_others(work: Callable[[], T]) -> T:

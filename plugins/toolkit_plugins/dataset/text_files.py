@@ -132,7 +132,7 @@ def _found(patterns: str | list[str], option: str) -> list[Path]:
         if place.is_dir():
             raise OptionError(f"{pattern} is a folder; name its files, as in {place / '**' / '*.txt'}", option=option)
         # Path.glob takes no absolute patterns. A name that exists is taken at its word, even with a [ in it.
-        matched = [place] if place.exists() else map(Path, glob.glob(str(place), recursive=True))  # noqa: PTH207
+        matched = [place] if place.exists() else map(Path, glob.glob(str(place), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
         matches = {file for file in matched if file.is_file()}
         if not matches:
             raise OptionError(f"no file matches {pattern!r} (looked in {Path.cwd()})", option=option)

@@ -100,7 +100,7 @@ class PretrainedModel(Model):
                 **where,
             )
         # For an adapter, which names the weights that it belongs to.
-        model.base_revision = where.get("revision")  # type: ignore[assignment]
+        model.base_revision = where.get("revision")  # type: ignore[assignment]  # a note on the module, for lora
         if missing := sorted(report["missing_keys"]):
             run.log.info(
                 "%s has no weights for %s (%s in all), so these start at random", self.path, missing[0], len(missing)
