@@ -24,11 +24,14 @@ class SplitAccount:
     """Tokens that the objective puts around each block (BERT's CLS and SEP)."""
     ends_learned: int
     """Documents whose end is a label that the model is trained to predict."""
+    padding_tokens: int = 0
+    """Places in the written blocks that neither the documents nor the frame fill."""
 
     @property
     def padding(self) -> float:
-        """Share of the tokens that are padding: none, because blocks are packed full."""
-        return 0.0
+        """Share of the places in the blocks that are padding."""
+        places = self.tokens_in_blocks + self.frame_tokens + self.padding_tokens
+        return self.padding_tokens / places if places else 0.0
 
 
 @dataclass(frozen=True)

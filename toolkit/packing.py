@@ -195,7 +195,7 @@ def _write_split(
     if room < 1:
         raise OptionError(f"a block of {objective.block_size} has no room for text", option="block_size")
     learned = _EndsLearned(tokenizer, objective)
-    documents = empty = characters = tokens = blocks = 0
+    documents = empty = characters = tokens = blocks = written = 0
     rest = numpy.empty(0, dtype="int64")
     with file.open("wb") as out:
         for batch in _text_batches(split):
@@ -213,6 +213,7 @@ def _write_split(
             body, rest = line[: whole * room].reshape(whole, room), line[whole * room :]
             packed = numpy.hstack([numpy.tile(before, (whole, 1)), body, numpy.tile(after, (whole, 1))])
             learned.count(packed)
+            written += packed.size
             out.write(packed.astype(_dtype(len(tokenizer))).tobytes())
             blocks += whole
         out.flush()
@@ -234,10 +235,11 @@ def _write_split(
         characters=characters,
         tokens=tokens,
         blocks=blocks,
-        tokens_in_blocks=blocks * room,
+        tokens_in_blocks=tokens - len(rest),
         tokens_dropped=len(rest),
         frame_tokens=blocks * (len(before) + len(after)),
         ends_learned=learned.total,
+        padding_tokens=written - (tokens - len(rest)) - blocks * (len(before) + len(after)),
     )
 
 
