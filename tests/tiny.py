@@ -25,6 +25,7 @@ RECIPE: dict[str, Any] = {
     "tokenizer": {"plugin": "byte-bpe", "vocab_size": 300},
     "model": {"plugin": "gpt2", "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "dropout": 0.1},
     "objective": {"plugin": "causal-lm", "block_size": 32},
+    "memory": [],
     "training": {
         "max_steps": 8,
         "global_batch_size": 4,

@@ -32,6 +32,7 @@ __all__ = [
     "Block",
     "Callback",
     "Change",
+    "Chooser",
     "Claim",
     "Dataset",
     "Device",
@@ -61,6 +62,8 @@ Claim = Literal[
     "activations",
     "activation-placement",
     "optimizer",
+    "logits",
+    "gradients",
     "precision",
     "weights",
     "trainable-parameters",
@@ -162,6 +165,13 @@ class Tokenizer(Plugin):
     def build(self, corpus: Iterable[str], run: RunContext) -> PreTrainedTokenizerBase:
         """Return the tokenizer. `corpus` yields the training documents, for tokenizers that learn from them."""
 
+    def skeleton(self, run: RunContext) -> PreTrainedTokenizerBase:
+        """Return a tokenizer with the size and the special tokens of the one that `build` would return.
+
+        A plan asks for it, and loads no documents. Override it in a tokenizer that learns from them.
+        """
+        return self.build(iter(()), run)
+
 
 class Model(Plugin):
     """What is trained."""
@@ -171,6 +181,14 @@ class Model(Plugin):
     @abstractmethod
     def build(self, tokenizer: PreTrainedTokenizerBase, run: RunContext) -> PreTrainedModel:
         """Return the model on the CPU in float32, with the head of `run.task` and room for `run.block_size`."""
+
+    def skeleton(self, tokenizer: PreTrainedTokenizerBase, run: RunContext) -> PreTrainedModel:
+        """Return the model that `build` would return, with any weights; nothing large is downloaded or read.
+
+        A plan asks for it under torch's fake tensors, which have a shape and take no memory: no value can be read.
+        Override it in a model that loads weights, or that looks at their values.
+        """
+        return self.build(tokenizer, run)
 
 
 class Block(TypedDict):
@@ -242,8 +260,23 @@ class Memory(Plugin):
     needs: ClassVar[frozenset[str]] = frozenset()
     """What must be there: a claim of another strategy, `cuda`, or `package:NAME`."""
     fidelity: ClassVar[Fidelity]
+    instead: ClassVar[str] = ""
+    """What to use where the needs are not met: `another strategy, which needs none`, say."""
     phase: ClassVar[Literal["weights", "adapters", "activations"]] = "activations"
     """When `apply` runs, so that the order in the recipe never matters."""
+
+    @classmethod
+    def candidates(cls, settings: Mapping[str, Any], device: Device) -> Iterable[Self]:
+        """Return the variants that `auto` may try on this device; none, unless overridden.
+
+        Few: each is planned, alone and together with other strategies. What it costs in time is no declaration
+        but a reckoning, made from the operations that the step then has.
+        """
+        return ()
+
+    def needed(self) -> frozenset[str]:
+        """Return what must be there with these options: `needs`, unless overridden."""
+        return self.needs
 
     def changes(self, settings: Mapping[str, Any], device: Device) -> Mapping[str, Change]:
         """Return the training settings that this strategy sets; `settings` are those of the recipe."""
@@ -252,6 +285,21 @@ class Memory(Plugin):
     def apply(self, model: PreTrainedModel, run: RunContext) -> PreTrainedModel:
         """Return the model with the strategy applied; the model itself, unless overridden."""
         return model
+
+
+class Chooser(Memory):
+    """Stands among the memory strategies for those that the toolkit chooses when it knows the device.
+
+    It says what may be chosen. The toolkit plans the candidates and puts the chosen ones in its place.
+    """
+
+    @abstractmethod
+    def limit(self, device: Device) -> int:
+        """Return the bytes that the run may take on this device."""
+
+    @abstractmethod
+    def lowest_fidelity(self) -> Fidelity:
+        """Return the fidelity that no chosen strategy may be below."""
 
 
 class Callback(Plugin):
@@ -273,6 +321,15 @@ class Exporter(Plugin):
     def folder(self) -> str | None:
         """The folder in the run directory that `export` fills; None for an exporter that writes no folder."""
         return None
+
+    def export_bytes(self, *, weights: int, saved: int) -> int:
+        """Return the memory that `export` takes beside the model, for a plan; by default, what it wrote loaded again.
+
+        Args:
+            weights: bytes of all of the model's weights.
+            saved: bytes of those that a checkpoint holds, which are an adapter's alone where there is one.
+        """
+        return saved
 
     def check(self, model: PreTrainedModel, run: RunContext) -> None:
         """Refuse now, before the first step, what `export` would refuse after the last; refuses nothing by default."""

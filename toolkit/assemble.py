@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,6 +21,7 @@ from toolkit.recipe.schema import Recipe
 from toolkit.resolve import ResolvedRecipe
 
 if TYPE_CHECKING:
+    import torch
     from datasets import DatasetDict
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -36,6 +37,8 @@ class Components:
     model: PreTrainedModel
     data: PackedData
     objective: Objective
+    loss: Callable[..., torch.Tensor]
+    """From the model's outputs, the labels and the number of predicted tokens in the step."""
 
 
 def context_of(resolved: ResolvedRecipe, folder: Path, *, rehearsal: bool = False) -> RunContext:
@@ -71,6 +74,8 @@ def assemble(resolved: ResolvedRecipe, context: RunContext) -> Components:
     """
     from transformers import set_seed
 
+    from toolkit.loss import ChunkedLoss, check_head, loss_for
+
     recipe = resolved.recipe
     documents = load_documents(resolved, context)
     tokenizer = _tokenizer(recipe, documents, context)
@@ -78,14 +83,18 @@ def assemble(resolved: ResolvedRecipe, context: RunContext) -> Components:
     model = _model(recipe, tokenizer, context)
     objective: Objective = recipe.one("objective")
     _check_fit(recipe, tokenizer, model, objective)
-    model = _with_strategies(recipe, model, context, checkpointed=resolved.training.gradient_checkpointing)
+    model = with_strategies(resolved, model, context)
     _check_exporters(recipe, model, context)
+    with refusals_placed(recipe, resolved.set_at("loss_chunk_size")):
+        loss = loss_for(model, context.task, resolved.training)
+        if isinstance(loss, ChunkedLoss):
+            check_head(model, loss)
     try:
         data = packing.prepare(documents, tokenizer, objective, cache=context.cache, seed=context.seed)
     except OptionError as error:
         at: Path_ = ("objective", "block_size") if error.option == "block_size" else ("dataset",)
         raise recipe.error(error.message, at) from error
-    return Components(tokenizer, model, data, objective)
+    return Components(tokenizer, model, data, objective, loss)
 
 
 def load_documents(resolved: ResolvedRecipe, context: RunContext) -> DatasetDict:
@@ -103,12 +112,16 @@ def load_documents(resolved: ResolvedRecipe, context: RunContext) -> DatasetDict
 
 
 def _drawn(data: DatasetDict, dataset: Dataset) -> DatasetDict:
-    """Apply the options that all datasets have: max_samples, eval_fraction, seed."""
+    """Apply the options that all datasets have: max_samples, eval_fraction, seed.
+
+    What was drawn is drawn again and not read from the library's cache, which a power cut may leave empty: its files
+    are named before they are on the disk.
+    """
     from datasets import DatasetDict
 
     train = data["train"]
     if dataset.max_samples is not None and dataset.max_samples < len(train):
-        train = train.shuffle(seed=dataset.seed).select(range(dataset.max_samples))
+        train = train.shuffle(seed=dataset.seed, load_from_cache_file=False).select(range(dataset.max_samples))
     if dataset.eval_fraction is None:
         return DatasetDict({**data, "train": train})
     held_out = round(len(train) * dataset.eval_fraction)
@@ -119,7 +132,7 @@ def _drawn(data: DatasetDict, dataset: Dataset) -> DatasetDict:
             f"(text-files: sample_by: paragraph), or leave eval_fraction out",
             option="eval_fraction",
         )
-    halves = train.train_test_split(test_size=held_out, seed=dataset.seed)
+    halves = train.train_test_split(test_size=held_out, seed=dataset.seed, load_from_cache_file=False)
     return DatasetDict({"train": halves["train"], "validation": halves["test"]})
 
 
@@ -140,17 +153,28 @@ def _model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context: RunConte
         return model.build(tokenizer, context)
 
 
-def _with_strategies(
-    recipe: Recipe, model: PreTrainedModel, context: RunContext, *, checkpointed: bool
-) -> PreTrainedModel:
+def with_strategies(resolved: ResolvedRecipe, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
+    """Apply the memory strategies in their phases, and gradient checkpointing where it is set."""
+    recipe = resolved.recipe
     strategies = {path: cast(Memory, part.plugin) for path, part in recipe.components.items() if path[0] == "memory"}
     for path, strategy in sorted(strategies.items(), key=lambda item: PHASES.index(item[1].phase)):
         with refusals_placed(recipe, path):
             model = strategy.apply(model, context)
-    if checkpointed:  # not through TrainingArguments, whose name for it changed within the versions we support
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+    if resolved.training.gradient_checkpointing:
+        _checkpoint(model, every=resolved.training.gradient_checkpointing_every)
     return model
+
+
+def _checkpoint(model: PreTrainedModel, *, every: int) -> None:
+    """Have every so-manieth layer compute its activations again in the backward pass."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    # Not through TrainingArguments, whose name for it changed within the versions we support.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    layers = (module for module in model.modules() if isinstance(module, GradientCheckpointingLayer))
+    for number, layer in enumerate(layers):
+        layer.gradient_checkpointing = number % every == 0
 
 
 def _check_fit(

@@ -14,18 +14,21 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
-from toolkit.run_directory import read_json, sync, write_json
+from toolkit.files import read_json, sync, write_json
 
 if TYPE_CHECKING:
     import torch
 
 MANIFEST = "manifest.json"
 STAGING = ".staging"
+REMOVING = ".removing-"
+DAMAGED = ".damaged-"
+READ_BY_THE_TRAINER = (".pt", ".pth", ".bin", ".safetensors")
 FOLDER = re.compile(r"checkpoint-([0-9]+)")
 
 
@@ -49,44 +52,63 @@ def commit(staging: Path, final: Path, *, run_id: str, step: int) -> int:
     """Turn a staging folder into a checkpoint and return its size in bytes."""
     # Pickled, unread by a resume that builds its own arguments, and it would hold whatever token they hold.
     (staging / "training_args.bin").unlink(missing_ok=True)
-    mode = 0o666 & ~_umask()
-    files: dict[str, dict[str, int | str]] = {}
-    total = 0
-    for file in _files(staging):
-        file.chmod(mode)  # safetensors makes its files 0600, so that a group could read half of a checkpoint
-        sync(file)
-        name = str(file.relative_to(staging))
-        size = file.stat().st_size
-        files[name] = {"bytes": size, "sha256": _sha256(file)}
-        total += size
+    files = listed(staging)
     write_json(staging / MANIFEST, {"run_id": run_id, "step": step, "files": files})
-    for folder in {file.parent for file in _files(staging)}:
-        sync(folder)
+    if final.exists() and fault(final, run_id=run_id) is None:  # an earlier try, of which the disk refused the end
+        shutil.rmtree(staging)
+        sync(final.parent)
+        return sum(int(entry["bytes"]) for entry in files.values())
     if final.exists():  # a damaged one of the same step, else the run would have gone on from it
-        final.rename(_free_name(final.with_name(f".damaged-{final.name}")))
+        final.rename(_free_name(final.with_name(f"{DAMAGED}{final.name}")))
     staging.rename(final)
     sync(final.parent)
-    return total
+    return sum(int(entry["bytes"]) for entry in files.values())
+
+
+def listed(folder: Path) -> dict[str, dict[str, int | str]]:
+    """Force a folder's files to disk, and return the size and SHA-256 of each."""
+    mode = 0o666 & ~_umask()
+    files: dict[str, dict[str, int | str]] = {}
+    for file in _files(folder):
+        file.chmod(mode)  # safetensors makes its files 0600, so that a group could read half of a checkpoint
+        sync(file)
+        files[str(file.relative_to(folder))] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+    for inner in {file.parent for file in _files(folder)}:
+        sync(inner)
+    return files
 
 
 def fault(folder: Path, *, run_id: str) -> str | None:
     """Say why a checkpoint cannot be used; None if it is whole and this run's."""
     try:
         manifest = read_json(folder / MANIFEST)
-        listed = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+        for entry in manifest["files"].values():
+            int(entry["bytes"]), str(entry["sha256"])
     except (OSError, ValueError, AssertionError, KeyError, TypeError, AttributeError):
         return "its manifest is missing or cannot be read"
     if manifest.get("run_id") != run_id:
         return "it belongs to another run"
     if (match := FOLDER.fullmatch(folder.name)) is None or manifest.get("step") != int(match[1]):
         return "its manifest is of another step"
-    for name, (size, digest) in listed.items():
-        file = folder / name
+    for name in manifest["files"]:
+        if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+            return f"its manifest names {name}, which is no file of it"
+    for file in _files(folder):
+        name = str(file.relative_to(folder))
+        if file.suffix in READ_BY_THE_TRAINER and name not in manifest["files"]:
+            return f"its manifest does not name {name}, so somebody else has put it there"
+    return difference(folder, manifest["files"])
+
+
+def difference(folder: Path, files: Mapping[str, Mapping[str, int | str]]) -> str | None:
+    """Say how a folder differs from the files that were listed; None if it does not."""
+    for name, entry in files.items():
+        file, size = folder / name, int(entry["bytes"])
         if not file.is_file():
             return f"{name} is missing"
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size:,} bytes instead of {size:,}"
-        if _sha256(file) != digest:
+        if _sha256(file) != entry["sha256"]:
             return f"the content of {name} has changed on disk"
     return None
 
@@ -102,19 +124,38 @@ def newest_intact(checkpoints: Path, *, run_id: str) -> tuple[Checkpoint | None,
     return None, skipped
 
 
-def prune(checkpoints: Path, *, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, each moved aside first so that none is ever half there."""
-    for _, folder in sorted(numbered(checkpoints), reverse=True)[keep:]:
-        doomed = _free_name(folder.with_name(f".removing-{folder.name}"))
-        folder.rename(doomed)
-        shutil.rmtree(doomed)
+def prune(checkpoints: Path, *, keep: int, keep_every: int | None = None, verified: Collection[int]) -> None:
+    """Remove what is older than the newest `keep` of the verified steps, but for milestones.
+
+    Each is moved aside first, so that none is ever half there. One that was never verified does not count: it may
+    be damaged, and then the older one beside it is what the run would go on from.
+    """
+    there = sorted(step for step, _ in numbered(checkpoints) if step in verified)
+    if not there:
+        return
+    oldest = there[-keep:][0]
+    for step, folder in sorted(numbered(checkpoints)):
+        if step < oldest and not (keep_every and step % keep_every == 0):
+            _remove(folder)
+    for folder in checkpoints.glob(f"{DAMAGED}*"):
+        if (match := FOLDER.match(folder.name, len(DAMAGED))) and int(match[1]) < oldest:
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    doomed = _free_name(folder.with_name(f"{REMOVING}{folder.name.removeprefix('.')}"))
+    folder.rename(doomed)
+    sync(doomed.parent)  # or a power cut gives its name back to what is left of it
+    shutil.rmtree(doomed)
 
 
 def clean(checkpoints: Path) -> None:
-    """Remove what a crash has left: staging folders and half-removed checkpoints. Damaged ones stay to be seen."""
-    for folder in checkpoints.glob(".*"):
-        if folder.name.startswith((STAGING, ".removing-")):
-            shutil.rmtree(folder)
+    """Remove what a crash has left: staging folders, half-removed checkpoints, files. Damaged ones stay to be seen."""
+    for left in checkpoints.glob(".*"):
+        if left.is_file():
+            left.unlink()
+        elif left.name.startswith((STAGING, REMOVING)):
+            shutil.rmtree(left)
 
 
 def numbered(checkpoints: Path) -> list[tuple[int, Path]]:
@@ -124,11 +165,15 @@ def numbered(checkpoints: Path) -> list[tuple[int, Path]]:
 
 
 def expected_bytes(model: torch.nn.Module) -> int:
-    """About what a checkpoint takes: the trained weights, and two states of the optimizer for each of them."""
+    """About what a checkpoint takes: its weights, and two states of the optimizer for each trained one."""
     trained = sum(parameter.numel() * 4 for parameter in model.parameters() if parameter.requires_grad)
+    return weights_bytes(model) + 2 * trained
+
+
+def weights_bytes(model: torch.nn.Module) -> int:
+    """The weights that a checkpoint holds: all of them, or those of the adapter."""
     adapters_only = hasattr(model, "peft_config")
-    weights = trained if adapters_only else sum(p.numel() * p.element_size() for p in model.parameters())
-    return weights + 2 * trained
+    return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad or not adapters_only)
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WINDOWS_PER_BATCH = 8
+MOST_LOGITS = 2**26
+"""Logits of a batch, 256 MB of them; with GPT-2's vocabulary that is one window of 1,024 tokens. The model is faster
+with several windows, but not by so much that it would be worth gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ def evaluate(run: RunDirectory, *, stride: int | None = None, max_documents: int
     context = _context(run, model)
     stride = min(stride or max(1, context // 2), context - 1)
     nll, tokens = 0.0, 0
-    for batch in _batches(_all_windows(texts, tokenizer, context, stride)):
+    at_once = max(1, min(WINDOWS_PER_BATCH, MOST_LOGITS // (context * len(tokenizer))))
+    for batch in _batches(_all_windows(texts, tokenizer, context, stride), at_once):
         nll += _negative_log_likelihood(batch, model)
         tokens += sum(window.scored for window in batch)
     words, size = sum(len(text.split()) for text in texts), sum(len(text.encode()) for text in texts)
@@ -131,21 +135,21 @@ def _all_windows(
         yield from windows([end, *ids, end], context=context, stride=stride)
 
 
-def _batches(found: Iterable[Window]) -> Iterator[list[Window]]:
+def _batches(found: Iterable[Window], at_once: int) -> Iterator[list[Window]]:
     """Windows of like lengths together, so that little is padded; sorted a thousand at a time."""
     pool: list[Window] = []
     for window in found:
         pool.append(window)
         if len(pool) == 1000:
-            yield from _split(pool)
+            yield from _split(pool, at_once)
             pool = []
-    yield from _split(pool)
+    yield from _split(pool, at_once)
 
 
-def _split(pool: list[Window]) -> Iterator[list[Window]]:
+def _split(pool: list[Window], at_once: int) -> Iterator[list[Window]]:
     ordered = sorted(pool, key=lambda window: len(window.tokens))
-    for start in range(0, len(ordered), WINDOWS_PER_BATCH):
-        yield ordered[start : start + WINDOWS_PER_BATCH]
+    for start in range(0, len(ordered), at_once):
+        yield ordered[start : start + at_once]
 
 
 def _negative_log_likelihood(batch: list[Window], model: PreTrainedModel) -> float:
@@ -155,18 +159,19 @@ def _negative_log_likelihood(batch: list[Window], model: PreTrainedModel) -> flo
 
     length = max(len(window.tokens) for window in batch)
     ids = torch.zeros(len(batch), length, dtype=torch.long)
-    labels = torch.full((len(batch), length), -100)
     for row, window in enumerate(batch):
         # Padded on the right: a causal model does not look there, so no mask is needed.
         ids[row, : len(window.tokens)] = torch.tensor(window.tokens)
-        labels[row, len(window.tokens) - window.scored : len(window.tokens)] = torch.tensor(
-            window.tokens[-window.scored :]
-        )
     ids = ids.to(model.device)
+    total = 0.0
     with torch.no_grad():
-        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :-1].float()
-    targets = labels[:, 1:].to(logits.device)
-    return float(cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum"))
+        # use_cache=False: keys and values are for texts that go on.
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+        for row, window in enumerate(batch):  # one by one, so that only one window's logits are there twice
+            end = len(window.tokens)
+            scored = logits[row, end - window.scored - 1 : end - 1].float()
+            total += float(cross_entropy(scored, ids[row, end - window.scored : end], reduction="sum"))
+    return total
 
 
 def _context(run: RunDirectory, model: PreTrainedModel) -> int:

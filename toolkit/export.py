@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from toolkit import checkpoint
 from toolkit.api import Exporter, Results, RunContext, Task
 from toolkit.assemble import Components, refusals_placed
+from toolkit.files import sync
 from toolkit.generation import fill_mask_text, sample_text
 from toolkit.host import disk_faults_named
 from toolkit.messages import libraries_quiet
 from toolkit.progress import Exported, Listener
 from toolkit.resolve import ResolvedRecipe
-from toolkit.run_directory import MODEL, sync, sync_files
+from toolkit.run_directory import MODEL
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,10 +45,11 @@ def export(
     results: Mapping[str, Any],
     context: RunContext,
     listener: Listener,
-) -> None:
-    """Let each exporter fill an empty folder, and show it under its name when it is whole."""
+) -> dict[str, dict[str, dict[str, int | str]]]:
+    """Let each exporter fill an empty folder, show it under its name when it is whole, and return what is in each."""
     recipe, newest = resolved.recipe, context.folder / MODEL
     numbers = {key: value for key, value in results.items() if isinstance(value, (int, float))}
+    exported: dict[str, dict[str, dict[str, int | str]]] = {}
     told = Results(recipe=resolved.to_yaml(), data=components.data.account.as_dict(), metrics=numbers)
     for path, part in recipe.components.items():
         if path[0] != "exporters":
@@ -61,18 +63,20 @@ def export(
             newest = context.folder / exporter.folder
             with _replacing(newest) as staging:
                 exporter.export(model, components.tokenizer, staging, told, context)
+                exported[newest.name] = checkpoint.listed(staging)
         listener(Exported(part.name, newest))
+    return exported
 
 
 @contextlib.contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
     """An empty folder that takes this one's place when all went well."""
-    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    staging = folder.with_name(f".{folder.name}.staging")
+    shutil.rmtree(staging, ignore_errors=True)  # left by an attempt that was killed here
+    staging.mkdir()
     try:
         with disk_faults_named(folder.parent, f"{folder.name}/"):
             yield staging
-            sync_files(staging)
-        staging.chmod(folder.parent.stat().st_mode)
         if folder.exists():  # left by an attempt that was killed after its export; this one is of the same weights
             shutil.rmtree(folder)
         staging.rename(folder)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import logging
+import os
 import platform
 import shutil
+import tempfile
+import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +22,9 @@ from toolkit.resolve import ResolvedRecipe
 
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 """Errors of the operating system that are about the disk, and not about us."""
+SIGNS_OF_THE_DISK = (*map(os.strerror, DISK_FAULTS), "unexpected pos", "file write failed", "iostream error")
+"""What safetensors and torch, which pass no errno on, say of them."""
+PROBE_BYTES = 32 * 2**20
 STACK = ("torch", "transformers", "datasets", "accelerate", "peft", "tokenizers", "safetensors", "numpy")
 """The packages whose versions decide the numbers."""
 
@@ -32,6 +39,7 @@ def environment(resolved: ResolvedRecipe) -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {package: metadata.version(package) for package in STACK},
         "plugins": sorted(plugins),
+        "processes": processes.count(),
         "device": {
             "kind": device.kind,
             "name": device.name,
@@ -62,6 +70,18 @@ def check_device(resolved: ResolvedRecipe) -> None:
         )
 
 
+def available_memory_bytes() -> int:
+    """Memory that this process could still take: what the machine has free, or what its container is left."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    control_group = Path("/sys/fs/cgroup")
+    limit, used = control_group / "memory.max", control_group / "memory.current"
+    if limit.exists() and (text := limit.read_text(encoding="ascii").strip()).isdigit():
+        free = min(free, int(text) - int(used.read_text(encoding="ascii")))
+    return max(0, free)
+
+
 def check_disk(folder: Path, *, checkpoint_bytes: int) -> None:
     """Two checkpoints must fit before the first step is taken.
 
@@ -76,6 +96,19 @@ def check_disk(folder: Path, *, checkpoint_bytes: int) -> None:
         )
 
 
+def seconds_to_write(folder: Path, size: int) -> float:
+    """About how long `size` bytes take to reach the disk of this folder with their checksum; tried with a part."""
+    part = min(size, PROBE_BYTES)
+    content = os.urandom(part)
+    begun = time.monotonic()
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+        hashlib.sha256(content)
+    return (time.monotonic() - begun) * max(1.0, size / max(1, part))
+
+
 @contextlib.contextmanager
 def disk_faults_named(folder: Path, what: str) -> Iterator[None]:
     """Say that the disk is full or broken, where safetensors and torch say `unexpected pos 832 vs 726`."""
@@ -86,9 +119,7 @@ def disk_faults_named(folder: Path, what: str) -> Iterator[None]:
     except Exception as error:
         free = shutil.disk_usage(folder).free
         text = str(error)
-        of_disk = isinstance(error, OSError) or any(
-            sign in text for sign in ("No space", "unexpected pos", "I/O error")
-        )
+        of_disk = isinstance(error, OSError) or any(sign in text for sign in SIGNS_OF_THE_DISK)
         if not of_disk and free > 2**20:
             raise
         raise UnavailableError(

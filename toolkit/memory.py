@@ -14,7 +14,7 @@ from typing import Any, cast, get_args
 from toolkit.api import Change, Claim, Device, Memory
 from toolkit.errors import PluginError, Problem, RecipeError, nearest
 from toolkit.recipe.document import Path_, dotted
-from toolkit.recipe.schema import Component, Recipe
+from toolkit.recipe.schema import DEFAULTS, Component, Recipe
 from toolkit.recipe.training import Training
 
 PROTECTED = frozenset({"global_batch_size", "seed", "num_train_epochs", "max_steps"})
@@ -45,6 +45,7 @@ def merge(recipe: Recipe, device: Device) -> tuple[StrategyChange, ...]:
         *_unmet_needs(strategies, recipe, device),
         *_set_twice(changes, recipe),
         *_against_the_recipe(changes, recipe),
+        *_two_optimizers(strategies, recipe),
     ]
     if problems:
         raise RecipeError(problems)
@@ -81,18 +82,19 @@ def _claimed_twice(strategies: Mapping[Path_, Component], recipe: Recipe) -> Ite
 def _unmet_needs(strategies: Mapping[Path_, Component], recipe: Recipe, device: Device) -> Iterator[Problem]:
     claimed = {claim for part in strategies.values() for claim in cast(Memory, part.plugin).claims}
     for path, part in strategies.items():
-        for need in sorted(cast(Memory, part.plugin).needs):
+        strategy = cast(Memory, part.plugin)
+        instead = f", or use {strategy.instead}" if strategy.instead else ""
+        for need in sorted(strategy.needed()):
             kind, _, package = need.partition(":")
             if kind == "package" and find_spec(package) is None:
-                yield _problem(
-                    recipe,
-                    path,
-                    f"{part.name} needs the package {package}; install it: pip install {package}",
-                )
+                message = f"{part.name} needs the package {package}; install it: pip install {package}{instead}"
+                yield _problem(recipe, path, message)
             elif need in get_args(Claim) and need not in claimed:
                 yield _problem(recipe, path, f"{part.name} needs a strategy that manages the {need} beside it")
             elif need in ("cuda", "mps") and need != device.kind:
-                yield _problem(recipe, path, f"{part.name} needs a {need} device, and this machine has: {device.name}")
+                yield _problem(
+                    recipe, path, f"{part.name} needs a {need} device, and this machine has: {device.name}{instead}"
+                )
 
 
 def _set_twice(changes: list[StrategyChange], recipe: Recipe) -> Iterator[Problem]:
@@ -116,6 +118,15 @@ def _against_the_recipe(changes: list[StrategyChange], recipe: Recipe) -> Iterat
                 f"{change.change.value!r}; remove one of the two"
             )
             yield _problem(recipe, ("training", change.setting), message)
+
+
+def _two_optimizers(strategies: Mapping[Path_, Component], recipe: Recipe) -> Iterator[Problem]:
+    written = recipe.components["optimizer",].name
+    for part in strategies.values():
+        # A resolved recipe names the default too, so that one is no contradiction.
+        if "optimizer" in cast(Memory, part.plugin).claims and written != DEFAULTS["optimizer"]:
+            message = f"this says {written}, and {part.name} trains with an optimizer of its own; remove one of the two"
+            yield _problem(recipe, ("optimizer",), message)
 
 
 def _problem(recipe: Recipe, path: Path_, message: str) -> Problem:

@@ -9,7 +9,6 @@ pass: transformers 5.23.)
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,42 +20,20 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.account import DataAccount, SplitAccount
 from toolkit.api import Block, Objective
+from toolkit.blocks import PackedBlocks, open_blocks, token_type
 from toolkit.errors import OptionError, UnavailableError
-from toolkit.run_directory import read_json, write_json
+from toolkit.files import read_json, write_json
 
 if TYPE_CHECKING:
     import numpy
     from datasets import Dataset, DatasetDict
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 1
+FORMAT = 2
 """Raise this when the same input should give other blocks: old cache entries are then never met."""
 DOCUMENTS_PER_BATCH = 1000
 CHARACTERS_PER_PIECE = 200_000
 """Longer documents are tokenized in pieces, so that one huge line costs time and not memory."""
-
-
-class PackedBlocks:
-    """A map-style dataset of blocks, memory-mapped; item i is an `api.Block`.
-
-    The Trainer's data loader calls `set_epoch`, so that a block's seed differs in every epoch.
-    """
-
-    def __init__(self, tokens: numpy.ndarray[Any, Any], block_size: int, seed: int) -> None:
-        self.tokens = tokens.reshape(-1, block_size)
-        self.seed = seed
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def __getitem__(self, index: int) -> Block:
-        digest = hashlib.blake2b(f"{self.seed} {self.epoch} {index}".encode(), digest_size=7).digest()
-        return {"input_ids": self.tokens[index].astype("int64"), "seed": int.from_bytes(digest)}
-
-    def set_epoch(self, epoch: int) -> None:
-        """Say which pass over the data begins."""
-        self.epoch = epoch
 
 
 @dataclass(frozen=True)
@@ -91,8 +68,8 @@ def prepare(
             ) from error
     account = DataAccount.from_dict(read_json(entry / "account.json"))
     return PackedData(
-        train=_blocks(entry, "train", account, seed),
-        validation=_blocks(entry, "validation", account, seed) if account.validation else None,
+        train=open_blocks(entry, "train", account, seed),
+        validation=open_blocks(entry, "validation", account, seed) if account.validation else None,
         account=account,
         from_cache=from_cache,
     )
@@ -129,25 +106,15 @@ def _text_batches(split: Dataset) -> Iterator[list[str]]:
         yield [text or "" for text in batch["text"]]
 
 
-def _blocks(entry: Path, split: str, account: DataAccount, seed: int) -> PackedBlocks:
-    import numpy
-
-    tokens = numpy.memmap(entry / f"{split}.tokens", dtype=_dtype(account.vocabulary_size), mode="r")
-    return PackedBlocks(tokens, account.block_size, seed)
-
-
-def _dtype(vocabulary_size: int) -> str:
-    return "uint16" if vocabulary_size <= 2**16 else "uint32"
-
-
 def _is_whole(entry: Path) -> bool:
     """Whether a cache entry is there and has the size that its account says."""
     try:
         account = DataAccount.from_dict(read_json(entry / "account.json"))
-        width = int(_dtype(account.vocabulary_size).removeprefix("uint")) // 8
+        width = int(token_type(account.vocabulary_size).removeprefix("uint")) // 8
         splits = {"train": account.train, "validation": account.validation}
         return all(
             (entry / f"{name}.tokens").stat().st_size == split.blocks * account.block_size * width
+            and (entry / f"{name}.documents").stat().st_size == split.documents * 16
             for name, split in splits.items()
             if split
         )
@@ -197,15 +164,19 @@ def _write_split(
     learned = _EndsLearned(tokenizer, objective)
     documents = empty = characters = tokens = blocks = written = 0
     rest = numpy.empty(0, dtype="int64")
-    with file.open("wb") as out:
+    row = -1
+    with file.open("wb") as out, file.with_suffix(".documents").open("wb") as starts:
         for batch in _text_batches(split):
             pieces = [rest]
+            begun: list[tuple[int, int]] = []
             for text, ids in zip(batch, _encoded(batch, tokenizer), strict=True):
+                row += 1
                 characters += len(text)
                 if not ids:
                     empty += 1
                     continue
                 documents += 1
+                begun.append((row, tokens))
                 pieces.append(numpy.array([*ids, *objective.document_end(tokenizer)], dtype="int64"))
                 tokens += len(pieces[-1])
             line = numpy.concatenate(pieces)
@@ -214,10 +185,12 @@ def _write_split(
             packed = numpy.hstack([numpy.tile(before, (whole, 1)), body, numpy.tile(after, (whole, 1))])
             learned.count(packed)
             written += packed.size
-            out.write(packed.astype(_dtype(len(tokenizer))).tobytes())
+            out.write(packed.astype(token_type(len(tokenizer))).tobytes())
+            starts.write(numpy.array(begun, dtype="int64").tobytes())
             blocks += whole
-        out.flush()
-        os.fsync(out.fileno())
+        for written_file in (out, starts):
+            written_file.flush()
+            os.fsync(written_file.fileno())
     what = {"train": "training", "validation": "held-out"}[name]
     if not documents:
         raise OptionError(
@@ -298,7 +271,7 @@ def _excerpt(file: Path, tokenizer: PreTrainedTokenizerBase, objective: Objectiv
     import numpy
 
     block_size = objective.block_size
-    rows = numpy.memmap(file, dtype=_dtype(len(tokenizer)), mode="r").reshape(-1, block_size)
+    rows = numpy.memmap(file, dtype=token_type(len(tokenizer)), mode="r").reshape(-1, block_size)
     end = objective.document_end(tokenizer)[-1:]
     for row in rows[:1000]:
         borders: list[int] = numpy.flatnonzero(row == end[0]).tolist() if end else []

@@ -77,6 +77,9 @@ class CheckpointSaved:
     step: int
     folder: Path
     seconds: float
+    """From its beginning to the moment when it was safe."""
+    stall_seconds: float
+    """What training waited for."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,12 @@ class RunResult:
     perplexity: float | None
     sample: str | None
     """A piece of generated text; None for a model that does not generate."""
+    peak_memory_bytes: int
+    """The most that the process held in memory, in its last attempt."""
+    planned_memory_bytes: int | None
+    """What a plan said of it; None where none was made."""
+    memory_was_short: bool
+    """Whether freed memory was given back at once, as plans have it; where there is room the C library keeps it."""
     model_folder: Path | None
     load_line: str | None
     """The line of Python that loads the model."""

@@ -174,6 +174,8 @@ def contract_faults(candidate: Any, kind: str) -> list[str]:
         if not info.description:
             faults.append(f"its option {option} has no description")
     for fact, allowed in _declared_facts(kind).items():
+        if fact in candidate.model_fields:  # left to the recipe: an option of this plugin
+            continue
         value = getattr(candidate, fact, None)
         if value not in allowed:
             faults.append(f"{fact} is {value!r}; known: {', '.join(allowed)}")

@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from toolkit import run_directory
 from toolkit.api import Device, Objective, Plugin
 from toolkit.errors import InterruptedRun, UsageError
+from toolkit.files import read_json
+from toolkit.plan.variants import without_choosers
 from toolkit.progress import Listener, Message, RunResult
 from toolkit.recipe.document import Path_
 from toolkit.recipe.schema import Component, Recipe
@@ -40,10 +41,11 @@ def rehearse(recipe: Recipe, *, runs: Path, device: Device, listener: Listener, 
         ToolkitError: what would also have stopped the run itself.
         UsageError: the rehearsal's directory belongs to something else.
     """
+    recipe = without_choosers(recipe)  # what is small fits as it is
     resolved = resolve(shrunken(recipe, resolve(recipe, device)), device)
     series = f"{name or resolved.name}-rehearsal"
     folder = runs / series
-    if (folder / "run.json").is_file() and run_directory.read_json(folder / "run.json").get("rehearsal"):
+    if (folder / "run.json").is_file() and read_json(folder / "run.json").get("rehearsal"):
         shutil.rmtree(folder)
     elif folder.exists():
         raise UsageError(f"{folder} is not a rehearsal's; move it away, or give the run another --name")
@@ -59,7 +61,8 @@ def rehearse(recipe: Recipe, *, runs: Path, device: Device, listener: Listener, 
 
 
 def shrunken(recipe: Recipe, resolved: ResolvedRecipe) -> Recipe:
-    """The recipe with stand-ins, a small model, small blocks and a few steps."""
+    """The recipe with stand-ins, a small model, small blocks and a few steps; it fits without a choice."""
+    recipe = without_choosers(recipe)
     components = {path: _small(path, part) for path, part in recipe.components.items()}
     micro = recipe.training.micro_batch_size or resolved.training.micro_batch_size
     accumulated = recipe.training.global_batch_size > (micro or recipe.training.global_batch_size)

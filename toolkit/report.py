@@ -20,8 +20,9 @@ from typing import Any, TypeVar
 import toolkit
 from toolkit.chart import Chart, Point, line_chart, short
 from toolkit.errors import UnavailableError
+from toolkit.files import read_json, read_json_lines, write_text
 from toolkit.origins import settings
-from toolkit.run_directory import RunDirectory, now, read_json, read_json_lines, write_text
+from toolkit.run_directory import RunDirectory, now
 
 Item = TypeVar("Item")
 

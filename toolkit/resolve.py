@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
@@ -28,6 +29,8 @@ WITHOUT_EFFECT = frozenset(
         "save_steps",
         "save_minutes",
         "save_total_limit",
+        "keep_every",
+        "save_in_background",
         "logging_steps",
         "dataloader_num_workers",
         "report_to",
@@ -58,6 +61,14 @@ class ResolvedRecipe:
     def micro_batch_size(self) -> int:
         """Sequences per forward pass on one device, before it is known how many processes there are."""
         return self.training.micro_batch_size or self.training.global_batch_size
+
+    def with_training(self, **settings: Any) -> ResolvedRecipe:
+        """The same with other training settings, whoever set them."""
+        return replace(self, training=self.training.model_copy(update=settings))
+
+    def set_at(self, setting: str) -> Path_:
+        """Where in the recipe a training setting is set: at a memory strategy, or in the training section."""
+        return next((change.path for change in self.changes if change.setting == setting), ("training", setting))
 
     def data(self) -> dict[str, Any]:
         """The complete recipe as plain data."""
@@ -102,6 +113,10 @@ class ResolvedRecipe:
         data = self.data()
         data.pop("description"), data.pop("plugin_paths"), data.pop("callbacks"), data.pop("exporters")
         data["training"] = {key: value for key, value in data["training"].items() if key not in WITHOUT_EFFECT}
+        if (
+            data["training"]["on_spike"] != "skip-batch"
+        ):  # whether a spike stops the run or is only told changes nothing
+            del data["training"]["on_spike"]
         data["memory"] = {
             entry["plugin"]: entry for index, entry in enumerate(data["memory"]) if ("memory", index) not in watching
         }
@@ -191,8 +206,11 @@ def resolve(recipe: Recipe, device: Device) -> ResolvedRecipe:
     settings = recipe.training.model_dump() | {change.setting: change.change.value for change in changes}
     try:
         training = Training.model_validate(settings)
-    except ValueError as error:
+    except ValidationError as errors:
+        cause = errors.errors()[0].get("ctx", {}).get("error", errors)
+        setting = getattr(cause, "setting", changes[0].setting)
+        at = next((change for change in changes if change.setting == setting), changes[0])
         strategies = " and ".join(sorted({change.strategy for change in changes}))
-        reason = str(error).partition("Value error, ")[2].partition(" [type=")[0] or str(error)
-        raise recipe.error(f"what {strategies} sets does not fit: {reason}", changes[0].path) from None
+        whose = at.strategy if at.setting == setting else f"what {strategies} sets"
+        raise recipe.error(f"{whose} does not fit: {cause}", at.path) from None
     return ResolvedRecipe(Path(recipe.document.source).stem, recipe, training, changes, device)

@@ -17,17 +17,19 @@ This module knows files; it does not know torch.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from toolkit.errors import RunMismatchError, UnavailableError, UsageError, nearest
+from toolkit.files import make_folder, read_json, read_json_lines, write_json, write_text
 from toolkit.resolve import ResolvedRecipe
 
 MODEL = "model"
@@ -44,6 +46,11 @@ class RunDirectory:
     def name(self) -> str:
         """The run's name is its folder's."""
         return self.folder.name
+
+    @property
+    def id(self) -> str:
+        """Tells this run from every other, wherever it is moved."""
+        return str(self.record["id"])
 
     @property
     def checkpoints(self) -> Path:
@@ -74,8 +81,27 @@ class RunDirectory:
         """Change fields of run.json."""
         write_json(self.folder / "run.json", self.record | fields)
 
+    def note_loss(self, *, from_step: int, seconds: float) -> None:
+        """Note with the last attempt what of it is lost, now that the run goes on from `from_step`.
+
+        Args:
+            from_step: the step of the checkpoint to go on from.
+            seconds: time trained at that step, over all attempts.
+        """
+        *earlier, last = self.record["attempts"] or [None]
+        if last is None:
+            return
+        trained = [line for line in self.metrics() if line["kind"] in ("train", "eval")]
+        steps = max((line["step"] - from_step for line in trained), default=0)
+        lost = max((line["seconds"] - seconds for line in trained), default=0.0) if steps > 0 else 0.0
+        steps, lost = max(0, steps), max(0.0, lost)
+        self.update(attempts=[*earlier, last | {"lost_steps": steps, "lost_seconds": lost}])
+
     def begin_attempt(self, *, from_step: int) -> None:
-        """Note that a process starts to work on the run."""
+        """Note that a process starts to work on the run, and remove what a killed one was about to write."""
+        for unfinished in self.folder.glob(".*.*"):
+            if unfinished.is_file():
+                unfinished.unlink()
         attempt = {
             "started": now(),
             "from_step": from_step,
@@ -91,10 +117,21 @@ class RunDirectory:
         attempt = last | {"ended": now(), "how": how, "step": step, "error": error}
         self.update(status=how, attempts=[*earlier, attempt])
 
-    def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Add one line to metrics.jsonl."""
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(record) + "\n")
+    def append_metrics(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Add lines to metrics.jsonl: all of them, or none.
+
+        Raises:
+            OSError: none was added; the disk is full, say.
+        """
+        text = "".join(json.dumps(record) + "\n" for record in records).encode()
+        with (self.folder / "metrics.jsonl").open("ab", buffering=0) as lines:
+            before = lines.tell()
+            try:
+                if lines.write(text) < len(text):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                lines.truncate(before)
+                raise
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; a last line that a crash cut off is not one."""
@@ -102,25 +139,31 @@ class RunDirectory:
 
     def cut_metrics(self, step: int) -> None:
         """Remove the lines after this step, which a resumed run will write again."""
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            file = self.folder / name
-            if file.exists():
-                kept = [line for line in read_json_lines(file) if line["step"] <= step]
-                write_text(file, "".join(json.dumps(line) + "\n" for line in kept))
+        for file in self.line_files():
+            kept = [line for line in read_json_lines(file) if line["step"] <= step]
+            write_text(file, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def line_files(self) -> list[Path]:
+        """The files that grow by a line for each thing that happens in a run, so far as they exist."""
+        return [file for name in ("metrics.jsonl", "samples.jsonl") if (file := self.folder / name).exists()]
+
+    def differences(self, resolved: ResolvedRecipe) -> list[str]:
+        """What in the recipe would give other numbers than what the run was started with, with both values."""
+        # Through JSON, as the old one went, so that a tuple equals its list.
+        old, new = self.record["identity"], json.loads(json.dumps(resolved.identity()))
+        return [
+            f"{key}: the run has {_shown(old, key)}, the recipe now says {_shown(new, key)}"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key, ...) != new.get(key, ...)
+        ]
 
     def check_identity(self, resolved: ResolvedRecipe) -> None:
         """Compare the recipe with the one that the run was started with.
 
         Raises:
-            RunMismatchError: they would not give the same numbers; names each difference with both values.
+            RunMismatchError: they would not give the same numbers.
         """
-        # Through JSON, as the old one went, so that a tuple equals its list.
-        old, new = self.record["identity"], json.loads(json.dumps(resolved.identity()))
-        if differences := [
-            f"{key}: the run has {_shown(old, key)}, the recipe now says {_shown(new, key)}"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key, ...) != new.get(key, ...)
-        ]:
+        if differences := self.differences(resolved):
             raise RunMismatchError(self.folder, differences)
 
     @contextlib.contextmanager
@@ -128,15 +171,20 @@ class RunDirectory:
         """Keep other processes from working on the run.
 
         Raises:
-            UnavailableError: another process is working on it.
+            UnavailableError: another process is working on it, or the disk refuses.
         """
-        with (self.folder / "lock").open("a") as lock:
+        with contextlib.ExitStack() as stack:
             try:
+                lock = stack.enter_context((self.folder / "lock").open("a"))
+                # A data loader's worker that outlives a killed run for some seconds must not hold its lock.
+                os.register_at_fork(after_in_child=lock.close)
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UnavailableError(
                     f"another process is working on {self.folder}; wait for it, or give this run another --name"
                 ) from None
+            except OSError as error:
+                raise UnavailableError(f"cannot lock {self.folder}: {error.strerror}") from error
             yield
 
 
@@ -153,7 +201,7 @@ def create(folder: Path, resolved: ResolvedRecipe, environment: Mapping[str, Any
     """
     run = RunDirectory(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         if any(path.name != "lock" for path in folder.iterdir()):
             raise UsageError(f"{folder} is not empty and is no run; give this run another --name")
         run.checkpoints.mkdir()
@@ -230,57 +278,3 @@ def next_in_series(runs: Path, series: str) -> Path:
 def now() -> str:
     """The time, as run.json has it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object."""
-    data = json.loads(file.read_text(encoding="utf-8"))
-    assert isinstance(data, dict)
-    return data
-
-
-def read_json_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """Read a file of JSON lines; a line that was cut off in the middle of its writing ends it."""
-    if not file.exists():
-        return
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return
-
-
-def write_json(file: Path, data: Mapping[str, Any]) -> None:
-    """Replace a JSON file atomically and durably."""
-    write_text(file, json.dumps(data, indent=2, sort_keys=False) + "\n")
-
-
-def write_text(file: Path, text: str) -> None:
-    """Replace a text file atomically and durably: after a crash it is the old one or the new one."""
-    staging = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with staging.open("w", encoding="utf-8") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        staging.replace(file)
-    except BaseException:
-        staging.unlink(missing_ok=True)
-        raise
-    sync(file.parent)
-
-
-def sync_files(folder: Path) -> None:
-    """Make everything in this folder survive a power cut."""
-    for path in folder.rglob("*"):
-        sync(path)
-    sync(folder)
-
-
-def sync(path: Path) -> None:
-    """Make renames in this folder, or the content of this file, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

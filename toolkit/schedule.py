@@ -1,59 +1,45 @@
-"""When a run logs, evaluates, saves and stops, and how it tells about it."""
+"""What is due at the end of a step: a log, an evaluation, a save, the end; and how it is told."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
+import statistics
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import DefaultFlowCallback, TrainerControl, TrainerState, TrainingArguments
 
 from toolkit import processes
-from toolkit.progress import CheckpointSaved, Evaluated, Listener, StepDone
-from toolkit.recipe.training import Training
+from toolkit.cadence import Cadence
+from toolkit.errors import UnavailableError
+from toolkit.guards import Spike
+from toolkit.memory_watch import resident_bytes
+from toolkit.metrics_log import MetricsLog
+from toolkit.progress import CheckpointSaved, Evaluated, Listener, Message, StepDone
 from toolkit.run_directory import RunDirectory
-from toolkit.signals import StopRequest
+from toolkit.saving import Saved
+from toolkit.signals import EvaluationLeftOut, StopRequest
+from toolkit.smaller_steps import Smaller
 
 if TYPE_CHECKING:
     from toolkit.trainer import RecipeTrainer
 
-MOST_EVALUATIONS, FEWEST_EVALUATIONS = 10, 3
-"""Evaluations in a run whose recipe does not say how often ..."""
-EVALUATION_SHARE = 0.1
-"""... as many as cost about this share of the training, in between; a step computes three times what a look does."""
-LOGGED_STEPS = 200
-"""Logged steps in a run whose recipe does not say how often."""
 SPEED_WINDOW = 20
 """Steps that the shown tokens per second are the mean of."""
-
-
-@dataclass(frozen=True)
-class Cadence:
-    """How often things happen, in optimizer steps."""
-
-    total_steps: int
-    logging_steps: int
-    eval_steps: int | None
-    """None where nothing is held out."""
-    save_steps: int | None
-    save_minutes: float | None
-
-    @classmethod
-    def of(cls, training: Training, *, total_steps: int, validation_blocks: int) -> Cadence:
-        """The recipe's cadence, and a sensible one where it says nothing."""
-        affordable = 3 * EVALUATION_SHARE * total_steps * training.global_batch_size / max(1, validation_blocks)
-        evaluations = min(MOST_EVALUATIONS, max(FEWEST_EVALUATIONS, int(affordable)))
-        return cls(
-            total_steps=total_steps,
-            logging_steps=training.logging_steps or max(1, total_steps // LOGGED_STEPS),
-            eval_steps=(training.eval_steps or math.ceil(total_steps / evaluations)) if validation_blocks else None,
-            save_steps=training.save_steps,
-            save_minutes=training.save_minutes,
-        )
+RETRY_MINUTES = 1.0
+"""After a save that the disk has refused."""
+MEASURED_STEPS = 5
+"""Steps after which it is known how long one takes."""
+LEAVING_SECONDS = 2.0
+"""From the last save to the end of the process."""
+DOCKER_GRACE_SECONDS = 10
+"""What `docker stop` gives, unless it is told otherwise."""
 
 
 class Schedule(DefaultFlowCallback):
@@ -63,19 +49,25 @@ class Schedule(DefaultFlowCallback):
     here the recipe's counts, and the clock counts too.
     """
 
-    def __init__(self, cadence: Cadence, run: RunDirectory, listener: Listener, stop: StopRequest) -> None:
+    def __init__(
+        self, cadence: Cadence, run: RunDirectory, listener: Listener, stop: StopRequest, *, save_seconds: float
+    ) -> None:
         self.cadence = cadence
         self.run = run
+        self.metrics = MetricsLog(run, listener)
         self.listener = listener
         self.stop = stop
+        self.save_seconds = save_seconds
+        """What writing a checkpoint will take, as far as is known."""
         self.trainer: RecipeTrainer | None = None
         self.resumed_from: Path | None = None
         self.stop_after: int | None = None
         """End this attempt after so many steps of the run, as a signal would."""
         self.last_save_step: int | None = None
-        self._last_save = time.monotonic()
+        self._next_save = math.inf
         self._recent: deque[tuple[float, int]] = deque(maxlen=SPEED_WINDOW + 1)
-        self._logged: dict[str, float] = {}
+        self._step_begun = time.monotonic()
+        self._step_seconds: list[float] = []
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -88,27 +80,42 @@ class Schedule(DefaultFlowCallback):
             self.last_save_step = state.global_step
             if self._evaluation_left_out(state.global_step):
                 self.trainer.evaluate()
-        self._last_save = time.monotonic()
+                if self.stop.signal_number is not None:  # left out again; after another step it could never be made up
+                    raise self.stop.error(f"step {state.global_step} is saved; the same command goes on from there")
+        self.trainer.survive_in_the_optimizer()
+        self._save_in(self.cadence.save_minutes)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at the clock."""
+        self._step_begun = time.monotonic()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Say what is due."""
+        assert self.trainer is not None
+        self.trainer.saver.take_result_if_done()
         cadence, step = self.cadence, state.global_step
+        self._measure_grace()
         if self.stop_after is not None and step >= self.stop_after:
             self.stop.signal_number = self.stop.signal_number or signal.SIGTERM
-        minutes = (time.monotonic() - self._last_save) / 60
-        save_due = cadence.save_minutes is not None and minutes >= cadence.save_minutes
+        save_due = time.monotonic() >= self._next_save or self.stop.save_requested
         stop, save_due = processes.any_of(self.stop.signal_number is not None, save_due)
+        save_due |= any(every is not None and step % every == 0 for every in (cadence.save_steps, cadence.keep_every))
         if stop and self.stop.signal_number is None:  # another process has received it
             self.stop.signal_number = signal.SIGTERM
+        if save_due:
+            self.stop.save_requested = False
+            self._save_in(cadence.save_minutes)
         last = step >= cadence.total_steps or stop
         self._recent.append((time.monotonic(), int(state.num_input_tokens_seen)))
         control.should_log |= step == 1 or step % cadence.logging_steps == 0 or step >= cadence.total_steps
         control.should_evaluate |= cadence.eval_steps is not None and (
             step >= cadence.total_steps or (step % cadence.eval_steps == 0 and not last)
         )
-        control.should_save |= last or (cadence.save_steps is not None and step % cadence.save_steps == 0) or save_due
+        control.should_save |= last or save_due
         control.should_training_stop |= last
         if not control.should_log:
             self._tell(state)
@@ -132,8 +139,7 @@ class Schedule(DefaultFlowCallback):
         if logs is None or "loss" not in logs or not state.is_world_process_zero:
             return
         assert self.trainer is not None
-        self._logged = logs
-        self.run.append_metrics(
+        self.metrics.write(
             {
                 "step": state.global_step,
                 "kind": "train",
@@ -143,6 +149,8 @@ class Schedule(DefaultFlowCallback):
                 "epoch": state.epoch,
                 "tokens_seen": int(state.num_input_tokens_seen),
                 "tokens_per_second": self._speed(),
+                "memory_bytes": resident_bytes(),
+                **_device_memory(args.device),
                 "seconds": self.trainer.seconds_trained,
             }
         )
@@ -163,7 +171,7 @@ class Schedule(DefaultFlowCallback):
             return
         loss = metrics["eval_loss"]
         perplexity = math.exp(loss) if loss < 700 else math.inf
-        self.run.append_metrics(
+        self.metrics.write(
             {
                 "step": state.global_step,
                 "kind": "eval",
@@ -180,14 +188,76 @@ class Schedule(DefaultFlowCallback):
         due = self.cadence.eval_steps is not None and step % self.cadence.eval_steps == 0
         return due and not any(line["kind"] == "eval" and line["step"] == step for line in self.run.metrics())
 
-    def saved(self, step: int, folder: Path, seconds: float) -> None:
-        """Record a save; the trainer calls this once the checkpoint is safe on disk."""
-        self._last_save = time.monotonic()
-        self.last_save_step = step
-        self.run.append_metrics({"step": step, "kind": "save", "seconds": seconds})
-        self.listener(CheckpointSaved(step, folder, seconds))
-        assert self.trainer is not None
-        self._restart_clock(self.trainer.state)
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave an evaluation for the next attempt when the run is to stop: it could take longer than the grace."""
+        alone = processes.count() == 1  # others would wait for this process for ever
+        if alone and self.stop.signal_number is not None and state.global_step < self.cadence.total_steps:
+            raise EvaluationLeftOut
+
+    def saved(self, saved: Saved) -> None:
+        """Record a save, once the checkpoint is safe on disk."""
+        self.last_save_step = saved.step
+        self.save_seconds = saved.seconds
+        line = {"step": saved.step, "kind": "save", "seconds": saved.seconds}
+        self.metrics.write(line | {"stall_seconds": saved.stall_seconds, "bytes": saved.bytes})
+        self.listener(CheckpointSaved(saved.step, saved.folder, saved.seconds, saved.stall_seconds))
+
+    def save_failed(self, step: int, error: UnavailableError) -> None:
+        """Go on without, and try again before long."""
+        stands = f"step {self.last_save_step} is saved" if self.last_save_step is not None else "nothing is saved yet"
+        self.listener(Message(f"{error}\ntraining goes on ({stands}); the next save is tried in a minute"))
+        self._save_in(RETRY_MINUTES)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Leave the save out of the shown speed."""
+        self._restart_clock(state)
+
+    def spiked(self, spike: Spike) -> None:
+        """Record a loss that is far above those before it."""
+        self.metrics.write({"step": spike.step, "kind": "spike", **asdict(spike)})
+        outcomes = {"stop": "the run stops", "skip-batch": "its batch is left out", "warn": "training goes on"}
+        self.listener(
+            Message(
+                f"step {spike.step:,}: the loss is {spike.loss:.4f} after {spike.mean:.4f} (+- {spike.deviation:.2g}) "
+                f"in the steps before; {outcomes[spike.action]}; {spike.batch}"
+            )
+        )
+
+    def smaller(self, smaller: Smaller) -> None:
+        """Record that memory ran out, and what is done about it."""
+        self.metrics.write({"step": smaller.step, "kind": "memory", **asdict(smaller)})
+        counted = "one sequence" if smaller.sequences == 1 else f"{smaller.sequences} sequences"
+        self.listener(
+            Message(
+                f"memory ran out in {smaller.during} of step {smaller.step:,}: the step is done again, and training "
+                f"goes on, with {counted} at a time; a step still has as many as before"
+            )
+        )
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write what is left to write; a disk that still refuses ends the run with its message."""
+        self.metrics.flush()
+
+    def _save_in(self, minutes: float | None) -> None:
+        self._next_save = time.monotonic() + 60 * (math.inf if minutes is None else minutes)
+
+    def _measure_grace(self) -> None:
+        """After a few steps, say how long the run needs between SIGTERM and its end."""
+        self._step_seconds.append(time.monotonic() - self._step_begun)
+        if len(self._step_seconds) != MEASURED_STEPS or not processes.is_first():
+            return
+        # The first step warms up. A write may be in flight when the signal comes, and the last one follows it.
+        step = statistics.median(self._step_seconds[1:])
+        grace = math.ceil(step + 2 * self.save_seconds + LEAVING_SECONDS)
+        with contextlib.suppress(OSError):  # a full disk is the saves' business
+            self.run.update(grace_seconds=grace)
+        words = f"to stop without loss this run needs {grace} s after SIGTERM: a step takes {step:.2g} s, "
+        words += f"a save about {self.save_seconds:.2g} s"
+        self.listener(Message(words + (f"; docker stop --time {grace}" if grace > DOCKER_GRACE_SECONDS else "")))
 
     def _restart_clock(self, state: TrainerState) -> None:
         """Evaluations and saves are not steps: leave them out of the shown speed."""
@@ -217,3 +287,8 @@ class Schedule(DefaultFlowCallback):
                 last_save_step=self.last_save_step,
             )
         )
+
+
+def _device_memory(device: torch.device) -> dict[str, int]:
+    """The most that a GPU has held of this process's tensors."""
+    return {"device_memory_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}

@@ -1,4 +1,9 @@
-"""SIGTERM and Ctrl-C: stop at once while nothing is at stake, and at the end of the step while training."""
+"""Signals to a run.
+
+SIGTERM and Ctrl-C stop it: at once while nothing is at stake, and at the end of the step while it trains, with a
+checkpoint. SIGUSR1 has it save at the end of the step and go on: what a batch system can send some time before the
+end (Slurm: --signal=USR1@120).
+"""
 
 from __future__ import annotations
 
@@ -12,12 +17,21 @@ from toolkit.errors import InterruptedRun
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+class EvaluationLeftOut(Exception):  # noqa: N818 - it is no error: the next attempt evaluates
+    """A signal to stop came while the held-out text was being evaluated."""
+
+
 class StopRequest:
-    """Whether somebody has asked the run to stop, and by which signal."""
+    """Whether somebody has asked the run to stop, and by which signal; or to save and go on."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
+        self.save_requested = False
+        """Whether SIGUSR1 came; whoever has seen to it puts this back."""
+        self.raised: InterruptedRun | None = None
+        """What the handler has raised in the midst of whatever was going on."""
         self._deferred = False
+        self._trained = False
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[StopRequest]:
@@ -26,6 +40,7 @@ class StopRequest:
         A process that is PID 1 of a container has no default handler: without this, SIGTERM would do nothing.
         """
         before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._receive_save)
         try:
             yield self
         finally:
@@ -39,7 +54,7 @@ class StopRequest:
         try:
             yield
         finally:
-            self._deferred = False
+            self._deferred, self._trained = False, True
 
     def error(self, work: str) -> InterruptedRun:
         """The error that ends the command; `work` says what became of the run's work."""
@@ -47,10 +62,16 @@ class StopRequest:
         name = signal.Signals(self.signal_number).name
         return InterruptedRun(f"stopped by {name}; {work}", signal_number=self.signal_number)
 
+    def _receive_save(self, number: int, frame: FrameType | None) -> None:
+        self.save_requested = True
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         again = self.signal_number is not None
         self.signal_number = number
         if again:
-            raise self.error("at once, because it came twice; the last checkpoint stands")
-        if not self._deferred:
-            raise self.error("before training, so there was nothing to save")
+            self.raised = self.error("at once, because it came twice; the last checkpoint stands")
+        elif not self._deferred:
+            after = "after training, whose last step is saved; the same command goes on from there"
+            self.raised = self.error(after if self._trained else "before training, so there was nothing to save")
+        if self.raised:
+            raise self.raised

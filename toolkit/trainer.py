@@ -2,24 +2,24 @@
 
 The Trainer computes every number and writes every byte of state. What is overridden here is where a save goes,
 how the loss is normalized, and what may disturb the random numbers. The private methods this leans on
-(`_save_checkpoint`, `_get_output_dir`, `_get_grad_norm`, `_maybe_log_save_evaluate`) are held by the version range
-in pyproject and by tests/unit/test_trainer.py.
+(`_save_checkpoint`, `_save`, `_save_optimizer_and_scheduler`, `_load_optimizer_and_scheduler`, `_get_output_dir`,
+`_get_grad_norm`, `_prepare_inputs`) are held by the version range in pyproject and by tests/unit/test_trainer.py.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import logging
 import math
-import random
-import shutil
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy
 import torch
-from torch.nn.functional import cross_entropy
 from transformers import (
     DefaultFlowCallback,
     PrinterCallback,
@@ -29,20 +29,29 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import CallbackHandler
 
 from toolkit import checkpoint
-from toolkit.api import Optimizer, RunContext, Task
-from toolkit.errors import TrainingError, UnavailableError
-from toolkit.host import disk_faults_named
-from toolkit.run_directory import RunDirectory, read_json, write_json
+from toolkit.api import Optimizer, RunContext
+from toolkit.blocks import BLOCK_NUMBERS, IndexedCollator
+from toolkit.branch import load_with_new_settings
+from toolkit.errors import TrainingError
+from toolkit.files import read_json
+from toolkit.guards import Guard, named_state
+from toolkit.loss import ChunkedLoss
+from toolkit.named_optimizer import build_named
+from toolkit.random_state import random_state_preserved
+from toolkit.released_gradients import ReleasedGradients
+from toolkit.saving import STATE_FILE, Saver
+from toolkit.signals import EvaluationLeftOut
+from toolkit.smaller_steps import OutOfMemoryCaught, SmallerSteps, free_memory, survive_in
+from toolkit.snapshot import Snapshot
+from toolkit.stochastic_rounding import StochasticRounding
 
 if TYPE_CHECKING:
     from toolkit.assemble import Components
     from toolkit.recipe.training import Training
-
-STATE_FILE = "toolkit_state.json"
-"""In a checkpoint: the running sums that the Trainer keeps in memory alone, and the time trained."""
 
 
 class RecipeTrainer(Trainer):
@@ -54,10 +63,12 @@ class RecipeTrainer(Trainer):
         components: Components,
         arguments: TrainingArguments,
         optimizer: Optimizer,
-        run: RunDirectory,
+        settings: Training,
         context: RunContext,
         callbacks: list[TrainerCallback],
-        on_saved: Callable[[int, Path, float], None],
+        guard: Guard,
+        saver: Saver,
+        steps: SmallerSteps,
     ) -> None:
         super().__init__(
             model=components.model,
@@ -65,8 +76,8 @@ class RecipeTrainer(Trainer):
             train_dataset=components.data.train,
             eval_dataset=components.data.validation,
             processing_class=components.tokenizer,
-            data_collator=components.objective.collator(components.tokenizer),
-            compute_loss_func=token_mean_loss(context.task),
+            data_collator=IndexedCollator(components.objective.collator(components.tokenizer)),
+            compute_loss_func=components.loss,
             callbacks=callbacks,
         )
         self.remove_callback(DefaultFlowCallback)  # the first of its class: the Trainer's own, not our Schedule
@@ -75,15 +86,22 @@ class RecipeTrainer(Trainer):
         self.callback_handler = _UndisturbingHandler(
             handler.callbacks, handler.model, handler.processing_class, handler.optimizer, handler.lr_scheduler
         )
-        self.run = run
         self.context = context
         self.optimizer_plugin = optimizer
-        self.on_saved = on_saved
-        self.keep = 2
+        self.settings = settings
+        self.released: ReleasedGradients | None = None
+        self.loss = components.loss
+        self.guard = guard
+        self.saver = saver
+        self.steps = steps
+        self.settings_replaced_in: Path | None = None
+        """A checkpoint of another run, in which the recipe's optimizer settings take the place of those it was
+        saved with."""
         self.seconds_before = 0.0
         """Time trained in earlier attempts."""
         self.started = time.monotonic()
-        self._staging: Path | None = None
+        self._snapshot = Snapshot()
+        self._check_state = guard.state_check(0)
 
     @property
     def seconds_trained(self) -> float:
@@ -93,18 +111,177 @@ class RecipeTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The recipe's optimizer."""
         if self.optimizer is None:
-            self.optimizer = self.optimizer_plugin.build(
-                cast(torch.nn.Module, self.model if model is None else model),
-                learning_rate=self.args.learning_rate,
-                weight_decay=self.args.weight_decay,
-                run=self.context,
-            )
+            self.optimizer = self._new_optimizer()
+            if self.settings.stochastic_rounding:
+                self.optimizer = StochasticRounding(self.optimizer, seed=self.context.seed)
+            if self.settings.release_gradients:
+                self.released = ReleasedGradients(self._model, self.optimizer, check=self._check_gradient)
         return self.optimizer
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        if self.settings.optim is not None:
+            return build_named(
+                super().create_optimizer,
+                settings=self.settings,
+                arguments=self.args,
+                model=cast(Any, self.model),
+                replaced=self.optimizer_plugin,
+            )
+        return self.optimizer_plugin.build(
+            self._model,
+            learning_rate=self.args.learning_rate,
+            weight_decay=self.args.weight_decay,
+            run=self.context,
+        )
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """The loss; a chunked one takes the head's work on itself."""
+        loss: Any
+        with self.loss.head_withheld() if isinstance(self.loss, ChunkedLoss) else contextlib.nullcontext():
+            loss = super().compute_loss(*args, **kwargs)
+        if self.released and isinstance(loss, torch.Tensor) and self._model.training:  # before weights change
+            self.released.left_out = self.guard.judge(
+                step=self.state.global_step + 1, loss_sum=self._tr_loss + loss.detach(), norm=None
+            )
+        return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate without a trace: the same run without evaluations ends with the same weights."""
-        with random_state_preserved():
-            return super().evaluate(*args, **kwargs)
+        try:
+            while True:
+                with random_state_preserved(), OutOfMemoryCaught():
+                    return super().evaluate(*args, **kwargs)
+                self._evaluate_smaller()
+        except EvaluationLeftOut:
+            self.control.should_evaluate = False
+            self.control.should_save = self.control.should_training_stop = True
+            return {"eval_loss": math.nan}
+
+    def _evaluate_smaller(self) -> None:
+        """Memory ran out in an evaluation: halve its batch, and leave training's alone."""
+        size = self.args.per_device_eval_batch_size
+        if size == 1:
+            raise TrainingError(f"memory ran out in the evaluation after step {self.state.global_step}, at batch 1")
+        self.args.per_device_eval_batch_size = size // 2
+        logging.getLogger("toolkit").info("memory ran out in an evaluation: it goes on with batches of %s", size // 2)
+        free_memory()
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+        """The micro-batches of the next step; the guard hears which blocks they are."""
+        samples, items = super().get_batch_samples(*args, **kwargs)
+        self.guard.step_begins(self._tr_loss, [sample.pop(BLOCK_NUMBERS) for sample in samples])
+        self.steps.step_begins()
+        return samples, items
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward, in smaller pieces where memory has run out."""
+
+        def compute(piece: Mapping[str, Any]) -> torch.Tensor:
+            loss: torch.Tensor = Trainer.training_step(self, model, dict(piece), num_items_in_batch)
+            return loss
+
+        self._repeat_step = partial(
+            self.steps.again, compute=compute, undo=partial(self._undo_step, model), step=self.state.global_step + 1
+        )
+        return self.steps.run(
+            inputs, compute=compute, undo=partial(self._undo_step, model), step=self.state.global_step + 1
+        )
+
+    def _undo_step(self, model: torch.nn.Module) -> None:
+        model.zero_grad(set_to_none=True)
+        self._tr_loss = self.guard.loss_before.clone()
+
+    def survive_in_the_optimizer(self) -> None:
+        """Repeat the step in smaller pieces also where it is the optimizer that finds no memory."""
+
+        def passes_again() -> None:
+            self._tr_loss += self._repeat_step(during="the optimizer")
+            if self.args.max_grad_norm > 0:
+                self._clip_grad_norm(self.model_wrapped)
+
+        survive_in(cast(Any, self.optimizer), passes_again=passes_again, step=lambda: self.state.global_step + 1)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs.pop(BLOCK_NUMBERS, None)  # an evaluation's
+        prepared: dict[str, Any] = super()._prepare_inputs(inputs)
+        return prepared
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Let the guard look at the step before the optimizer takes it."""
+        if self.released:  # then the guard has looked, and the step is taken
+            return self.released.norm()
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if self.guard.judge(step=self.state.global_step + 1, loss_sum=self._tr_loss, norm=norm):
+            model.zero_grad(set_to_none=True)  # an optimizer leaves alone what has no gradient
+        return norm
+
+    def _check_gradient(self, norm: torch.Tensor) -> None:
+        self.guard.check_gradient(step=self.state.global_step + 1, norm=norm)
+
+    # A checkpoint: the Trainer writes it, the saver says where to, when, and what becomes of it.
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.saver.staging or self.args.output_dir)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._check_state = self.guard.state_check(self.state.global_step)
+        self.saver.save(
+            self.state.global_step,
+            write=partial(super()._save_checkpoint, model, trial),
+            state={
+                # Hexadecimal, so that no digit is lost: the logged loss after a resume is the one without it.
+                "loss_sum": float(self._tr_loss.item()).hex(),
+                "total_loss": float(self._total_loss_scalar).hex(),
+                "last_logged_step": self._globalstep_last_logged,
+                "seconds_trained": self.seconds_trained,
+                "guard": self.guard.state(),
+                "pieces": self.steps.pieces,
+            },
+            expected_bytes=checkpoint.expected_bytes(self._model),
+            last=self.control.should_training_stop,
+        )
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """The weights and what loads with them: now, or a copy for the saver's thread."""
+        if not self.saver.takes_a_copy or not self.args.should_save:
+            self._check_state(self._model.named_parameters())
+            super()._save(output_dir, state_dict)
+            return
+        assert output_dir is not None
+        # The thread gets the Trainer as it is now. The tokenizer is not to be touched from two threads at once, and
+        # does not change: its files are kept.
+        now: Any = copy.copy(self)
+        now.processing_class = None
+        now.data_collator = None
+        Path(output_dir).mkdir(parents=True)
+        weights = self._snapshot.of_model(self._model)
+        self.saver.for_later(partial(self._check_state, weights.items()))
+        self.saver.for_later(partial(Trainer._save, now, output_dir, weights))
+        for name, content in self._tokenizer_files.items():
+            self.saver.for_later(partial(Path(output_dir, name).write_bytes, content))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        optimizer: torch.optim.Optimizer = cast(Any, self.optimizer)
+        if not self.saver.takes_a_copy or not self.args.should_save:
+            self._check_state(named_state(optimizer.state))
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = self._snapshot.of_optimizer(optimizer)
+        self.saver.for_later(partial(self._check_state, named_state(state["state"])))
+        self.saver.for_later(partial(torch.save, state, Path(output_dir, OPTIMIZER_NAME)))
+        torch.save(cast(Any, self.lr_scheduler).state_dict(), Path(output_dir, SCHEDULER_NAME))
+
+    @property
+    def _model(self) -> torch.nn.Module:
+        return cast(torch.nn.Module, self.model)
+
+    @cached_property
+    def _tokenizer_files(self) -> dict[str, bytes]:
+        with tempfile.TemporaryDirectory() as folder:
+            cast(Any, self.processing_class).save_pretrained(folder)
+            return {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+
+    # Resuming
 
     def restore_sums(self, folder: Path) -> None:
         """Put back what the Trainer does not save; called once it has begun, for it starts from zero."""
@@ -112,71 +289,21 @@ class RecipeTrainer(Trainer):
         self._tr_loss = torch.tensor(float.fromhex(state["loss_sum"]), device=self.args.device)
         self._total_loss_scalar = float.fromhex(state["total_loss"])
         self._globalstep_last_logged = state["last_logged_step"]
+        self.guard.restore(state["guard"])
         self.seconds_before = state["seconds_trained"]
         self.started = time.monotonic()
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._staging or self.args.output_dir)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Let the Trainer write into a staging folder, then commit it."""
-        begun = time.monotonic()
-        name = f"checkpoint-{self.state.global_step}"
-        final = self.run.checkpoints / name
-        self._staging = self.run.checkpoints / checkpoint.STAGING
-        try:
-            if self.args.should_save:
-                self._check_free_space()
-                self._staging.mkdir(exist_ok=True)
-            self.accelerator.wait_for_everyone()
-            with disk_faults_named(self.run.checkpoints, f"the checkpoint of step {self.state.global_step}"):
-                super()._save_checkpoint(model, trial)
-                self.accelerator.wait_for_everyone()
-                if self.args.should_save:
-                    self._commit(self._staging / name, final)
-            self.accelerator.wait_for_everyone()
-        finally:
-            if self.args.should_save:
-                shutil.rmtree(self._staging, ignore_errors=True)
-            self._staging = None
-        if self.args.should_save:
-            self.on_saved(self.state.global_step, final, time.monotonic() - begun)
-
-    def _commit(self, staged: Path, final: Path) -> None:
-        sums = {
-            # Hexadecimal, so that no digit is lost: the logged loss after a resume is the one without it.
-            "loss_sum": float(self._tr_loss.item()).hex(),
-            "total_loss": float(self._total_loss_scalar).hex(),
-            "last_logged_step": self._globalstep_last_logged,
-            "seconds_trained": self.seconds_trained,
-        }
-        write_json(staged / STATE_FILE, sums)
-        checkpoint.commit(staged, final, run_id=self.run.record["id"], step=self.state.global_step)
-        checkpoint.prune(self.run.checkpoints, keep=self.keep)
-
-    def _check_free_space(self) -> None:
-        needed, free = (
-            checkpoint.expected_bytes(cast(torch.nn.Module, self.model)),
-            shutil.disk_usage(self.run.folder).free,
+    def _load_optimizer_and_scheduler(self, folder: str | None) -> None:
+        """Load both; going on from another run, with the recipe's settings and not those they were saved with."""
+        if folder is None or self.settings_replaced_in != Path(folder):
+            super()._load_optimizer_and_scheduler(folder)
+            return
+        load_with_new_settings(
+            cast(Any, self.optimizer),
+            cast(Any, self.lr_scheduler),
+            Path(folder),
+            load=super()._load_optimizer_and_scheduler,
         )
-        if free < needed:
-            raise UnavailableError(
-                f"the disk of {self.run.folder} has {free / 1e9:.2f} GB free and a checkpoint needs "
-                f"{needed / 1e9:.2f} GB; free some space and give the same command: "
-                f"the run goes on from its last checkpoint"
-            )
-
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Stop before a step that would put a number that is none into the weights."""
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        # fp16's scaler meets infinite gradients in the ordinary course of things, and skips their step itself.
-        if norm is not None and not self.args.fp16 and not math.isfinite(norm):
-            raise TrainingError(
-                f"the gradient of step {self.state.global_step + 1} is not a finite number (norm {float(norm)}), "
-                f"so the step was not taken and no checkpoint was touched; try a lower learning_rate, "
-                f"more warmup_steps, or precision: fp32"
-            )
-        return norm
 
 
 class _UndisturbingHandler(CallbackHandler):
@@ -187,90 +314,3 @@ class _UndisturbingHandler(CallbackHandler):
     ) -> TrainerControl:
         with random_state_preserved():
             return cast(TrainerControl, super().call_event(event, args, state, control, **kwargs))
-
-
-@contextlib.contextmanager
-def random_state_preserved() -> Iterator[None]:
-    """Put every global random state back as it was."""
-    python_state, numpy_state, torch_state = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    try:
-        yield
-    finally:
-        random.setstate(python_state)
-        numpy.random.set_state(numpy_state)
-        torch.set_rng_state(torch_state)
-        if cuda_states:
-            torch.cuda.set_rng_state_all(cuda_states)
-
-
-def token_mean_loss(task: Task) -> Callable[..., torch.Tensor]:
-    """The mean loss per predicted token of the whole global batch, whatever the micro-batch.
-
-    Some models (BERT's among them, transformers 5.23) take the mean of their own micro-batch even when they are
-    told the number of tokens in the step; then accumulation would change the numbers.
-    """
-
-    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
-        logits = outputs.logits.float()
-        if task == "causal-lm":
-            logits, labels = logits[:, :-1], labels[:, 1:]
-        flat, targets = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
-        if num_items_in_batch is None:
-            return cross_entropy(flat, targets)
-        return cross_entropy(flat, targets, reduction="sum") / num_items_in_batch
-
-    return loss
-
-
-def training_arguments(
-    training: Training,
-    *,
-    output: Path,
-    micro_batch_size: int,
-    accumulation: int,
-    device_kind: str,
-    evaluates: bool = True,
-) -> TrainingArguments:
-    """A recipe's settings as the Trainer takes them. When to log, evaluate and save is `Schedule`'s business."""
-    arguments = TrainingArguments(
-        output_dir=str(output),
-        per_device_train_batch_size=micro_batch_size,
-        per_device_eval_batch_size=micro_batch_size,
-        gradient_accumulation_steps=accumulation,
-        num_train_epochs=training.num_train_epochs,
-        max_steps=training.max_steps or -1,
-        learning_rate=training.learning_rate,
-        lr_scheduler_type=training.lr_scheduler_type,
-        lr_scheduler_kwargs=dict(training.lr_scheduler_kwargs),
-        warmup_steps=training.warmup_steps,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        seed=training.seed,
-        data_seed=training.seed,
-        bf16=training.precision == "bf16",
-        fp16=training.precision == "fp16",
-        use_cpu=device_kind == "cpu",
-        torch_compile=training.torch_compile,
-        dataloader_num_workers=training.dataloader_num_workers,
-        dataloader_drop_last=False,
-        report_to=list(training.report_to) or "none",
-        prediction_loss_only=True,
-        remove_unused_columns=False,
-        include_num_input_tokens_seen="all",
-        # The Trainer would log a loss that is not a number as 0.0 and go on.
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        # early-stopping asks whether there are evaluations; Schedule says when.
-        eval_strategy="steps" if evaluates else "no",
-        eval_steps=10**9,
-        logging_strategy="no",
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
-        disable_tqdm=True,
-        ddp_find_unused_parameters=False,
-    )
-    # With several GPUs and one process the Trainer would use DataParallel and multiply the batch by their number.
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1
-    return arguments

@@ -22,8 +22,9 @@ import torch
 from datasets import DatasetDict
 
 from toolkit.api import RunContext
+from toolkit.blocks import PackedBlocks
 from toolkit.device import detect
-from toolkit.packing import PackedBlocks, PackedData, prepare
+from toolkit.packing import PackedData, prepare
 from toolkit_plugins.dataset.python_docs import PythonDocs
 from toolkit_plugins.model.gpt2 import GPT2
 from toolkit_plugins.model.llama import Llama

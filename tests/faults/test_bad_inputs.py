@@ -163,7 +163,7 @@ def small_disk(folder: Path) -> Iterator[Callable[[int], Path]]:
         return place
 
     yield mount
-    subprocess.run(["umount", str(place)], capture_output=True, check=False)
+    subprocess.run(["umount", "--lazy", str(place)], capture_output=True, check=False)
 
 
 def test_a_disk_too_small_for_the_run_is_found_before_the_first_step(
@@ -177,7 +177,7 @@ def test_a_disk_too_small_for_the_run_is_found_before_the_first_step(
 
 def test_a_disk_that_fills_up_costs_no_checkpoint(folder: Path, small_disk: Callable[[int], Path]) -> None:
     disk = small_disk(3000)
-    recipe = write_recipe(folder, training={"save_steps": 2}, callbacks=["hog"])
+    recipe = write_recipe(folder, training={"save_steps": 2, "save_in_background": False}, callbacks=["hog"])
     plugins = folder / "plugins" / "callback"
     plugins.mkdir(parents=True)
     (plugins / "hog.py").write_text(HOG, encoding="utf-8")

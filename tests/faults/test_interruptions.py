@@ -65,37 +65,6 @@ def test_a_signal_ends_the_step_saves_and_says_so(tmp_path: Path, number: signal
     )
 
 
-DAMAGES = {
-    "halved": lambda file: os.truncate(file, file.stat().st_size // 2),
-    "emptied": lambda file: os.truncate(file, 0),
-    "removed": lambda file: file.unlink(),
-    "one bit": lambda file: file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:]),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_each_damaged_file_of_the_newest_checkpoint_is_found(tmp_path: Path, damage) -> None:
-    from toolkit import checkpoint
-
-    recipe = write_recipe(tmp_path, training={"max_steps": 4, "save_steps": 2, "eval_steps": 4})
-    run, _ = train(recipe)
-    run_id = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))["id"]
-    newest = run.folder / "checkpoints" / "checkpoint-4"
-    files = [file.name for file in newest.iterdir()]
-    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} <= set(files)
-    for name in files:
-        kept = shutil.copytree(newest, tmp_path / "kept")
-        damage(newest / name)
-        found, skipped = checkpoint.newest_intact(newest.parent, run_id=run_id)
-        assert found is not None
-        assert found.step == 2, name
-        assert [bad.folder.name for bad in skipped] == ["checkpoint-4"]
-        assert name in skipped[0].reason or "manifest" in skipped[0].reason
-        shutil.rmtree(newest)
-        kept.rename(newest)
-    assert checkpoint.newest_intact(newest.parent, run_id=run_id)[0] == checkpoint.Checkpoint(newest, 4)
-
-
 def test_a_damaged_checkpoint_is_skipped_aloud_and_the_end_is_the_same(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, training={"save_steps": 2})
     whole, _ = train(recipe, name="whole")
@@ -170,6 +139,58 @@ def test_changed_settings_are_named_with_both_values(tmp_path: Path) -> None:
     }
     # How often it is watched and saved is not part of what it is.
     train(recipe, "training.eval_steps=1", "training.save_steps=3", "callbacks=[samples]")
+
+
+@pytest.mark.parametrize(
+    ("override", "difference"),
+    [
+        ("dataset.max_samples=150", "dataset.max_samples: the run has None, the recipe now says 150"),
+        ("dataset.seed=1", "dataset.seed: the run has 42, the recipe now says 1"),
+        ("dataset.eval_fraction=0.2", "dataset.eval_fraction: the run has 0.1, the recipe now says 0.2"),
+        ("tokenizer.vocab_size=290", "tokenizer.vocab_size: the run has 300, the recipe now says 290"),
+        ("model.dropout=0.2", "model.dropout: the run has 0.1, the recipe now says 0.2"),
+        ("model.num_hidden_layers=3", "model.num_hidden_layers: the run has 2, the recipe now says 3"),
+        ("objective.block_size=16", "objective.block_size: the run has 32, the recipe now says 16"),
+        ("objective.document_mask=true", "objective.document_mask: the run has False, the recipe now says True"),
+        ("optimizer=muon", "optimizer.plugin: the run has 'adamw', the recipe now says 'muon'"),
+        ("memory=[{plugin: small-batch, micro_batch_size: 2}]",
+         "training.micro_batch_size: the run has None, the recipe now says 2"),
+        ("memory=[lora]", "memory.lora.plugin: the run has nothing, the recipe now says 'lora'"),
+        ("training.seed=1", "training.seed: the run has 42, the recipe now says 1"),
+        ("training.learning_rate=1e-4", "training.learning_rate: the run has 0.001, the recipe now says 0.0001"),
+        ("training.lr_scheduler_type=cosine",
+         "training.lr_scheduler_type: the run has 'linear', the recipe now says 'cosine'"),
+        ("training.global_batch_size=8", "training.global_batch_size: the run has 4, the recipe now says 8"),
+        ("training.max_steps=9", "training.max_steps: the run has 8, the recipe now says 9"),
+        ("training.precision=bf16", "training.precision: the run has 'fp32', the recipe now says 'bf16'"),
+        ("training.on_spike=skip-batch", "training.on_spike: the run has nothing, the recipe now says 'skip-batch'"),
+    ],
+)  # fmt: skip
+def test_every_setting_that_changes_a_number_is_an_error_and_nothing_trains(
+    tmp_path: Path, override: str, difference: str
+) -> None:
+    recipe = write_recipe(tmp_path)
+    with pytest.raises(InterruptedRun):
+        train(recipe, stop_after=2)
+    before = {file: file.read_bytes() for file in (tmp_path / "runs").rglob("*") if file.is_file()}
+    with pytest.raises(RunMismatchError) as error:
+        train(recipe, override)
+    assert difference in error.value.differences
+    assert "--fresh" in str(error.value)
+    assert before == {file: file.read_bytes() for file in (tmp_path / "runs").rglob("*") if file.is_file()}
+
+
+def test_another_tokenizer_under_the_same_path_is_noticed(tmp_path: Path) -> None:
+    made, _ = train(write_recipe(tmp_path, "made", training={"max_steps": 1}))
+    folder = shutil.copytree(made.model_folder, tmp_path / "tokenizer")
+    recipe = write_recipe(tmp_path, tokenizer={"plugin": "pretrained", "path": str(folder)})
+    with pytest.raises(InterruptedRun):
+        train(recipe, stop_after=2)
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    content["model"]["merges"].pop()
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(RunMismatchError, match=r"the prepared tokens: the run has .*, the data now gives"):
+        train(recipe)
 
 
 def test_changed_texts_are_noticed(tmp_path: Path) -> None:

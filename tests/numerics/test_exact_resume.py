@@ -15,6 +15,17 @@ RECIPES: dict[str, dict[str, Any]] = {
     "muon": {"optimizer": "muon"},
     "bf16": {"training": {"precision": "bf16"}},
     "samples": {"callbacks": [{"plugin": "samples", "every_steps": 2}]},
+    "chunked loss": {"memory": ["chunked-loss", "gradient-checkpointing"]},
+    "released gradients": {"memory": ["release-gradients"], "training": {"max_grad_norm": 0}},
+    "adafactor": {"memory": ["low-memory-optimizer"]},
+    "adafactor, bf16": {"memory": ["low-memory-optimizer", "weights-in-bf16"]},
+    "frozen layers": {"memory": ["frozen-layers"]},
+    "weights in bf16": {"memory": ["weights-in-bf16"]},
+    "bf16, muon, released": {
+        "memory": ["weights-in-bf16", "release-gradients"],
+        "optimizer": "muon",
+        "training": {"max_grad_norm": 0},
+    },
     "workers": {"training": {"dataloader_num_workers": 1, "max_steps": 6}},
 }
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import assert_same_run, losses, train, weights, write_recipe
+from toolkit_plugins.memory.frozen_layers import layers_of
 
 SUM_ORDER = 2e-5
 """Largest relative difference that another order of floating-point sums makes here in eight steps."""
@@ -15,11 +16,23 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
 
 
-def test_gradient_checkpointing_is_bit_identical(tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [1, 2])
+def test_gradient_checkpointing_is_bit_identical(tmp_path: Path, every: int) -> None:
     recipe = write_recipe(tmp_path)
     plain, _ = train(recipe, name="plain")
-    checkpointed, _ = train(recipe, "memory=[gradient-checkpointing]", name="checkpointed")
+    checkpointed, _ = train(recipe, f"memory=[{{plugin: gradient-checkpointing, every: {every}}}]", name="checkpointed")
     assert_same_run(plain.folder, checkpointed.folder)
+
+
+def test_every_other_layer_is_checkpointed(tmp_path: Path) -> None:
+    from toolkit.assemble import _checkpoint
+    from toolkit.testing.bench import Bench
+
+    for family in ("gpt2", "llama", "bert"):
+        model = Bench(tmp_path, rehearsal=False).model(family)
+        _checkpoint(model, every=2)
+        flags = [module.gradient_checkpointing for module in layers_of(model)]
+        assert flags == [True, False], family
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2])
@@ -63,7 +76,7 @@ def test_the_loss_is_the_models_own(tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from toolkit.trainer import token_mean_loss
+    from toolkit.loss import token_mean_loss
 
     result, _ = train(write_recipe(tmp_path, training={"max_steps": 1}))
     model = AutoModelForCausalLM.from_pretrained(result.folder / "model").eval()

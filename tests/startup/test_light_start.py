@@ -49,7 +49,15 @@ def here(tmp_path: Path) -> Path:
     return tmp_path
 
 
-HELP = [["--help"], ["--version"], ["recipe", "-h"], ["recipe", "run", "-h"], ["plugin", "show", "-h"], ["run", "-h"]]
+HELP = [
+    ["--help"],
+    ["--version"],
+    ["recipe", "-h"],
+    ["recipe", "run", "-h"],
+    ["recipe", "plan", "-h"],
+    ["plugin", "show", "-h"],
+    ["run", "-h"],
+]
 
 
 @pytest.mark.parametrize("words", HELP, ids=" ".join)

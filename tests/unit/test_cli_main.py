@@ -35,9 +35,9 @@ EVERY = dict(commands(main.toolkit))
 def test_the_commands_are_those_of_the_documentation() -> None:
     leaves = {" ".join(path) for path, command in EVERY.items() if not isinstance(command, click.Group)}
     assert leaves == {
-        *(f"recipe {name}" for name in ("list", "show", "validate", "new", "run", "schema")),
+        *(f"recipe {name}" for name in ("list", "show", "validate", "new", "plan", "run", "verify-resume", "schema")),
         *(f"plugin {name}" for name in ("list", "show", "new", "check")),
-        *(f"run {name}" for name in ("list", "show", "report")),
+        *(f"run {name}" for name in ("list", "show", "report", "verify")),
         *("generate", "evaluate", "completion"),
     }
 

@@ -167,7 +167,7 @@ def test_schema_says_where_it_cannot_write() -> None:
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--rehearse", "--fresh"], "leave --fresh out"),
+        (["--rehearse", "--fresh"], "leave --fresh and --from out"),
         (["--name", "a/b"], "--name a/b: "),
         (["--name", ""], "--name : "),
         (["--name", ".."], "--name ..: "),

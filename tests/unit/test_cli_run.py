@@ -12,6 +12,7 @@ import pytest
 from tests.unit.command_line import RECIPE, toolkit
 from toolkit import resolve, run_directory
 from toolkit.api import Device
+from toolkit.files import write_json
 from toolkit.run_directory import RunDirectory
 
 
@@ -33,8 +34,8 @@ def begun(name: str, runs: Path = Path("runs")) -> RunDirectory:
 
 def finished(name: str) -> RunDirectory:
     run = begun(name)
-    run.append_metrics({"kind": "train", "step": 1200, "loss": 3.5})
-    run.append_metrics({"kind": "eval", "step": 1200, "eval_loss": 3.25, "perplexity": 25.79})
+    run.append_metrics([{"kind": "train", "step": 1200, "loss": 3.5, "seconds": 9.0}])
+    run.append_metrics([{"kind": "eval", "step": 1200, "eval_loss": 3.25, "perplexity": 25.79, "seconds": 9.0}])
     run.update(results={"steps": 1200, "eval_loss": 3.25, "seconds": 75.0, "tokens_seen": 4096, "sample": None})
     run.end_attempt(how="finished", step=1200)
     for step in (900, 1200):
@@ -124,7 +125,7 @@ def test_an_unknown_run_is_explained(command: list[str]) -> None:
 
 def test_the_report_lies_in_the_run_or_where_it_is_asked_for(here: Path) -> None:
     run = finished("good")
-    run_directory.write_json(run.folder / "environment.json", {})
+    write_json(run.folder / "environment.json", {})
     assert toolkit("run", "report", "good", "--output", "page.html").out == "Written: page.html\n"
     assert "<html" in Path("page.html").read_text()
     assert toolkit("run", "report", "good").out == "Written: runs/good/report.html\n"

@@ -123,7 +123,7 @@ def test_they_install_pass_their_checks_and_train_together(packages: Path, tmp_p
     subprocess.run([*install, *map(str, sorted(fresh.iterdir()))], check=True)
     environment = {"PYTHONPATH": str(site), "TOOLKIT_CACHE": str(tmp_path / "cache")}
     for kind in KINDS:
-        checks = process("plugin", "check", kind, f"my-{kind}", "--json", cwd=tmp_path, **environment)
+        checks = process("plugin", "check", kind, f"my-{kind}", "--quick", "--json", cwd=tmp_path, **environment)
         assert checks.status == 0, checks
         assert checks.json
     tests = [sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", str(fresh)]

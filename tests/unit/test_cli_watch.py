@@ -75,13 +75,26 @@ RESULT = RunResult(
     eval_loss=3.1234,
     perplexity=22.72,
     sample="Return the größte number.\nOr not.",
+    peak_memory_bytes=1_234_000_000,
+    planned_memory_bytes=1_300_000_000,
+    memory_was_short=True,
     model_folder=Path("runs/quickstart/model"),
     load_line='model = AutoModelForCausalLM.from_pretrained("runs/quickstart/model")',
 )
 
 
+SAVED = CheckpointSaved(400, Path("c"), 0.1, 0.1)
+
+
 def every_event() -> list[object]:
-    return [Message("hello"), PREPARED, STARTED, STEP, Evaluated(420, 3.3, 27.1), CheckpointSaved(400, Path("c"), 0.1)]
+    return [
+        Message("hello"),
+        PREPARED,
+        STARTED,
+        STEP,
+        Evaluated(420, 3.3, 27.1),
+        CheckpointSaved(400, Path("c"), 0.1, 0.1),
+    ]
 
 
 def test_a_step_in_words() -> None:
@@ -230,6 +243,7 @@ def test_what_was_reached(capsys: pytest.CaptureFixture[str]) -> None:
         "Finished: quickstart",
         "validation  loss 3.1234, perplexity 22.72",
         "trained     1,000 steps, 4,096,000 tokens, 1 min 35 s",
+        "memory      planned 1.30 GB, peak 1.23 GB",
         "it writes   Return the größte number.",
         "            Or not.",
         "model       runs/quickstart/model",

@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict
 from tests.tiny import WORDS, texts
 from toolkit import packing
 from toolkit.api import RunContext
+from toolkit.blocks import PackedBlocks
 from toolkit.errors import OptionError
 from toolkit_plugins.objective.causal_lm import CausalLM, positions_within_documents
 from toolkit_plugins.objective.masked_lm import MaskedLM
@@ -35,7 +36,7 @@ def pack(data: DatasetDict, tokenizer: Any, cache: Path, **options: Any) -> pack
     return packing.prepare(data, tokenizer, CausalLM(**{"block_size": 16, **options}), cache=cache, seed=3)
 
 
-def flat(blocks: packing.PackedBlocks) -> list[int]:
+def flat(blocks: PackedBlocks) -> list[int]:
     return [int(token) for index in range(len(blocks)) for token in blocks[index]["input_ids"]]
 
 
@@ -138,7 +139,7 @@ def test_positions_start_again_after_each_end() -> None:
 
 def test_a_blocks_seed_differs_by_run_epoch_and_block_and_nothing_else() -> None:
     tokens = numpy.arange(64, dtype="uint16")
-    one, other = packing.PackedBlocks(tokens, 16, seed=1), packing.PackedBlocks(tokens, 16, seed=2)
+    one, other = PackedBlocks(tokens, 16, seed=1), PackedBlocks(tokens, 16, seed=2)
     seeds = {one[0]["seed"], one[1]["seed"], other[0]["seed"]}
     one.set_epoch(1)
     seeds.add(one[0]["seed"])

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from toolkit.cli.completion import complete_runs
+
+if TYPE_CHECKING:
+    from toolkit.api import Device
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Write JSON to standard output.")
 
@@ -16,6 +20,13 @@ overrides = click.option(
     metavar="KEY=VALUE",
     multiple=True,
     help="Use this value in place of the recipe's: training.max_steps=100, memory.0.micro_batch_size=1. Repeatable.",
+)
+
+device = click.option(
+    "--device",
+    "device_name",
+    metavar="NAME",
+    help="For this device in place of the one that is here: h200, h100, a100-80g, a100-40g, l4, t4, rtx-4090, ...",
 )
 
 plugin_folders = click.option(
@@ -40,3 +51,18 @@ runs = click.option(
 )
 
 run_argument = click.argument("run", shell_complete=complete_runs)
+
+
+def chosen_device(name: str | None) -> Device:
+    """The device of --device, or the one that is here.
+
+    Raises:
+        UsageError: there is no device of that name.
+    """
+    if name is None:
+        from toolkit.device import detect
+
+        return detect()
+    from toolkit.plan.devices import known
+
+    return known(name).device

@@ -205,6 +205,7 @@ def new(kind: str, name: str, directory: Path) -> None:
     multiple=True,
     help="Try it with this option, as a recipe would have it. Repeatable; needed for options that are required.",
 )
+@click.option("--quick", is_flag=True, help="Leave out the last check, which trains, kills and resumes: half a minute.")
 @options.plugin_folders
 @options.as_json
 @click.pass_context
@@ -213,12 +214,14 @@ def check(
     kind: str,
     name: str,
     assignments: tuple[str, ...],
+    quick: bool,
     plugin_folders: tuple[Path, ...],
     as_json: bool,
 ) -> None:
     """Try a plugin against its contract.
 
-    The same checks that the toolkit's own plugins pass; plugins can call them in their tests (toolkit.testing).
+    The same checks that the toolkit's own plugins pass; plugins can call them in their tests (toolkit.testing). The
+    last one trains a small recipe with the plugin, kills it twice, and compares what becomes of it bit by bit.
     """
     from dataclasses import asdict
 
@@ -230,9 +233,11 @@ def check(
     given = Document("--set", "", {}, {})
     for assignment in assignments:
         given = with_override(given, assignment)
-    from toolkit.testing import check_plugin
+    from toolkit.testing import check_plugin, check_resume
 
     checks = check_plugin(kind, name, registry, given.data or None)
+    if not quick and all(one.passed for one in checks):
+        checks.append(check_resume(kind, name, given.data, plugin_folders))
     if as_json:
         render.as_json([asdict(one) for one in checks])
     else:

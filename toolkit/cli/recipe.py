@@ -1,4 +1,4 @@
-"""`toolkit recipe`: list, show, validate, new, run, schema."""
+"""`toolkit recipe`: list, show, validate, new, run, schema; plan and verify-resume have modules of their own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import click
 from toolkit.cli import options, render
 from toolkit.cli.completion import complete_recipes
 from toolkit.cli.groups import NamingGroup
+from toolkit.cli.plan import plan
+from toolkit.cli.verify_resume import verify_resume
 from toolkit.errors import PluginError, RecipeError, ToolkitError, UsageError
 
 if TYPE_CHECKING:
@@ -87,6 +89,7 @@ def show(
     )
 )
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_recipes)
+@options.device
 @options.overrides
 @options.plugin_folders
 @options.as_json
@@ -94,6 +97,7 @@ def show(
 def validate(
     ctx: click.Context,
     names: tuple[str, ...],
+    device_name: str | None,
     overrides: tuple[str, ...],
     plugin_folders: tuple[Path, ...],
     as_json: bool,
@@ -103,9 +107,10 @@ def validate(
     Shows everything that is wrong at once: sections, plugins, options, values, and strategies in conflict.
     """
     verdicts = []
+    options.chosen_device(device_name)  # a wrong name is the command's mistake, and no recipe's
     for name in names:
         try:
-            _resolve(name, overrides, plugin_folders)
+            _resolve(name, overrides, plugin_folders, device_name=device_name)
         except (RecipeError, PluginError, UsageError) as error:
             verdicts.append({"name": name, "valid": False, "problems": list(_problems(error))})
             if not as_json:
@@ -156,12 +161,17 @@ def new(new_name: str, origin: str) -> None:
         "toolkit recipe run quickstart",
         "toolkit recipe run ./mine.yaml --rehearse",
         "toolkit recipe run ./mine.yaml --set training.learning_rate=3e-4 --name faster",
+        "toolkit recipe run ./mine.yaml --from mine@8000 --set training.learning_rate=1e-5",
         "toolkit recipe run ./mine.yaml --json > result.json",
     )
 )
 @click.argument("name", shell_complete=complete_recipes)
 @options.overrides
 @click.option("--fresh", is_flag=True, help="Start over in a folder beside the old run, which stays as it is.")
+@click.option(
+    "--from", "parent", metavar="RUN@STEP",
+    help="Begin a new run at this checkpoint of another, with the recipe's settings; without @STEP at the newest.",
+)  # fmt: skip
 @click.option(
     "--rehearse", is_flag=True, help="Try everything in seconds and without a network: a shrunk model, a few steps."
 )
@@ -174,6 +184,7 @@ def run(
     name: str,
     overrides: tuple[str, ...],
     fresh: bool,
+    parent: str | None,
     rehearse: bool,
     run_name: str | None,
     runs: Path,
@@ -192,8 +203,8 @@ def run(
     """
     from toolkit.cli.watch import watching
 
-    if rehearse and fresh:
-        raise UsageError("a rehearsal always starts over, in a folder of its own; leave --fresh out")
+    if rehearse and (fresh or parent):
+        raise UsageError("a rehearsal always starts over, in a folder of its own; leave --fresh and --from out")
     if run_name is not None and (not run_name or "/" in run_name or run_name.startswith(".")):
         raise UsageError(
             f"--name {run_name}: a run's name is the name of a folder in {runs}, without / and leading dots"
@@ -203,9 +214,10 @@ def run(
             result = _rehearse(name, overrides, plugin_folders, runs=runs, run_name=run_name, listener=listener)
         else:
             resolved = _resolve(name, overrides, plugin_folders)
-            from toolkit import train
+            from toolkit import branch, train
 
-            result = train.run(resolved, runs=runs, name=run_name, fresh=fresh, listener=listener)
+            begun_at = branch.parent(parent, runs) if parent else None
+            result = train.run(resolved, runs=runs, name=run_name, fresh=fresh, parent=begun_at, listener=listener)
     if as_json:
         from dataclasses import asdict
 
@@ -259,8 +271,14 @@ def schema(output: str, plugin_folders: tuple[Path, ...]) -> None:
         render.text(f"Written: {output}")
 
 
-def _resolve(name: str, overrides: Iterable[str], plugin_folders: Iterable[Path]) -> ResolvedRecipe:
-    from toolkit import device, resolve
+def _resolve(
+    name: str, overrides: Iterable[str], plugin_folders: Iterable[Path], *, device_name: str | None = None
+) -> ResolvedRecipe:
+    from toolkit import resolve
 
     read = resolve.load(name, overrides=overrides, plugin_folders=plugin_folders)
-    return resolve.resolve(read, device.detect())
+    return resolve.resolve(read, options.chosen_device(device_name))
+
+
+recipe.add_command(plan)
+recipe.add_command(verify_resume)

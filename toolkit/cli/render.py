@@ -162,6 +162,10 @@ def result(result: RunResult, *, rehearsed: bool) -> None:
     if result.eval_loss is not None and result.perplexity is not None:
         entries["validation"] = f"loss {result.eval_loss:.4f}, perplexity {result.perplexity:,.2f}"
     entries["trained"] = f"{result.steps:,} steps, {result.tokens_seen:,} tokens, {duration(result.seconds)}"
+    planned, peak = result.planned_memory_bytes, gigabytes(result.peak_memory_bytes)
+    entries["memory"] = f"planned {gigabytes(planned)}, peak {peak}" if planned else f"peak {peak}"
+    if not result.memory_was_short:
+        entries["memory"] += "; there was room, so what was freed was kept for the next step"
     if result.sample:
         entries["it writes"] = result.sample.strip()
     if result.model_folder:
@@ -190,6 +194,11 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02} s"
     return f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def gigabytes(size: int) -> str:
+    """A size in memory or on disk."""
+    return f"{size / 1e9:.2f} GB"
 
 
 def magnitude(number: float) -> str:

@@ -1,4 +1,4 @@
-"""`toolkit run`: list, show, report. They read the files of run directories and nothing else."""
+"""`toolkit run`: list, show, report, verify. They read the files of run directories and nothing else."""
 
 from __future__ import annotations
 
@@ -66,12 +66,16 @@ def show(run: str, runs: Path, as_json: bool) -> None:
         render.as_json({**summary, "folder": str(found.folder), **more, "model": model})
         return
     attempts = [_attempt(attempt) for attempt in record["attempts"]]
+    if summary["status"] == "running":
+        attempts[-1] = attempts[-1].replace("has not said how it ended: killed", "still running")
     results = {name: _shown(name, value) for name, value in (record["results"] or {}).items() if value is not None}
     entries = {
         "run": summary["name"],
         "recipe": summary["recipe"],
         "status": f"{summary['status']}, step {summary['step']:,}",
         "created": summary["created"],
+        **({"begun at": "step {step:,} of {run} ({folder})".format(**record["parent"])} if "parent" in record else {}),
+        **({"grace": f"{record['grace_seconds']} s after SIGTERM"} if "grace_seconds" in record else {}),
         "attempts": "\n".join(attempts) or "none",
         **{name.replace("_", " "): value for name, value in results.items()},
         "checkpoints": ", ".join(checkpoints) or "none",
@@ -87,9 +91,13 @@ def _shown(name: str, value: object) -> str:
 
 
 def _attempt(attempt: dict[str, Any]) -> str:
-    end = f"{attempt['how']} at step {attempt['step']:,}" if attempt["how"] else "has not said how it ended"
+    end = f"{attempt['how']} at step {attempt['step']:,}" if attempt["how"] else "has not said how it ended: killed"
     why = f": {attempt['error']}" if attempt.get("error") else ""
-    return f"{attempt['started']} from step {attempt['from_step']:,}; {end}{why}"
+    lost = ""
+    if "lost_steps" in attempt:  # known once the run has gone on
+        steps, seconds = attempt["lost_steps"], render.duration(attempt["lost_seconds"])
+        lost = f"; lost {steps:,} steps, {seconds}" if steps else "; nothing lost"
+    return f"{attempt['started']} from step {attempt['from_step']:,}; {end}{why}{lost}"
 
 
 def _step_of(checkpoint: Path) -> int:
@@ -118,6 +126,37 @@ def report(run: str, output: Path | None, runs: Path) -> None:
     target = output or found.folder / "report.html"
     report_module.write(found, target)
     render.text(f"Written: {target}")
+
+
+@run.command(epilog=render.examples("toolkit run verify quickstart", "toolkit run verify quickstart --json"))
+@options.run_argument
+@options.runs
+@options.as_json
+@click.pass_context
+def verify(ctx: click.Context, run: str, runs: Path, as_json: bool) -> None:
+    """Check a run's files.
+
+    Every checkpoint against its manifest, and every exported folder against what was written: size and SHA-256 of
+    each file. Exit status 1 if anything is not as it was.
+    """
+    from toolkit import checkpoint, run_directory
+
+    found = run_directory.find(run, runs)
+    faults: dict[str, str | None] = {
+        f"checkpoints/{folder.name}": checkpoint.fault(folder, run_id=found.id)
+        for _, folder in sorted(checkpoint.numbered(found.checkpoints))
+    }
+    for name, files in found.record.get("exports", {}).items():
+        faults[name] = checkpoint.difference(found.folder / name, files)
+    if as_json:
+        render.as_json([{"name": name, "intact": reason is None, "reason": reason} for name, reason in faults.items()])
+    elif not faults:
+        render.note(f"{found.name} has no checkpoint and no model yet")
+    else:
+        rows = ([name, "intact" if reason is None else "DAMAGED", reason or ""] for name, reason in faults.items())
+        render.table(["WHAT", "STATE", "REASON"], rows)
+    if any(faults.values()):
+        ctx.exit(1)
 
 
 def _summary(run: RunDirectory) -> dict[str, Any]:

@@ -36,7 +36,7 @@ DEFAULTS: Mapping[str, Any] = {
     "description": "",
     "plugin_paths": [],
     "optimizer": "adamw",
-    "memory": [],
+    "memory": ["auto"],
     "callbacks": [],
     "exporters": ["model-folder"],
     "training": {},

@@ -10,6 +10,14 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
+class UnfitSettingError(ValueError):
+    """A setting that does not go with the others."""
+
+    def __init__(self, message: str, *, setting: str) -> None:
+        super().__init__(message)
+        self.setting = setting
+
+
 class Training(BaseModel):
     """How long, how fast, how often. Memory strategies may set some of these; `recipe show --resolved` says which."""
 
@@ -51,6 +59,19 @@ class Training(BaseModel):
     """Number format of the matrix products; the weights and the optimizer stay in float32."""
     gradient_checkpointing: bool = False
     """Keep only the activations at the borders of layers and compute the others again: less memory, same numbers."""
+    gradient_checkpointing_every: int = Field(default=1, ge=1)
+    """Compute again the activations of every so-manieth layer only, from the first on; 1 is all of them."""
+    loss_chunk_size: int | None = Field(default=None, ge=1)
+    """Compute the loss from the logits of so many tokens at a time; if not given, of a whole micro-batch."""
+    optim: str | None = None
+    """An optimizer by transformers' name for it (adafactor, adamw_8bit, ...), in place of the recipe's `optimizer`."""
+    optim_args: str | None = None
+    """Further arguments of that optimizer, as transformers takes them: rank=64, say."""
+    release_gradients: bool = False
+    """Step each parameter in the backward pass and free its gradient at once; for steps of one forward pass on one
+    device, without clipping."""
+    stochastic_rounding: bool = False
+    """Round the steps of bfloat16 weights up or down at random, in proportion, so that small ones are not lost."""
     torch_compile: bool = False
     """Compile the model: faster steps after a first one that takes a minute. Needs a C++ compiler on a CPU."""
     eval_steps: int | None = Field(default=None, ge=1)
@@ -62,12 +83,36 @@ class Training(BaseModel):
     """Save a checkpoint whenever so many minutes have passed since the last."""
     save_total_limit: int = Field(default=2, ge=1)
     """Keep so many checkpoints; older ones are removed once a newer one is safe on disk."""
+    keep_every: int | None = Field(default=None, ge=1)
+    """Save every so many steps, and keep those checkpoints for good beside the newest: milestones to go back to."""
+    save_in_background: bool | None = None
+    """Copy the state in memory and write it while training goes on, or wait for the disk; if not given, as a
+    quarter of the free memory allows."""
+    on_spike: Literal["stop", "skip-batch", "warn"] = "warn"
+    """What to do when a step's loss is far above those of the hundred before it (six standard deviations, and a
+    tenth): stop before the step is taken, leave its batch out, or only record it."""
     logging_steps: int | None = Field(default=None, ge=1)
     """Record the loss every so many steps; if not given, about two hundred times in the run."""
     dataloader_num_workers: int = Field(default=0, ge=0)
     """Processes that prepare batches. The data is packed and memory-mapped, so 0 is usually fastest."""
     report_to: tuple[str, ...] = ()
     """Trackers that the Trainer knows: tensorboard, wandb, mlflow, ... Their packages must be installed."""
+
+    @model_validator(mode="after")
+    def _released_gradients_are_not_needed_together(self) -> Self:
+        cures = {
+            "max_grad_norm: 0 (clipping needs the norm of all)": self.max_grad_norm > 0,
+            f"micro_batch_size: {self.global_batch_size}, the global batch (accumulation keeps them all)": (
+                self.micro_batch_size not in (None, self.global_batch_size)
+            ),
+            "precision: bf16 or fp32 (fp16's scaler looks at all before a step)": self.precision == "fp16",
+        }
+        if self.release_gradients and any(cures.values()):
+            needed = "; ".join(cure for cure, missing in cures.items() if missing)
+            raise UnfitSettingError(
+                f"each gradient is gone before the next is there, so this needs {needed}", setting="release_gradients"
+            )
+        return self
 
     @model_validator(mode="after")
     def _micro_batch_divides_global(self) -> Self:

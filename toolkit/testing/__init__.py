@@ -31,8 +31,9 @@ from toolkit.registry import Offer, Registry
 from toolkit.testing import callback, dataset, exporter, memory, model, objective, optimizer, tokenizer
 from toolkit.testing.bench import Bench, Check, Fault, described
 from toolkit.testing.imports import check_imports
+from toolkit.testing.resume import check_resume
 
-__all__ = ["Check", "assert_conforms", "check_plugin"]
+__all__ = ["Check", "assert_conforms", "check_plugin", "check_resume"]
 
 Try = Callable[[Any, Bench], str]
 
@@ -127,7 +128,7 @@ def _with_options(loaded: type[Plugin], options: Mapping[str, Any] | None) -> tu
 
 
 def _behaviour(plugin: Plugin, *, rehearsed: bool) -> Iterator[Check]:
-    from toolkit.trainer import random_state_preserved
+    from toolkit.random_state import random_state_preserved
 
     with tempfile.TemporaryDirectory(prefix="toolkit-check-") as folder:
         bench = Bench(Path(folder), rehearsal=rehearsed)

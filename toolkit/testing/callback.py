@@ -25,7 +25,8 @@ def run(plugin: Callback, bench: Bench) -> str:
     from transformers import PrinterCallback, Trainer
     from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-    from toolkit.trainer import token_mean_loss, training_arguments
+    from toolkit.loss import token_mean_loss
+    from toolkit.trainer_arguments import training_arguments
 
     context = bench.run()
     others = {name: context.folder / name for name in ("run.json", "metrics.jsonl", "recipe.resolved.yaml")}

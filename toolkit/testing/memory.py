@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -33,7 +34,7 @@ ROUNDING = 1e-5
 
 def changes(plugin: Memory, bench: Bench) -> str:
     """It sets settings that there are, to values that they may have, and leaves the recipe's own alone."""
-    settings = Training(global_batch_size=GLOBAL_BATCH).model_dump()
+    settings = Training(global_batch_size=GLOBAL_BATCH, max_grad_norm=0).model_dump()
     every: dict[str, set[str]] = {}
     for device in DEVICES:
         given = copy.deepcopy(settings)
@@ -52,7 +53,7 @@ def changes(plugin: Memory, bench: Bench) -> str:
 
 def _require_valid(setting: str, value: Any) -> None:
     try:
-        Training.model_validate({"global_batch_size": GLOBAL_BATCH, setting: value})
+        Training.model_validate({"global_batch_size": GLOBAL_BATCH, "max_grad_norm": 0, setting: value})
     except ValidationError as error:
         require(False, f"it sets {setting} to {value!r}: {error.errors()[0]['msg']}")
 
@@ -61,12 +62,15 @@ def apply(plugin: Memory, bench: Bench) -> str:
     """The model still learns; and `exact` means the same numbers and the same trained parameters."""
     import torch
 
-    from toolkit.trainer import token_mean_loss
+    from toolkit.loss import token_mean_loss
 
     device = detect()
-    accelerator = next((need for need in ("cuda", "mps") if need in plugin.needs), None)
+    accelerator = next((need for need in ("cuda", "mps") if need in plugin.needed()), None)
     if accelerator not in (None, device.kind):
         return f"not tried here: it needs a {accelerator} device"
+    missing = [need[8:] for need in plugin.needed() if need.startswith("package:") and find_spec(need[8:]) is None]
+    if missing:
+        return f"not tried here: it needs {' and '.join(sorted(missing))}"
     place = accelerator or "cpu"
 
     def attempt(family: str) -> Any:

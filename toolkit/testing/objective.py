@@ -68,7 +68,7 @@ def loss(plugin: Objective, bench: Bench) -> str:
     """A model of its task learns from the batch."""
     import torch
 
-    from toolkit.trainer import token_mean_loss
+    from toolkit.loss import token_mean_loss
 
     small = plugin.model_copy(update={"block_size": min(plugin.block_size, BLOCK_SIZE)})
     made = _collated(small, bench, _blocks(small, bench))

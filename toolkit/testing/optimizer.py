@@ -81,7 +81,7 @@ def _built(
 
 def _trained(model: PreTrainedModel, built: torch.optim.Optimizer, bench: Bench, count: int) -> list[float]:
     """Train on one batch, and return the loss before each step and after the last."""
-    from toolkit.trainer import token_mean_loss
+    from toolkit.loss import token_mean_loss
 
     batch, losses = bench.batch(), []
     for _ in range(count):

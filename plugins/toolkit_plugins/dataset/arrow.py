@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -52,9 +53,12 @@ def _write(documents: Iterable[str], file: Path) -> None:
     schema = pa.schema({"text": pa.large_string()})
     unfinished = file.with_name(f"{file.stem}-{uuid.uuid4().hex}.unfinished")
     try:
-        with unfinished.open("xb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-            for texts in _batches(documents):
-                writer.write_batch(pa.record_batch([pa.array(texts, pa.large_string())], schema=schema))
+        with unfinished.open("xb") as sink:
+            with pa.ipc.new_stream(sink, schema) as writer:
+                for texts in _batches(documents):
+                    writer.write_batch(pa.record_batch([pa.array(texts, pa.large_string())], schema=schema))
+            sink.flush()
+            os.fsync(sink.fileno())  # or a power cut leaves the name with nothing behind it, for every later run
         unfinished.replace(file)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -24,12 +24,18 @@ class MergeLoRA(Exporter):
         """The folder is called model."""
         return "model"
 
+    def export_bytes(self, *, weights: int, saved: int) -> int:
+        """The merged model, and what was written of it."""
+        return 2 * weights
+
     def check(self, model: PreTrainedModel, run: RunContext) -> None:
-        """Refuse a model without LoRA."""
+        """Refuse a model without LoRA, and one whose base has 4 bits."""
         if not hasattr(model, "peft_config"):
             raise OptionError(
                 "the model has no LoRA to merge; take the exporter model-folder, or the memory strategy lora"
             )
+        if getattr(model, "is_loaded_in_4bit", False):
+            raise OptionError("qlora's matrices have 4 bits and would lose more by merging; take model-folder")
 
     def export(
         self,

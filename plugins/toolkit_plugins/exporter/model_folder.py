@@ -92,7 +92,10 @@ def _adapter_on_base(model: Any, folder: Path) -> PreTrainedModel:
     from peft import PeftModel
 
     device = model.device
-    base = copy.deepcopy(model.to("cpu")).unload()
+    model.to("cpu")
+    # The frozen weights are shared and not copied: nothing changes them, and they are nearly all of the model.
+    frozen = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
+    base = copy.deepcopy(model, frozen).unload()
     model.to(device)
     with warnings.catch_warnings():
         # peft 0.21 reads a property that transformers 5.23 calls by a new name.

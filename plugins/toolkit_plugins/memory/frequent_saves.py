@@ -23,6 +23,9 @@ class FrequentSaves(Memory):
     save_total_limit: int = Field(default=2, ge=1)
     """Keep so many checkpoints; an older one is removed once a newer one is safe on disk."""
 
+    keep_every: int | None = Field(default=None, ge=1)
+    """Save every so many steps as well, and keep those checkpoints for good: milestones to go back to."""
+
     def changes(self, settings: Mapping[str, Any], device: Device) -> Mapping[str, Change]:
         """Set when to save and how many to keep."""
         return {name: Change(getattr(self, name)) for name in type(self).model_fields}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import warnings
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from toolkit.api import Claim, Fidelity, Memory, OptionError, RunContext
+from toolkit.api import Claim, Device, Fidelity, Memory, OptionError, RunContext
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +37,11 @@ class LoRA(Memory):
     """Scale by lora_alpha / sqrt(r) instead, which lets large ranks learn. https://arxiv.org/abs/2312.03732."""
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Which matrices: names of modules ([c_attn, c_proj], say), or all of the layers' matrices but not the head."""
+
+    @classmethod
+    def candidates(cls, settings: Mapping[str, Any], device: Device) -> Iterable[Self]:
+        """With the usual rank; other ranks hardly differ in memory."""
+        return [cls()]
 
     def apply(self, model: PreTrainedModel, run: RunContext) -> PreTrainedModel:
         """Return the model with factors; at first they change nothing, for one of the two is zero."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Self
 
 from pydantic import Field
 
@@ -22,6 +22,12 @@ class SmallBatch(Memory):
 
     micro_batch_size: int = Field(default=2, ge=1)
     """Sequences per forward pass on one device; must divide the global batch."""
+
+    @classmethod
+    def candidates(cls, settings: Mapping[str, Any], device: Device) -> Iterable[Self]:
+        """Every size that divides the global batch, from the smallest."""
+        whole = settings["global_batch_size"]
+        return [cls(micro_batch_size=size) for size in range(1, whole) if whole % size == 0]
 
     def changes(self, settings: Mapping[str, Any], device: Device) -> Mapping[str, Change]:
         """Set the micro-batch; the global batch is the recipe's."""

@@ -67,6 +67,17 @@ class PretrainedModel(Model):
                 model.loss_type = "ForCausalLM"  # transformers cannot tell it from GPT-2's class name, and says so
         return model
 
+    def skeleton(self, tokenizer: PreTrainedTokenizerBase, run: RunContext) -> PreTrainedModel:
+        """Build from the config alone: weights are not downloaded, and a bidirectional one is not found out."""
+        if self._small:
+            return self._build_small(tokenizer, run)
+        config, _ = self._config()
+        self._check_positions(config, run)
+        self._check_vocabulary(config, tokenizer, run)
+        with self._refusals():
+            model: PreTrainedModel = _auto_class(run).from_config(config)
+        return model
+
     def _config(self) -> tuple[PreTrainedConfig, dict[str, Any]]:
         """The config, and where the weights are: keyword arguments for `from_pretrained`."""
         from transformers import AutoConfig

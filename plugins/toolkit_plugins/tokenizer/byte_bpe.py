@@ -38,12 +38,22 @@ class ByteBPE(Tokenizer):
 
     def build(self, corpus: Iterable[str], run: RunContext) -> PreTrainedTokenizerBase:
         """Learn the merges; with masked-lm, add the tokens that frame a block and the mask."""
-        from transformers import PreTrainedTokenizerFast
-
-        special = {"bos_token": END, "eos_token": END, "pad_token": END, **(FRAME if run.task == "masked-lm" else {})}
-        learned = self._learned(corpus, list(dict.fromkeys(special.values())))
+        learned = self._learned(corpus, list(dict.fromkeys(_special(run).values())))
         if (size := learned.get_vocab_size()) < self.vocab_size:
             run.log.info("The documents yield %d tokens of the %d asked for.", size, self.vocab_size)
+        return self._wrapped(learned, run)
+
+    def skeleton(self, run: RunContext) -> PreTrainedTokenizerBase:
+        """As many tokens as asked for, the most that there will be; their words are made up."""
+        from tokenizers import Tokenizer, models
+
+        special = list(dict.fromkeys(_special(run).values()))
+        words = [*special, *(f"token {number}" for number in range(len(special), self.vocab_size))]
+        return self._wrapped(Tokenizer(models.WordLevel({word: row for row, word in enumerate(words)})), run)
+
+    def _wrapped(self, learned: tokenizers.Tokenizer, run: RunContext) -> PreTrainedTokenizerBase:
+        from transformers import PreTrainedTokenizerFast
+
         if run.task == "masked-lm":
             learned.post_processor = _framed(learned)
         # Typed as Any: the constructor of transformers has no annotations.
@@ -52,7 +62,7 @@ class ByteBPE(Tokenizer):
             tokenizer_object=learned,
             model_max_length=run.block_size,
             clean_up_tokenization_spaces=False,  # cleaning is for word pieces; here it would change the text
-            **special,
+            **_special(run),
         )
         return tokenizer
 
@@ -74,6 +84,10 @@ class ByteBPE(Tokenizer):
         )
         tokenizer.train_from_iterator(itertools.chain([first], texts), trainer)
         return tokenizer
+
+
+def _special(run: RunContext) -> dict[str, str]:
+    return {"bos_token": END, "eos_token": END, "pad_token": END, **(FRAME if run.task == "masked-lm" else {})}
 
 
 def _framed(tokenizer: tokenizers.Tokenizer) -> Any:

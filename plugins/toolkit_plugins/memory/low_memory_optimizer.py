@@ -1,0 +1,95 @@
+"""Optimizers that remember less of each weight than Adam does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import Field
+
+from toolkit.api import Change, Claim, Device, Fidelity, Memory, OptionError, RunContext
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NAMES = {
+    "adafactor": "adafactor",
+    "adamw-8bit": "adamw_8bit",
+    "galore": "galore_adamw",
+    "apollo": "apollo_adamw",
+}
+"""As `transformers.TrainingArguments.optim` calls them."""
+WHY = {
+    "adafactor": "a mean per row and column in place of Adam's 8 bytes per weight",
+    "adamw-8bit": "2 bytes of state per weight; embeddings keep 8",
+    "galore": "Adam's state for projected gradients",
+    "apollo": "Adam's state for projected gradients, which say how far to go",
+}
+PACKAGES = {"adafactor": (), "adamw-8bit": ("bitsandbytes",)} | {
+    name: ("bitsandbytes", f"{name}_torch") for name in ("galore", "apollo")
+}
+
+
+class LowMemoryOptimizer(Memory):
+    """Train with an optimizer whose state is small; AdamW's takes 8 bytes for each trained weight.
+
+    It takes the place of the recipe's `optimizer`, with the recipe's learning rate, schedule and weight decay (of
+    matrices alone); where both have them, with its betas and eps. Another optimizer trains otherwise: approximate.
+
+    * adafactor: next to no state, no package. The learning rate is the recipe's (no relative step, no scaling by the
+      weights' size), updates are clipped to a root mean square of 1. A few passes over each gradient more than AdamW.
+      Shazeer and Stern 2018, https://arxiv.org/abs/1804.04235.
+    * adamw-8bit: Adam with its state in 8 bits, but for embeddings (with weights-in-bf16, for those too). Needs
+      bitsandbytes. Hardly slower.
+      Dettmers et al. 2021, https://arxiv.org/abs/2110.02861.
+    * galore: Adam in a subspace of `rank` directions of each matrix. Needs galore_torch and bitsandbytes. A singular
+      value decomposition of every matrix every 200 steps. Zhao et al. 2024, https://arxiv.org/abs/2403.03507.
+    * apollo: the subspace is random and says only how far each channel goes. Needs apollo_torch and bitsandbytes.
+      Zhu et al. 2024, https://arxiv.org/abs/2412.05270.
+    """
+
+    claims: ClassVar[frozenset[Claim]] = frozenset({"optimizer"})
+    fidelity: ClassVar[Fidelity] = "approximate"
+    instead: ClassVar[str] = "optimizer: adafactor, which needs no package"
+
+    optimizer: Literal["adafactor", "adamw-8bit", "galore", "apollo"] = "adafactor"
+    """Which; see above for what each needs and costs."""
+    rank: int = Field(default=128, ge=1)
+    """Directions of each matrix that galore and apollo keep a state for."""
+
+    def needed(self) -> frozenset[str]:
+        """The packages of the chosen optimizer."""
+        return frozenset(f"package:{package}" for package in PACKAGES[self.optimizer])
+
+    @classmethod
+    def candidates(cls, settings: Mapping[str, Any], device: Device) -> Iterable[Self]:
+        """The one that needs no package."""
+        return [cls(optimizer="adafactor")]
+
+    def changes(self, settings: Mapping[str, Any], device: Device) -> Mapping[str, Change]:
+        """Name the optimizer to the Trainer."""
+        changes = {"optim": Change(NAMES[self.optimizer], WHY[self.optimizer])}
+        if self.optimizer in ("galore", "apollo"):
+            changes["optim_args"] = Change(f"rank={self.rank}")
+        return changes
+
+    def apply(self, model: PreTrainedModel, run: RunContext) -> PreTrainedModel:
+        """Return the model as it is.
+
+        Raises:
+            OptionError: galore and apollo find none of the matrices that they can project.
+        """
+        import torch
+
+        linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+        if self.optimizer in ("galore", "apollo") and not set(linear) - {model.get_output_embeddings()}:
+            raise OptionError(
+                f"{self.optimizer} projects the gradients of Linear modules, and {type(model).__name__} has none in "
+                f"its layers; take adafactor or adamw-8bit",
+                option="optimizer",
+            )
+        return model
+
+    def rehearse(self) -> LowMemoryOptimizer:
+        """The same with a rank that a small model has."""
+        return self.model_copy(update={"rank": min(self.rank, 8)})

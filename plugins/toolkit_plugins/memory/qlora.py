@@ -1,0 +1,71 @@
+"""LoRA beside matrices of 4 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from toolkit.api import Claim, Device, RunContext
+from toolkit_plugins.memory.lora import LoRA
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+class QLoRA(LoRA):
+    """Keep the frozen matrices in 4 bits and train LoRA's factors beside them: an eighth of the weights' memory.
+
+    A matrix is expanded when a product needs it, which costs about a third more time than LoRA. Embeddings, norms and
+    the head stay as they are. The result is an adapter of the model in full precision. The model is built on the CPU in
+    float32 and quantized on its way to the GPU, matrix by matrix. Dettmers et al. 2023,
+    https://arxiv.org/abs/2305.14314.
+    """
+
+    claims: ClassVar[frozenset[Claim]] = frozenset({"weights", "trainable-parameters"})
+    needs: ClassVar[frozenset[str]] = frozenset({"cuda", "package:bitsandbytes"})
+    instead: ClassVar[str] = "lora, which needs neither"
+
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    """The sixteen values: spaced as a normal distribution is, or as floating-point numbers are."""
+    bnb_4bit_use_double_quant: bool = True
+    """Quantize the scales as well: 0.4 bits a weight less."""
+
+    @classmethod
+    def candidates(cls, settings: Mapping[str, Any], device: Device) -> Iterable[Self]:
+        """None: a plan knows no matrices of 4 bits."""
+        return []
+
+    def apply(self, model: PreTrainedModel, run: RunContext) -> PreTrainedModel:
+        """Return the model with quantized matrices, and LoRA's factors beside them."""
+        import torch
+
+        compute = torch.bfloat16 if run.device.bf16 else torch.float16
+        for parent in list(model.modules()):
+            for name, module in list(parent.named_children()):
+                if is_matrix(module) and module is not model.get_output_embeddings():
+                    setattr(parent, name, self._quantized(module, compute))
+        quantized: Any = model
+        quantized.is_loaded_in_4bit = True  # peft asks, to put the right factors beside them
+        return super().apply(model, run)
+
+    def _quantized(self, module: Any, compute: torch.dtype) -> torch.nn.Module:
+        from bitsandbytes.nn import Linear4bit, Params4bit
+        from transformers.pytorch_utils import Conv1D
+
+        weight = module.weight.data.T.contiguous() if isinstance(module, Conv1D) else module.weight.data
+        how = {"quant_type": self.bnb_4bit_quant_type, "compress_statistics": self.bnb_4bit_use_double_quant}
+        after, before = weight.shape
+        linear: Any = Linear4bit(before, after, bias=False, compute_dtype=compute, device="meta", **how)
+        linear.weight = Params4bit(weight, requires_grad=False, module=linear, **how)
+        linear.bias = module.bias
+        result: torch.nn.Module = linear
+        return result
+
+
+def is_matrix(module: torch.nn.Module) -> bool:
+    """Whether the module is a linear map; GPT-2's are stored transposed."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, (torch.nn.Linear, Conv1D))

@@ -1,0 +1,44 @@
+"""Tokenizers and models of any size with nothing learned in them, for benchmarks; and how these start the toolkit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+COMMAND = "from toolkit.cli.main import main; main()"
+AS_WHERE_MEMORY_IS_SHORT = f"from toolkit.allocator import give_memory_back; give_memory_back(); {COMMAND}"
+"""A run does this by itself once half of the memory is taken; here there is more than that."""
+
+
+def tokenizer_folder(folder: Path, vocabulary: int) -> Path:
+    """Write a tokenizer that reads bytes, and has as many more tokens as asked for, which no text uses."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = {"eos_token": "<end>", "pad_token": "<pad>", "cls_token": "<cls>", "sep_token": "<sep>"}
+    special |= {"mask_token": "<mask>", "unk_token": "<unk>"}
+    known = [*special.values(), *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokens = [*known, *(f"token {number}" for number in range(len(known), vocabulary))]
+    tokenizer = Tokenizer(models.BPE(vocab={token: row for row, token in enumerate(tokens)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    wrap: Any = PreTrainedTokenizerFast  # its constructor has no annotations
+    wrap(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    return folder
+
+
+def bert_folder(folder: Path, layers: int, width: int, vocabulary: int, *, positions: int) -> Path:
+    """Write a BERT with random weights."""
+    from transformers import BertConfig, BertForMaskedLM
+
+    config = BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, width // 64),
+        intermediate_size=4 * width,
+        max_position_embeddings=positions,
+        pad_token_id=1,
+    )
+    BertForMaskedLM(config).save_pretrained(folder)
+    return folder

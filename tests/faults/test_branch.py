@@ -1,0 +1,128 @@
+"""`--from RUN@STEP`: a new run goes on from another's checkpoint with settings of its own."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import assert_same_run, losses, resolved, train, train_in_two, weights, write_recipe
+from toolkit import branch
+from toolkit import train as training
+from toolkit.errors import RunMismatchError, UsageError
+from toolkit.progress import Message, RunResult
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+    return write_recipe(tmp_path, training={"save_steps": 2, "save_total_limit": 9, "warmup_steps": 2})
+
+
+def from_(recipe: Path, place: str, *overrides: str, **options: object) -> tuple[RunResult, list[str]]:
+    told: list[object] = []
+    runs = recipe.parent / "runs"
+    result = training.run(
+        resolved(recipe, *overrides), runs=runs, parent=branch.parent(place, runs), listener=told.append, **options
+    )
+    return result, [event.text for event in told if isinstance(event, Message)]
+
+
+def test_with_nothing_changed_it_ends_as_the_parent(recipe: Path) -> None:
+    whole, _ = train(recipe)
+    child, told = from_(recipe, "tiny@4")
+    assert child.folder.name == "tiny-2"
+    assert "begins at step 4 of tiny" in told
+    first, second = weights(whole.folder), weights(child.folder)
+    assert all(bool((first[name] == second[name]).all()) for name in first)
+    assert losses(child.folder) == [line for line in losses(whole.folder) if line[0] > 4 or line[1] == "eval"]
+    record = json.loads((child.folder / "run.json").read_text())
+    parent = json.loads((whole.folder / "run.json").read_text())
+    assert (record["parent"]["id"], record["parent"]["run"], record["parent"]["step"]) == (parent["id"], "tiny", 4)
+    assert child.tokens_seen == whole.tokens_seen
+    assert child.seconds > 0
+
+
+def test_the_new_learning_rate_counts_and_the_child_resumes_exactly(recipe: Path) -> None:
+    train(recipe)
+    changed = ["training.learning_rate=5e-4", "training.weight_decay=0.1"]
+    child, told = from_(recipe, "tiny@4", *changed, name="whole")
+    assert any(line.strip() == "training.learning_rate: the run has 0.001, the recipe now says 0.0005" for line in told)
+    rates = {line["step"]: line["learning_rate"] for line in lines(child.folder) if line["kind"] == "train"}
+    # Linear decay to 0 at step 8 after a warm-up of 2, of which 4 steps are over: step 5 takes 4/6 of the peak.
+    assert rates == pytest.approx({5: 5e-4 * 4 / 6, 6: 5e-4 * 3 / 6, 7: 5e-4 * 2 / 6, 8: 5e-4 * 1 / 6})
+    with pytest.raises(Exception, match="step 6 is saved"):
+        from_(recipe, "tiny@4", *changed, name="parts", stop_after=6)
+    again, _ = from_(recipe, "tiny@4", *changed, name="parts")
+    assert again.folder.name == "parts"
+    assert_same_run(child.folder, again.folder)
+    finished, _ = from_(recipe, "tiny@4", *changed, name="parts")
+    assert finished.already_finished
+
+
+def lines(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_child_needs_its_parent_no_more(recipe: Path) -> None:
+    import shutil
+
+    parent, _ = train(recipe)
+    runs = recipe.parent / "runs"
+    with pytest.raises(Exception, match="step 5 is saved"):
+        from_(recipe, "tiny@4", name="child", stop_after=5)
+    kept = weights(parent.folder)
+    shutil.rmtree(parent.folder)
+    child, _ = train(recipe, name="child")
+    assert all(bool((kept[name] == weights(child.folder)[name]).all()) for name in kept)
+    assert sorted(folder.name for folder in runs.iterdir()) == ["child"]
+
+
+def test_another_optimizer_begins_anew_at_its_place_in_the_schedule(recipe: Path) -> None:
+    train(recipe)
+    child, told = from_(recipe, "tiny@4", "optimizer=muon", name="child")
+    assert any("optimizer.plugin: the run has 'adamw', the recipe now says 'muon'" in line for line in told)
+    rate = next(line["learning_rate"] for line in lines(child.folder) if line["kind"] == "train")
+    assert rate == pytest.approx(0.02 * 4 / 6)  # Muon's own peak, of its matrices
+
+
+def test_more_data_and_another_seed_are_fine(recipe: Path) -> None:
+    train(recipe)
+    child, _ = from_(recipe, "tiny@4", "training.seed=9", "dataset.max_samples=100", "model.dropout=0", name="child")
+    assert child.steps == 8
+
+
+def test_the_newest_checkpoint_is_the_default(recipe: Path) -> None:
+    train(recipe)
+    child, told = from_(recipe, "tiny", "training.max_steps=10", name="child")
+    assert "begins at step 8 of tiny" in told
+    assert child.steps == 10
+
+
+def test_what_cannot_be_begun_says_why(recipe: Path) -> None:
+    train(recipe)
+    for place, words in (
+        ("tiny@5", "tiny has checkpoints of the steps 2, 4, 6, 8"),
+        ("tiny@last", "the number of a step"),
+        ("other@4", "no run in"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            from_(recipe, place)
+    with pytest.raises(UsageError, match=r"set training\.max_steps to more"):
+        from_(recipe, "tiny@8", "training.learning_rate=1e-4", name="over")
+    with pytest.raises(RunMismatchError, match=r"transformer\.h\.2"):
+        from_(recipe, "tiny@4", "model.num_hidden_layers=3", name="deeper")
+    with pytest.raises(RunMismatchError, match="the recipe trains adapters, the checkpoint holds whole weights"):
+        from_(recipe, "tiny@4", "memory=[lora]", "exporters=[merge-lora]", name="adapters")
+    damaged = recipe.parent / "runs" / "tiny" / "checkpoints" / "checkpoint-6" / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(UsageError, match=r"that checkpoint is damaged: model\.safetensors has"):
+        from_(recipe, "tiny@6")
+
+
+def test_a_branch_that_was_stopped_early_goes_on(recipe: Path) -> None:
+    train(recipe)
+    whole, _ = from_(recipe, "tiny@2", "training.learning_rate=2e-3", name="whole")
+    with pytest.raises(Exception, match="step 3 is saved"):
+        from_(recipe, "tiny@2", "training.learning_rate=2e-3", name="parts", stop_after=3)
+    resumed = train_in_two(recipe, "training.learning_rate=2e-3", name="parts", stop_after=5)
+    assert_same_run(whole.folder, resumed.folder)

@@ -1,0 +1,187 @@
+"""Memory that runs out: the step is done again in smaller pieces, and ends as the smaller micro-batch would have."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.faults.test_saving import callback
+from tests.tiny import assert_same_run, command, train, train_in_two, weights, write_recipe
+from toolkit.errors import TrainingError
+from toolkit.progress import Message
+
+FORWARD = """
+def on_train_begin(self, args, state, control, model=None, **kwargs):
+    self.left = {times}
+    def fail(module, arguments, output):
+        if module.training and state.global_step == {step} and self.left:
+            self.left -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+    model.register_forward_hook(fail)
+"""
+BACKWARD = """
+def on_train_begin(self, args, state, control, model=None, **kwargs):
+    self.left = {times}
+    def fail(gradient):
+        if state.global_step == {step} and self.left:
+            self.left -= 1
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 1 byte")
+    # The position embedding comes last in the backward pass: the others have their gradients by then.
+    model.transformer.wpe.weight.register_hook(fail)
+"""
+OPTIMIZER = """
+def on_train_begin(self, args, state, control, optimizer=None, **kwargs):
+    self.left = {times}
+    def fail(*arguments):
+        if state.global_step == {step} and self.left:
+            self.left -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+    optimizer.optimizer.register_step_pre_hook(fail)
+"""
+EVALUATION = """
+def on_train_begin(self, args, state, control, model=None, **kwargs):
+    self.left = {times}
+    def fail(module, arguments, output):
+        if not module.training and self.left:
+            self.left -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+    model.register_forward_hook(fail)
+"""
+PLACES = {"forward": FORWARD, "backward": BACKWARD, "optimizer": OPTIMIZER}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+
+
+def failing(folder: Path, body: str, *, times: int = 1, step: int = 0, **sections: object) -> Path:
+    callback(folder, "failing", body.format(times=times, step=step))
+    return write_recipe(folder, plugin_paths=["plugins"], **sections)
+
+
+@pytest.mark.parametrize("step", [0, 3, 7])
+@pytest.mark.parametrize("place", PLACES)
+def test_the_step_is_done_again_in_smaller_pieces(tmp_path: Path, place: str, step: int) -> None:
+    # With dropout, so that the random numbers count. 5 steps make an epoch, the last one not full.
+    recipe = failing(tmp_path, PLACES[place], step=step, dataset={"max_samples": 40})
+    survived, events = train(recipe, "callbacks=[failing]", name="survived")
+    (told,) = [e.text for e in events if isinstance(e, Message) and "memory ran out" in e.text]
+    assert f"of step {step + 1}: the step is done again" in told
+    assert "with 2 sequences at a time" in told
+    # The same settings up to that step, then half the micro-batch: the run that never ran out.
+    whole = smaller_from(recipe, step)
+    first, second = weights(survived.folder), whole
+    assert [name for name in first if not bool((first[name] == second[name]).all())] == []
+    lines = [json.loads(line) for line in (survived.folder / "metrics.jsonl").read_text().splitlines()]
+    (recorded,) = [line for line in lines if line["kind"] == "memory"]
+    assert (recorded["step"], recorded["sequences"]) == (step + 1, 2)
+
+
+def smaller_from(recipe: Path, step: int) -> dict[str, object]:
+    """The weights of a run that has micro-batches of 4 up to this step, and of 2 from there on."""
+    small = "memory=[{plugin: small-batch, micro_batch_size: 2}]"
+    if step == 0:
+        return weights(train(recipe, small, name="smaller")[0].folder)
+    from tests.faults.test_branch import from_
+
+    train(recipe, f"training.save_steps={step}", "training.save_total_limit=9", name="larger")
+    return weights(from_(recipe, f"larger@{step}", small, name="smaller")[0].folder)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_with_accumulation_the_whole_step_is_done_again(tmp_path: Path, place: str) -> None:
+    recipe = failing(tmp_path, PLACES[place], step=3, training={"global_batch_size": 8})
+    two = "memory=[{plugin: small-batch, micro_batch_size: 2}]"
+    four = "memory=[{plugin: small-batch, micro_batch_size: 4}]"
+    survived, _ = train(recipe, four, "callbacks=[failing]", name="survived")
+    train(recipe, four, "training.save_steps=3", "training.save_total_limit=9", name="larger")
+    from tests.faults.test_branch import from_
+
+    smaller, _ = from_(recipe, "larger@3", two, name="smaller")
+    first, second = weights(survived.folder), weights(smaller.folder)
+    assert [name for name in first if not bool((first[name] == second[name]).all())] == []
+
+
+def test_twice_out_of_memory_is_a_quarter(tmp_path: Path) -> None:
+    recipe = failing(tmp_path, FORWARD, times=2)
+    survived, _ = train(recipe, "callbacks=[failing]", name="survived")
+    quarter, _ = train(recipe, "memory=[{plugin: small-batch, micro_batch_size: 1}]", name="quarter")
+    first, second = weights(survived.folder), weights(quarter.folder)
+    assert [name for name in first if not bool((first[name] == second[name]).all())] == []
+
+
+def test_what_fits_with_no_sequence_says_what_to_try(tmp_path: Path) -> None:
+    recipe = failing(tmp_path, FORWARD, times=99, step=3)
+    with pytest.raises(TrainingError, match="of step 4, with a single sequence at a time") as error:
+        train(recipe, "callbacks=[failing]")
+    assert "gradient-checkpointing" in str(error.value)
+
+
+def test_a_resume_goes_on_in_pieces_and_is_exact(tmp_path: Path) -> None:
+    recipe = failing(tmp_path, FORWARD, step=2)
+    whole, _ = train(recipe, "callbacks=[failing]", name="whole")
+    resumed = train_in_two(recipe, "callbacks=[failing]", name="resumed", stop_after=5)
+    assert_same_run(whole.folder, resumed.folder)
+
+
+def test_an_evaluation_shrinks_its_own_batch_alone(tmp_path: Path) -> None:
+    recipe = failing(tmp_path, EVALUATION)
+    survived, events = train(recipe, "callbacks=[failing]", name="survived")
+    assert [e.text for e in events if isinstance(e, Message) and "batches of 2" in e.text]
+    whole, _ = train(recipe, name="whole")
+    first, second = weights(whole.folder), weights(survived.folder)
+    assert [name for name in first if not bool((first[name] == second[name]).all())] == []
+    assert survived.eval_loss == pytest.approx(whole.eval_loss, rel=1e-6)
+
+
+def test_another_error_is_no_matter_of_memory(tmp_path: Path) -> None:
+    body = FORWARD.replace("torch.OutOfMemoryError", "RuntimeError").replace("CUDA out of memory.", "Something else.")
+    recipe = failing(tmp_path, body)
+    with pytest.raises(RuntimeError, match="Something else"):
+        train(recipe, "callbacks=[failing]")
+
+
+def test_after_the_kernel_has_ended_it_the_same_command_begins_smaller(tmp_path: Path) -> None:
+    """The kernel's killer sends SIGKILL; what tells it from any other is how much the process held."""
+    from toolkit.memory_watch import FILE, LAYOUT, last_reading
+
+    body = "def on_step_begin(self, args, state, control, **kwargs):\n    if state.global_step == 3:\n        kill(9)"
+    callback(tmp_path, "killing", body)
+    recipe = write_recipe(tmp_path, plugin_paths=["plugins"], training={"save_steps": 2, "save_in_background": False})
+    run = tmp_path / "runs" / "tiny"
+
+    def killed() -> None:
+        process = command("recipe", "run", str(recipe), "--set", "callbacks=[killing]", cwd=tmp_path)
+        process.communicate()
+        assert process.returncode == -9
+
+    def told() -> list[str]:
+        _, events = train(recipe)
+        return [e.text for e in events if isinstance(e, Message) and "ended without a word" in e.text]
+
+    killed()
+    reading = last_reading(run)
+    assert reading is not None
+    assert 50e6 < reading.resident < reading.limit
+    # It was far from the limit, so this kill was somebody's. Now the same with little left.
+    (run / FILE).write_bytes(LAYOUT.pack(95 * 2**30, 100 * 2**30))
+    (message,) = told()
+    assert "when it held 95.00 of 100.00 GiB" in message
+    assert "micro-batches of 2" in message
+    train(recipe, "training.save_total_limit=9", name="larger")
+    from tests.faults.test_branch import from_
+
+    smaller, _ = from_(recipe, "larger@2", "memory=[{plugin: small-batch, micro_batch_size: 2}]", name="smaller")
+    first, second = weights(run), weights(smaller.folder)
+    assert [name for name in first if not bool((first[name] == second[name]).all())] == []
+
+
+def test_memory_is_in_the_metrics(tmp_path: Path) -> None:
+    result, _ = train(write_recipe(tmp_path))
+    lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    readings = [line["memory_bytes"] for line in lines if line["kind"] == "train"]
+    assert len(readings) == 8
+    assert all(50e6 < reading < 50e9 for reading in readings)
+    peak = json.loads((result.folder / "run.json").read_text())["results"]["peak_memory_bytes"]
+    assert peak >= max(readings)

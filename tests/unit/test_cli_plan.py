@@ -1,0 +1,95 @@
+"""`toolkit recipe plan`, and devices that are not here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.unit.command_line import RECIPE, toolkit
+from toolkit.plan.devices import KNOWN
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TOOLKIT_RUNS", raising=False)
+    (tmp_path / "mine.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+def test_a_plan_is_a_table_for_people(here: Path) -> None:
+    out = toolkit("recipe", "plan", "mine.yaml").out
+    for word in (
+        "framework",
+        "weights",
+        "peak",
+        "fits",
+        "yes",
+        "checkpoint",
+        "a step",
+        "5 steps",
+        "(2 x 2)",
+    ):
+        assert word in out, word
+    assert [file.name for file in here.iterdir()] == ["mine.yaml"]
+
+
+def test_and_json_for_scripts() -> None:
+    made = toolkit("recipe", "plan", "mine.yaml", "--device", "t4", "--json").json
+    assert made["device"]["name"] == "Tesla T4"
+    assert sum(made["parts"].values()) == made["peak_bytes"]
+    assert made["fits"] is True
+    assert (made["steps"], made["tokens"]) == (5, 5 * 4 * 32)
+    assert made["weights_bytes"] == 4 * made["parameters"]
+
+
+def test_what_does_not_fit_is_told_with_what_would() -> None:
+    words = ("recipe", "plan", "mine.yaml", "--device", "t4", "--memory", "650MB")
+    out = toolkit(*words, "--set", "model.hidden_size=1024").out
+    assert "no: " in out
+    assert "would fit" in out
+
+
+def test_a_comparison_has_a_row_for_each_set_of_strategies() -> None:
+    out = toolkit("recipe", "plan", "mine.yaml", "--device", "a100-80g", "--compare").out
+    for words in ("STRATEGIES", "1.00x", "exact", "approximate", "different", "gradient-checkpointing", "lora"):
+        assert words in out
+
+
+def test_auto_is_planned_as_what_it_chooses() -> None:
+    out = toolkit("recipe", "plan", "mine.yaml", "--set", "memory=[auto]", "--device", "l4").out
+    assert "chosen" in out
+    assert "planned peak" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--device", "t5"], "--device t5: no such device; known are h200, h100"),
+        (["--device", "t5"], "--memory 24GiB"),
+        (["--memory", "much"], "--memory much: write a size, 12GiB"),
+        (["--memory", "0"], "a run needs some memory"),
+        (["--processes", "3"], "3 processes with micro-batches of 2 cannot share 4 sequences"),
+    ],
+)
+def test_what_cannot_be_planned(words: list[str], text: str) -> None:
+    assert text in toolkit("recipe", "plan", "mine.yaml", *words, status=2).err
+
+
+def test_a_recipe_is_validated_for_another_device() -> None:
+    Path("half.yaml").write_text(RECIPE.replace("frequent-saves", "mixed-precision"))
+    made = toolkit("recipe", "plan", "half.yaml", "--device", "t4", "--json").json
+    assert made["fidelity"] == "approximate"
+    assert toolkit("recipe", "validate", "half.yaml", "--device", "v100").out == "half.yaml is valid\n"
+    assert "no such device" in toolkit("recipe", "validate", "half.yaml", "--device", "abacus", status=2).err
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_devices_are_what_their_names_say(name: str) -> None:
+    entry = KNOWN[name]
+    assert entry.device.memory_bytes > 8e9
+    assert entry.flops["fp32"] > 0
+    assert entry.bandwidth > 1e9
+    assert entry.device.bf16 == ("bf16" in entry.flops)
+    assert (entry.device.kind == "cuda") == (entry.device.compute_capability is not None)

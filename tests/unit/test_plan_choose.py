@@ -1,0 +1,172 @@
+"""What `auto` chooses: within the budget, exact before approximate before different, the fastest first."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import resolved, write_recipe
+from tests.unit.test_plan import RATES, SMALL
+from toolkit.api import Fidelity
+from toolkit.errors import RecipeError
+from toolkit.plan import step
+from toolkit.plan.choose import SPARE, Choice, resolve_auto, usable_bytes, with_choice
+from toolkit.plan.compare import rows
+from toolkit.plan.plan import Plan, plan
+from toolkit.plan.search import Search, choose
+from toolkit.plan.step import trace
+from toolkit.plan.trace import Trace
+from toolkit.plan.variants import Option, without_choosers
+from toolkit.resolve import ResolvedRecipe, resolve
+
+MODEL = {"plugin": "llama", **SMALL}
+TRACES: dict[str, Trace] = {}
+SETTINGS = {"global_batch_size": 8, "save_in_background": None}
+
+
+@pytest.fixture(autouse=True)
+def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All recipes here have one model, so that a set of strategies needs to be traced once."""
+
+    def remembered(recipe: ResolvedRecipe, *, micro_batch_size: int, accumulation: int) -> Trace:
+        training = recipe.training.model_dump(exclude={"save_in_background", "micro_batch_size"})
+        key = repr((recipe.data()["memory"], training, micro_batch_size, accumulation))
+        if key not in TRACES:
+            TRACES[key] = trace(recipe, micro_batch_size=micro_batch_size, accumulation=accumulation)
+        return TRACES[key]
+
+    monkeypatch.setattr(step, "trace", remembered)
+
+
+def auto(folder: Path, *others: Any, training: dict[str, Any] | None = None, **options: Any) -> ResolvedRecipe:
+    memory = [{"plugin": "auto", **options}, *others]
+    data = {"model": MODEL, "memory": memory, "training": SETTINGS | (training or {})}
+    return resolved(write_recipe(folder, **data))
+
+
+def chosen(recipe: ResolvedRecipe, budget: int) -> tuple[ResolvedRecipe, Choice]:
+    return resolve_auto(recipe, budget, rates=RATES)
+
+
+def plain(recipe: ResolvedRecipe) -> Plan:
+    """The plan without any strategy."""
+    alone = resolve(without_choosers(recipe.recipe), recipe.device)
+    return plan(alone.with_training(save_in_background=False), rates=RATES)
+
+
+def budget_for(made: Plan, share: float) -> int:
+    """A budget that leaves this share of what the plain run's tensors take."""
+    framework = made.parts["framework"]
+    return round((framework + share * (made.peak_bytes - framework)) / (1 - SPARE["cpu"]))
+
+
+def option(fidelity: Fidelity, seconds: float, peak: int, made: Plan, *, strategies: int = 1) -> Option:
+    reckoned = replace(made, fidelity=fidelity, seconds_per_step=seconds, peak_bytes=peak)
+    return Option((None,) * strategies, None, reckoned)  # type: ignore[arg-type]  # the choice looks at the plan
+
+
+def test_the_order_of_the_choice(tmp_path: Path) -> None:
+    made = plain(auto(tmp_path))
+    slow, fast = option("exact", 3.0, 50, made), option("exact", 2.0, 90, made)
+    simple = option("exact", 2.01, 95, made, strategies=0)
+    half, other = option("approximate", 1.0, 40, made), option("different", 0.5, 10, made)
+    every = [other, half, slow, fast, simple]
+    assert choose(every, limit_bytes=100) is simple
+    assert choose(every, limit_bytes=90) is fast
+    assert choose(every, limit_bytes=60) is slow
+    assert choose(every, limit_bytes=45) is half
+    assert choose(every, limit_bytes=45, fidelity="exact") is None
+    assert choose(every, limit_bytes=20) is other
+    assert choose(every, limit_bytes=20, fidelity="approximate") is None
+
+
+@pytest.mark.parametrize("share", [1.2, 0.8, 0.5, 0.35])
+def test_it_is_never_over_the_budget_and_keeps_the_global_batch(share: float, tmp_path: Path) -> None:
+    recipe = auto(tmp_path)
+    budget = budget_for(plain(recipe), share)
+    concrete, choice = chosen(recipe, budget)
+    made = plan(concrete, rates=RATES, limit_bytes=budget)
+    assert made.peak_bytes <= usable_bytes(budget, recipe.device) < budget
+    assert made.peak_bytes == choice.plan.peak_bytes + made.snapshot_bytes
+    assert concrete.training.global_batch_size == 8
+    assert concrete.fidelity == "exact"
+    assert not any(part.name == "auto" for part in concrete.recipe.many("memory"))
+    assert (choice.strategies == ()) == (share > 1)
+
+
+def test_no_choice_of_ones_own_that_fits_is_faster(tmp_path: Path) -> None:
+    recipe = auto(tmp_path)
+    budget = budget_for(plain(recipe), 0.5)
+    _, choice = chosen(recipe, budget)
+    for size in (None, 1, 2, 4):
+        for checkpointed in (False, True):
+            by_hand: list[Any] = ["gradient-checkpointing"] * checkpointed
+            by_hand += [{"plugin": "small-batch", "micro_batch_size": size}] if size else []
+            settings = SETTINGS | {"save_in_background": False}
+            made = plan(resolved(write_recipe(tmp_path, model=MODEL, memory=by_hand, training=settings)), rates=RATES)
+            if made.peak_bytes <= usable_bytes(budget, recipe.device):
+                assert choice.plan.seconds_per_step <= made.seconds_per_step * 1.1
+
+
+def test_a_lower_fidelity_only_where_nothing_else_fits(tmp_path: Path) -> None:
+    made = plain(auto(tmp_path))
+    state = made.weights_bytes + made.gradients_bytes + made.optimizer_bytes  # which no exact strategy makes less
+    budget = round((made.parts["framework"] + 0.9 * state) / (1 - SPARE["cpu"]))
+    with pytest.raises(RecipeError, match=r"the smallest peak is .* of about .* parameters would fit .* approximate"):
+        chosen(auto(tmp_path, fidelity="exact"), budget)
+    concrete, choice = chosen(auto(tmp_path, fidelity="different"), budget)
+    assert concrete.fidelity == choice.plan.fidelity != "exact"
+
+
+def test_it_leaves_alone_what_somebody_manages(tmp_path: Path) -> None:
+    recipe = auto(tmp_path, {"plugin": "small-batch", "micro_batch_size": 4}, "frequent-saves")
+    concrete, choice = chosen(recipe, budget_for(plain(recipe), 0.8))
+    assert concrete.training.micro_batch_size == 4
+    names = {entry["plugin"] for entry in choice.strategies}
+    assert names
+    assert not names & {"small-batch", "frequent-saves"}
+    assert {part.name for part in concrete.recipe.many("memory")} == {"small-batch", "frequent-saves"} | names
+
+
+def test_what_was_chosen_can_be_chosen_again_and_is_a_recipe(tmp_path: Path) -> None:
+    recipe = auto(tmp_path)
+    concrete, choice = chosen(recipe, budget_for(plain(recipe), 0.5))
+    again = with_choice(recipe, choice.as_record())
+    assert again.identity() == concrete.identity()
+    assert again.training == concrete.training
+    written = tmp_path / "again.yaml"
+    written.write_text(concrete.to_yaml(), encoding="utf-8")
+    assert resolved(written).identity() == concrete.identity()
+
+
+def test_a_copy_of_the_state_must_have_room(tmp_path: Path) -> None:
+    recipe = auto(tmp_path)
+    made = plain(recipe)
+    tight, _ = chosen(recipe, round((made.peak_bytes + made.state_bytes / 2) / (1 - SPARE["cpu"])))
+    ample, _ = chosen(recipe, round((made.peak_bytes + made.state_bytes * 2) / (1 - SPARE["cpu"])))
+    assert (tight.training.save_in_background, ample.training.save_in_background) == (False, None)
+    assert "no room" in tight.origin(("training", "save_in_background"))
+
+
+def test_it_says_what_and_why_and_what_more_memory_would_give(tmp_path: Path) -> None:
+    recipe = auto(tmp_path)
+    _, choice = chosen(recipe, budget_for(plain(recipe), 0.35))
+    first, second = choice.why
+    assert "planned peak" in first
+    assert "a machine with" in second or "no faster" in second
+
+
+def test_a_comparison_shows_each_strategy_and_sets_of_them(tmp_path: Path) -> None:
+    from toolkit.registry import Registry
+
+    recipe = auto(tmp_path)
+    shown = list(rows(Search(recipe, Registry.discover(), rates=RATES, limit_bytes=10**12)))
+    sets = [row.plan.strategies for row in shown]
+    assert sets[0] == ()
+    assert ("gradient-checkpointing",) in sets
+    assert ("lora",) in sets
+    assert any(len(words) > 1 for words in sets)
+    assert len(set(sets)) == len(sets)

@@ -1,0 +1,291 @@
+"""One process's work on a run: assemble, resume, train, export; and what run.json says of it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any, cast
+
+from toolkit import branch, checkpoint, memory_watch, processes
+from toolkit.allocator import give_memory_back
+from toolkit.api import Callback
+from toolkit.assemble import Components, assemble, context_of, refusals_placed
+from toolkit.cadence import Cadence
+from toolkit.errors import InterruptedRun, RunMismatchError, ToolkitError, TrainingError
+from toolkit.export import export, final_sample
+from toolkit.files import read_json, write_json
+from toolkit.host import check_disk, seconds_to_write
+from toolkit.messages import libraries_quiet
+from toolkit.plan.plan import Sizes
+from toolkit.progress import DataPrepared, Listener, Message, TrainingStarted
+from toolkit.recovery import Start, begin_attempt
+from toolkit.resolve import ResolvedRecipe
+from toolkit.run_directory import RunDirectory
+from toolkit.saving import Saver
+from toolkit.signals import StopRequest
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import TrainerCallback
+
+    from toolkit.schedule import Schedule
+    from toolkit.trainer import RecipeTrainer
+
+
+class Attempt:
+    """One process's work on a run."""
+
+    def __init__(
+        self,
+        resolved: ResolvedRecipe,
+        directory: RunDirectory,
+        stop: StopRequest,
+        listener: Listener,
+        *,
+        rehearsal: bool,
+        stop_after: int | None,
+    ) -> None:
+        self.resolved = resolved
+        self.directory = directory
+        self.stop = stop
+        self.listener = listener
+        self.stop_after = stop_after
+        self.memory_was_short = False
+        self.context = context_of(resolved, directory.folder, rehearsal=rehearsal)
+
+    def run(self) -> None:
+        """Assemble, resume, train, export; note in run.json how it ended."""
+        start = processes.by_first(lambda: begin_attempt(self.directory, self.resolved, self.listener))
+        with self._memory_watched() if processes.is_first() else contextlib.nullcontext():
+            self._work(start)
+
+    def _memory_watched(self) -> contextlib.AbstractContextManager[None]:
+        def when_short() -> None:
+            if self.resolved.device.kind == "cpu":
+                self.memory_was_short = give_memory_back()
+
+        budget = self.directory.record.get("memory_budget_bytes")
+        return memory_watch.watched(self.directory.folder, budget=budget, when_short=when_short)
+
+    def _work(self, start: Start) -> None:
+        try:
+            components = processes.first_then_others(lambda: assemble(self.resolved, self.context))
+            processes.by_first(lambda: self._check_data(components.data.account.key))
+            cadence = self._prepare(components)
+            checkpoint_bytes = checkpoint.expected_bytes(components.model)
+            if start.folder and start.of_parent:
+                branch.check_fits(self.directory, start.folder, components.model, total_steps=cadence.total_steps)
+            check_disk(self.directory.folder, checkpoint_bytes=checkpoint_bytes)
+            trainer = self._trainer(components, cadence, start, checkpoint_bytes)
+            self._train(trainer, cadence, start)
+            step = trainer.state.global_step or start.step
+            if step < cadence.total_steps:
+                raise self.stop.error(f"step {step} is saved; the same command goes on from there")
+            if processes.is_first():
+                self._finish(components, trainer, step)
+            processes.wait()
+        except BaseException as error:
+            if processes.is_first():
+                how = "interrupted" if self.stop.signal_number is not None else "failed"
+                with contextlib.suppress(OSError):  # a full disk is told by the error itself
+                    self.directory.end_attempt(how=how, step=self._last_step(), error=_first_line(error))
+            if self.stop.raised and not isinstance(error, InterruptedRun):
+                raise self.stop.raised from error  # a library took it for its own: "Can't load tokenizer", say
+            raise
+
+    def _check_data(self, key: str) -> None:
+        """The documents are part of a run's identity, and known only now."""
+        before = self.directory.record.get("data_key")
+        if before not in (None, key):
+            difference = f"the prepared tokens: the run has {before[:12]}, the data now gives {key[:12]}"
+            raise RunMismatchError(self.directory.folder, [difference])
+        self.directory.update(data_key=key)
+
+    def _prepare(self, components: Components) -> Cadence:
+        """Reckon the run's length, and give the account of its data."""
+        training, data = self.resolved.training, components.data
+        steps_per_epoch = math.ceil(len(data.train) / training.global_batch_size)
+        total_steps = training.max_steps or math.ceil(training.num_train_epochs * steps_per_epoch)
+        tokens_per_step = training.global_batch_size * data.account.block_size
+        prepared = DataPrepared(
+            account=data.account,
+            tokens_per_step=tokens_per_step,
+            epochs=total_steps / steps_per_epoch,
+            total_steps=total_steps,
+            from_cache=data.from_cache,
+        )
+        budget = {"tokens_per_step": tokens_per_step, "epochs": prepared.epochs, "total_steps": total_steps}
+        if processes.is_first():
+            write_json(self.directory.folder / "data.json", data.account.as_dict() | budget)
+        self.listener(prepared)
+        if data.validation is None:
+            self.listener(
+                Message("nothing is held out, so there will be no evaluation; dataset.eval_fraction: 0.05 would")
+            )
+        return Cadence.of(training, total_steps=total_steps, validation_blocks=len(data.validation or ()))
+
+    def _trainer(
+        self,
+        components: Components,
+        cadence: Cadence,
+        start: Start,
+        checkpoint_bytes: int,
+    ) -> RecipeTrainer:
+        from toolkit.guards import Guard
+        from toolkit.schedule import Schedule
+        from toolkit.smaller_steps import SmallerSteps
+        from toolkit.trainer import RecipeTrainer
+        from toolkit.trainer_arguments import training_arguments
+
+        training = self.resolved.training
+        sizes = self._sizes()
+        save_seconds = processes.by_first(lambda: seconds_to_write(self.directory.checkpoints, checkpoint_bytes))
+        schedule = Schedule(cadence, self.directory, self.listener, self.stop, save_seconds=save_seconds)
+        schedule.resumed_from = start.folder
+        schedule.stop_after = self.stop_after
+        guard = Guard(
+            on_spike=training.on_spike,
+            scaled_gradients=training.precision == "fp16",
+            blocks=components.data.train,
+            tokenizer=components.tokenizer,
+            tell=schedule.spiked,
+        )
+        with libraries_quiet():
+            trainer = RecipeTrainer(
+                components=components,
+                arguments=training_arguments(
+                    training,
+                    output=self.directory.checkpoints,
+                    micro_batch_size=sizes.micro_batch_size,
+                    accumulation=sizes.accumulation,
+                    device_kind=self.resolved.device.kind,
+                    evaluates=components.data.validation is not None,
+                ),
+                optimizer=self.resolved.recipe.one("optimizer"),
+                settings=training,
+                context=self.context,
+                callbacks=[schedule, *self._plugin_callbacks()],
+                guard=guard,
+                saver=self._saver(schedule, components, start),
+                steps=SmallerSteps(
+                    micro_batch_size=sizes.micro_batch_size,
+                    pieces=start.pieces,
+                    refusal=self._no_repetition(sizes.micro_batch_size),
+                    tell=schedule.smaller,
+                ),
+            )
+        schedule.trainer = trainer
+        trainer.settings_replaced_in = start.folder if start.of_parent else None
+        return trainer
+
+    def _saver(self, schedule: Schedule, components: Components, start: Start) -> Saver:
+        from toolkit.saving import Saver
+        from toolkit.snapshot import fits_in_memory
+
+        training = self.resolved.training
+        asked = training.save_in_background
+        in_background = processes.by_first(lambda: fits_in_memory(components.model)) if asked is None else asked
+        if not in_background:
+            self.listener(Message("checkpoints are written while training waits: a copy of the state needs memory"))
+        saver = Saver(
+            self.directory,
+            keep=training.save_total_limit,
+            keep_every=training.keep_every,
+            in_background=in_background,
+            on_saved=schedule.saved,
+            on_failed=schedule.save_failed,
+        )
+        saver.verified.update([start.step] if start.folder else [])
+        return saver
+
+    def _no_repetition(self, micro: int) -> str | None:
+        """Why a step that ran out of memory cannot be done again in this run."""
+        smaller = f"set training.micro_batch_size to less than {micro}"
+        if processes.count() > 1:
+            return f"the other processes of the run would wait for this one; {smaller}"
+        if self.resolved.training.precision == "fp16":
+            return f"fp16 scales its gradients once per step; {smaller}"
+        if self.resolved.training.release_gradients:
+            return "release-gradients has moved some of the weights already; take a smaller global_batch_size"
+        return None
+
+    def _sizes(self) -> Sizes:
+        """How a step is cut into passes."""
+        sizes = Sizes.of(self.resolved, processes=processes.count())
+        if self.resolved.training.release_gradients and sizes.processes > 1:
+            raise self.resolved.recipe.error(
+                f"{sizes.processes} processes must exchange their gradients before a step, and then none can be freed "
+                f"before; train in one process, or leave release-gradients out",
+                self.resolved.set_at("release_gradients"),
+            )
+        return sizes
+
+    def _plugin_callbacks(self) -> list[TrainerCallback]:
+        recipe, callbacks = self.resolved.recipe, []
+        for path, part in recipe.components.items():
+            if path[0] == "callbacks":
+                with refusals_placed(recipe, path):
+                    callbacks += cast(Callback, part.plugin).callbacks(self.context)
+        return callbacks
+
+    def _train(self, trainer: RecipeTrainer, cadence: Cadence, start: Start) -> None:
+        if start.folder and start.step >= cadence.total_steps:  # the Trainer would take one step more
+            trainer._load_from_checkpoint(str(start.folder))
+            trainer.seconds_before = start.seconds_trained
+            trainer.state.global_step = start.step
+            seen = read_json(start.folder / "trainer_state.json")["num_input_tokens_seen"]
+            trainer.state.num_input_tokens_seen = int(seen)
+            return
+        parameters = list(cast("torch.nn.Module", trainer.model).parameters())
+        self.listener(
+            TrainingStarted(
+                folder=self.directory.folder,
+                total_steps=cadence.total_steps,
+                resumed_from=start.step if start.folder else None,
+                parameters=sum(parameter.numel() for parameter in parameters),
+                trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
+                device=self.resolved.device.name,
+                precision=self.resolved.training.precision,
+            )
+        )
+        with self.stop.deferred(), libraries_quiet(), trainer.saver.finished(unless=InterruptedRun):
+            try:
+                trainer.train(resume_from_checkpoint=str(start.folder) if start.folder else None)
+            except UnpicklingError as error:  # torch opens these files as data alone, and says so at length
+                raise TrainingError(
+                    f"a file of {start.folder} holds code or something else that is no training state, and was not "
+                    f"loaded: this run did not write it. Remove that checkpoint, and the same command goes on from "
+                    f"the one before it"
+                ) from error
+
+    def _finish(self, components: Components, trainer: RecipeTrainer, step: int) -> None:
+        """Sample a text, export the model, and write down what was reached."""
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False, keep_torch_compile=False)
+        if self.context.task == "causal-lm":
+            model.config.use_cache = True  # the Trainer switches it off, and generation would crawl without it
+        evaluations = [line for line in self.directory.metrics() if line["kind"] == "eval"]
+        last = evaluations[-1] if evaluations else {}
+        results: dict[str, Any] = {
+            "steps": step,
+            "tokens_seen": int(trainer.state.num_input_tokens_seen),
+            "seconds": trainer.seconds_trained,
+            "peak_memory_bytes": memory_watch.peak_resident_bytes(),
+            "memory_was_short": self.memory_was_short,
+            "eval_loss": last.get("eval_loss"),
+            "perplexity": last.get("perplexity"),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "sample": final_sample(model, components, self.context),
+        }
+        exports = export(self.resolved, model, components, results, self.context, self.listener)
+        self.directory.update(results=results, exports=exports)
+        self.directory.end_attempt(how="finished", step=step)
+
+    def _last_step(self) -> int:
+        steps = [line["step"] for line in self.directory.metrics()]
+        return max(steps, default=0)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error) if isinstance(error, ToolkitError) else f"{type(error).__name__}: {error}"
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,108 @@
+"""The prepared tokens as training reads them: memory-mapped blocks of equal length that know their documents."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolkit.account import DataAccount
+from toolkit.api import Block
+
+if TYPE_CHECKING:
+    import numpy
+    import torch
+
+BLOCK_NUMBERS = "block_numbers"
+"""The key of a batch under which the numbers of its blocks travel from the data loader to the guard."""
+
+
+class IndexedBlock(Block):
+    """A block with its number, by which the core finds its documents; the objective's collator does not see it."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class DocumentStarts:
+    """Where each document that has text begins."""
+
+    rows: numpy.ndarray[Any, Any]
+    """The document's row in its split, shape (documents,)."""
+    offsets: numpy.ndarray[Any, Any]
+    """The number of its first token, counted over all documents of the split, shape (documents,)."""
+    tokens_per_block: int
+    """Tokens of documents in a block; the block's frame is no document's."""
+
+    def in_blocks(self, indices: Iterable[int]) -> list[int]:
+        """The rows of the documents that these blocks hold, or hold a piece of, in order."""
+        found: set[int] = set()
+        for index in indices:
+            begin, end = index * self.tokens_per_block, (index + 1) * self.tokens_per_block
+            first, after = self.offsets.searchsorted([begin + 1, end]) - [1, 0]
+            found.update(self.rows[first:after].tolist())
+        return sorted(found)
+
+
+class PackedBlocks:
+    """A map-style dataset of blocks; item i is an `IndexedBlock`.
+
+    The Trainer's data loader calls `set_epoch`, so that a block's seed differs in every epoch.
+    """
+
+    def __init__(
+        self, tokens: numpy.ndarray[Any, Any], block_size: int, seed: int, documents: DocumentStarts | None = None
+    ) -> None:
+        self.tokens = tokens.reshape(-1, block_size)
+        self.seed = seed
+        self.epoch = 0
+        self.documents = documents
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> IndexedBlock:
+        digest = hashlib.blake2b(f"{self.seed} {self.epoch} {index}".encode(), digest_size=7).digest()
+        return {
+            "input_ids": self.tokens[index].astype("int64"),
+            "seed": int.from_bytes(digest),
+            "index": index,
+        }
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which pass over the data begins."""
+        self.epoch = epoch
+
+
+class IndexedCollator:
+    """The objective's collator, round which the numbers of the blocks travel; it goes to worker processes."""
+
+    def __init__(self, collate: Callable[[list[Block]], dict[str, torch.Tensor]]) -> None:
+        self.collate = collate
+
+    def __call__(self, blocks: list[IndexedBlock]) -> dict[str, torch.Tensor]:
+        """Make a batch."""
+        import torch
+
+        plain: list[Block] = [{"input_ids": block["input_ids"], "seed": block["seed"]} for block in blocks]
+        return {**self.collate(plain), BLOCK_NUMBERS: torch.tensor([block["index"] for block in blocks])}
+
+
+def open_blocks(entry: Path, split: str, account: DataAccount, seed: int) -> PackedBlocks:
+    """Map the blocks of a split, as `packing` has written them into a cache entry."""
+    import numpy
+
+    counted = account.train if split == "train" else account.validation
+    assert counted is not None
+    tokens = numpy.memmap(entry / f"{split}.tokens", dtype=token_type(account.vocabulary_size), mode="r")
+    starts = numpy.memmap(entry / f"{split}.documents", dtype="int64", mode="r").reshape(-1, 2)
+    frame = counted.frame_tokens // counted.blocks
+    documents = DocumentStarts(starts[:, 0], starts[:, 1], account.block_size - frame)
+    return PackedBlocks(tokens, account.block_size, seed, documents)
+
+
+def token_type(vocabulary_size: int) -> str:
+    """The smallest type of number, by numpy's name, that holds every token of a vocabulary."""
+    return "uint16" if vocabulary_size <= 2**16 else "uint32"

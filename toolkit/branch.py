@@ -1,0 +1,161 @@
+"""A run that begins at a checkpoint of another, with settings of its own: `recipe run X --from RUN@STEP`.
+
+It goes on counting: weights, the optimizer's state, the step, the tokens seen and the position in the data are the
+checkpoint's; whatever the recipe says otherwise (learning rate, schedule, dropout, data, seed) counts from here on.
+The checkpoint is copied, so that neither run needs the other any more, and run.json names the parent.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolkit import checkpoint
+from toolkit.errors import RunMismatchError, UsageError
+from toolkit.files import read_json
+from toolkit.resolve import ResolvedRecipe
+from toolkit.run_directory import RunDirectory, find
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+OPTIMIZER_FILE = "optimizer.pt"
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A checkpoint at which another run begins."""
+
+    run: RunDirectory
+    step: int
+
+    @property
+    def folder(self) -> Path:
+        """The checkpoint's folder."""
+        return self.run.checkpoints / f"checkpoint-{self.step}"
+
+    def is_of(self, child: RunDirectory) -> bool:
+        """Whether a run has begun here."""
+        record = child.record.get("parent") or {}
+        return (record.get("id"), record.get("step")) == (self.run.id, self.step)
+
+
+def parent(text: str, runs: Path) -> Parent:
+    """Find RUN@STEP, or the newest checkpoint of RUN.
+
+    Raises:
+        UsageError: there is no such run or step, or its checkpoint is damaged.
+    """
+    name, _, step = text.rpartition("@") if "@" in text else (text, "", "")
+    run = find(name, runs)
+    steps = sorted(number for number, _ in checkpoint.numbered(run.checkpoints))
+    there = f"{run.name} has checkpoints of the steps {', '.join(f'{number:,}' for number in steps) or '(none)'}"
+    if step and not step.replace("_", "").isdigit():
+        raise UsageError(f"--from {text}: after the @ stands the number of a step; {there}")
+    if not steps or (step and int(step) not in steps):
+        raise UsageError(f"--from {text}: there is no such checkpoint; {there}")
+    for number in [int(step)] if step else reversed(steps):
+        reason = checkpoint.fault(run.checkpoints / f"checkpoint-{number}", run_id=run.id)
+        if reason is None:
+            return Parent(run, number)
+        if step:
+            raise UsageError(f"--from {text}: that checkpoint is damaged: {reason}; {there}")
+    raise UsageError(f"--from {text}: no checkpoint of {run.name} is intact")
+
+
+def begin(child: RunDirectory, parent: Parent, resolved: ResolvedRecipe) -> list[str]:
+    """Give a new run its first checkpoint, and return what its settings change."""
+    changes = parent.run.differences(resolved)
+    staging = child.checkpoints / checkpoint.STAGING / parent.folder.name
+    shutil.copytree(parent.folder, staging)
+    files = read_json(staging / checkpoint.MANIFEST)["files"]
+    if reason := checkpoint.difference(staging, files):  # its run went on, and removed it meanwhile
+        raise UsageError(f"the checkpoint of step {parent.step} was gone before it was copied: {reason}; try again")
+    if any(change.startswith("optimizer.plugin:") for change in changes):
+        (staging / OPTIMIZER_FILE).unlink()
+    record = {"id": parent.run.id, "run": parent.run.name, "folder": str(parent.run.folder.resolve())}
+    child.update(parent={**record, "step": parent.step, "changes": changes})
+    checkpoint.commit(staging, child.checkpoints / parent.folder.name, run_id=child.id, step=parent.step)
+    staging.parent.rmdir()
+    return changes
+
+
+def check_fits(child: RunDirectory, folder: Path, model: PreTrainedModel, *, total_steps: int) -> None:
+    """Find out now what loading would leave out in silence.
+
+    Raises:
+        RunMismatchError: the checkpoint's weights are not those of the recipe's model.
+        UsageError: the run would be over before its first step.
+    """
+    step = int(child.record["parent"]["step"])
+    if step >= total_steps:
+        raise UsageError(
+            f"the run begins at step {step:,} and ends at step {total_steps:,}; set training.max_steps to more, or "
+            f"begin at an earlier step"
+        )
+    adapter = hasattr(model, "peft_config")
+    file = folder / ("adapter_model.safetensors" if adapter else "model.safetensors")
+    if not file.exists():
+        kinds = ("adapters", "whole weights") if adapter else ("whole weights", "adapters")
+        raise RunMismatchError(child.folder, [f"memory: the recipe trains {kinds[0]}, the checkpoint holds {kinds[1]}"])
+    if adapter:
+        return  # peft refuses factors that do not fit
+    saved, wanted = _shapes(file), {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    tied = set(getattr(model, "_tied_weights_keys", None) or ())
+    differences = [
+        f"{name}: the checkpoint has {_shape(saved.get(name))}, the recipe's model {_shape(wanted.get(name))}"
+        for name in sorted(saved.keys() | wanted.keys())
+        if saved.get(name) != wanted.get(name) and not (name in tied and name not in saved)
+    ]
+    if differences:
+        more = [f"and {len(differences) - 3} more"] if len(differences) > 3 else []
+        raise RunMismatchError(child.folder, differences[:3] + more)
+
+
+def _shapes(file: Path) -> Mapping[str, list[int]]:
+    """The tensors of a safetensors file: its first 8 bytes are the length of a JSON header that lists them.
+
+    https://github.com/huggingface/safetensors#format
+    """
+    with file.open("rb") as data:
+        (length,) = struct.unpack("<Q", data.read(8))
+        header: dict[str, Any] = json.loads(data.read(length))
+    return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+
+
+def _shape(shape: list[int] | None) -> str:
+    return "nothing" if shape is None else "x".join(map(str, shape)) or "a number"
+
+
+def load_with_new_settings(
+    optimizer: torch.optim.Optimizer, scheduler: Any, folder: Path, *, load: Callable[[str], None]
+) -> None:
+    """Load the state of both from another run's checkpoint, and keep the recipe's settings: rates, decay, betas.
+
+    Args:
+        optimizer: as the recipe makes it.
+        scheduler: a `LambdaLR` of it.
+        folder: the checkpoint.
+        load: the Trainer's own way to load both from a folder.
+    """
+    import torch
+    from transformers.trainer import SCHEDULER_NAME
+
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    peak_rates = list(scheduler.base_lrs)
+    if (folder / OPTIMIZER_FILE).exists():
+        load(str(folder))
+    else:  # the recipe has another optimizer, whose state begins here
+        scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
+    scheduler.base_lrs = peak_rates
+    for group, settings in zip(optimizer.param_groups, groups, strict=True):
+        group.update(settings)
+    for group, peak, course in zip(optimizer.param_groups, peak_rates, scheduler.lr_lambdas, strict=True):
+        group["lr"] = peak * course(scheduler.last_epoch)
+    scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]

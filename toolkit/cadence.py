@@ -1,0 +1,42 @@
+"""How often a run logs, evaluates and saves."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from toolkit.recipe.training import Training
+
+MOST_EVALUATIONS, FEWEST_EVALUATIONS = 10, 3
+"""Evaluations in a run whose recipe does not say how often ..."""
+EVALUATION_SHARE = 0.1
+"""... as many as cost about this share of the training, in between; a step computes three times what a look does."""
+LOGGED_STEPS = 200
+"""Logged steps in a run whose recipe does not say how often."""
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """How often things happen, in optimizer steps."""
+
+    total_steps: int
+    logging_steps: int
+    eval_steps: int | None
+    """None where nothing is held out."""
+    save_steps: int | None
+    save_minutes: float | None
+    keep_every: int | None
+
+    @classmethod
+    def of(cls, training: Training, *, total_steps: int, validation_blocks: int) -> Cadence:
+        """The recipe's cadence, and a sensible one where it says nothing."""
+        affordable = 3 * EVALUATION_SHARE * total_steps * training.global_batch_size / max(1, validation_blocks)
+        evaluations = min(MOST_EVALUATIONS, max(FEWEST_EVALUATIONS, int(affordable)))
+        return cls(
+            total_steps=total_steps,
+            logging_steps=training.logging_steps or max(1, total_steps // LOGGED_STEPS),
+            eval_steps=(training.eval_steps or math.ceil(total_steps / evaluations)) if validation_blocks else None,
+            save_steps=training.save_steps,
+            save_minutes=training.save_minutes,
+            keep_every=training.keep_every,
+        )

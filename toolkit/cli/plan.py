@@ -1,0 +1,244 @@
+"""`toolkit recipe plan`: what a run would take, and what would make it fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from toolkit.cli import options, render
+from toolkit.cli.completion import complete_recipes
+from toolkit.errors import UsageError
+from toolkit.plan.words import in_gb
+
+if TYPE_CHECKING:
+    from toolkit.plan.plan import Plan
+    from toolkit.plan.speed import Rates
+    from toolkit.plan.variants import Option
+    from toolkit.resolve import ResolvedRecipe
+
+
+@click.command(
+    epilog=render.examples(
+        "toolkit recipe plan wikitext-gpt2",
+        "toolkit recipe plan wikitext-gpt2 --device t4",
+        "toolkit recipe plan wikitext-gpt2 --memory 4GiB --compare",
+        "toolkit recipe plan ./mine.yaml --device a100-80g --json",
+    )
+)
+@click.argument("name", shell_complete=complete_recipes)
+@options.device
+@click.option("--memory", metavar="SIZE", help="The memory that the run may take, in place of the device's: 12GiB.")
+@click.option(
+    "--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Devices that share a step."
+)
+@click.option("--compare", is_flag=True, help="Show what memory strategies would change: peak, speed and fidelity.")
+@options.overrides
+@options.runs
+@options.plugin_folders
+@options.as_json
+def plan(
+    name: str,
+    device_name: str | None,
+    memory: str | None,
+    processes: int,
+    compare: bool,
+    overrides: tuple[str, ...],
+    runs: Path,
+    plugin_folders: tuple[Path, ...],
+    as_json: bool,
+) -> None:
+    """Say what a run would take: memory, disk and time.
+
+    Reckoned from the step that the run would do, traced without its memory: no weights are downloaded and no GPU is
+    needed, so one can plan here for a machine elsewhere. Configs and tokenizers from the Hub are fetched.
+
+    A run that does not fit is told with what would make it fit; the exit status is 0 then, too.
+    """
+    from toolkit import resolve
+
+    limit = _bytes(memory) if memory else None
+    device = options.chosen_device(device_name)
+    read = resolve.load(name, overrides=overrides, plugin_folders=plugin_folders)
+    resolved = resolve.resolve(read, replace(device, memory_bytes=limit) if limit else device)
+    rates = _rates(device_name, resolved)
+    from toolkit.plan import compare as comparison
+    from toolkit.plan.choose import chooser_of, resolve_auto, usable_bytes
+    from toolkit.plan.plan import plan as planned
+    from toolkit.plan.search import Search
+
+    registry = resolve.registry_for(read.document, Path(read.document.source), plugin_folders)
+    search = Search(
+        resolved,
+        registry,
+        rates=rates,
+        limit_bytes=usable_bytes(resolved.device.memory_bytes, resolved.device),
+        processes=processes,
+    )
+    why: Sequence[str] = ()
+    if chooser_of(resolved):
+        resolved, choice = resolve_auto(resolved, registry=registry, rates=rates, processes=processes)
+        why = choice.why
+    made = planned(resolved, rates=rates, processes=processes, training_blocks=_known_blocks(resolved, runs))
+    rows = list(comparison.rows(search)) if compare else []
+    help_ = None if made.fits else search.best(fidelity="different")
+    if as_json:
+        render.as_json(_as_data(made, why, rows))
+        return
+    _show(made, why)
+    if rows:
+        render.text()
+        _show_rows(rows)
+    if not made.fits:
+        render.text()
+        render.text(_what_would_fit(search, help_, made))
+
+
+def _bytes(text: str) -> int:
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        size = TypeAdapter(ByteSize).validate_python(text)
+    except ValidationError:
+        raise UsageError(f"--memory {text}: write a size, 12GiB or 800MB say") from None
+    if size <= 0:
+        raise UsageError(f"--memory {text}: a run needs some memory")
+    return int(size)
+
+
+def _rates(device_name: str | None, resolved: ResolvedRecipe) -> Rates:
+    from toolkit.plan import devices, speed
+
+    return speed.measured(resolved.device) if device_name is None else speed.published(devices.known(device_name))
+
+
+def _known_blocks(resolved: ResolvedRecipe, runs: Path) -> int | None:
+    """The blocks of an epoch, if a run of this name has counted the same data."""
+    from toolkit import run_directory
+    from toolkit.files import read_json
+
+    found = run_directory.newest_in_series(runs, resolved.name)
+    if found is None or not (found / "data.json").is_file():
+        return None
+    decisive = ("dataset", "tokenizer", "objective")
+    recorded: dict[str, Any] = run_directory.RunDirectory(found).record["identity"]
+    if any(recorded.get(key) != value for key, value in resolved.identity().items() if key.startswith(decisive)):
+        return None
+    blocks: int = read_json(found / "data.json")["train"]["blocks"]
+    return blocks
+
+
+def _as_data(made: Plan, why: Sequence[str], rows: Sequence[Option]) -> dict[str, Any]:
+    compared = [
+        {
+            "strategies": row.plan.strategies,
+            "fidelity": row.plan.fidelity,
+            "peak_bytes": row.plan.peak_bytes,
+            "fits": row.plan.fits,
+            "seconds_per_step": row.plan.seconds_per_step,
+        }
+        for row in rows
+    ]
+    return {**asdict(made), "fits": made.fits, "why": why} | ({"compared": compared} if rows else {})
+
+
+def _show(made: Plan, why: Sequence[str]) -> None:
+    device = made.device
+    render.text(f"{made.recipe} on {device.name}, {in_gb(made.limit_bytes)}")
+    render.text()
+    shares = ((part, size) for part, size in made.parts.items())
+    render.table(
+        ["MEMORY", "AT THE PEAK"],
+        [*((part, in_gb(size)) for part, size in shares), ("peak", f"{in_gb(made.peak_bytes)}, {_when(made)}")],
+    )
+    render.text()
+    render.pairs(
+        {
+            "fits": _verdict(made),
+            "strategies": "; ".join(made.strategies) or "none",
+            **({"chosen": ". ".join(why)} if why else {}),
+            "model": f"{made.parameters:,} parameters, {made.trained_parameters:,} trained",
+            "step": _step(made),
+            "run": _run(made),
+            "checkpoint": f"{in_gb(made.checkpoint_bytes)}; {in_gb(made.disk_bytes)} of disk for the run",
+            "saves": _saves(made),
+            "time": _time(made),
+            "reckoned": f"memory {made.how_memory}. Time: {made.how_time}",
+        }
+    )
+
+
+def _when(made: Plan) -> str:
+    others = ", ".join(f"{phase} {in_gb(size)}" for phase, size in made.phases.items() if phase != made.peak_phase)
+    return f"in: {made.peak_phase} ({others})"
+
+
+def _verdict(made: Plan) -> str:
+    share = f"{in_gb(made.peak_bytes)} of {in_gb(made.limit_bytes)}"
+    return f"yes, {share}" if made.fits else f"no: {share}"
+
+
+def _step(made: Plan) -> str:
+    cut = f"{made.accumulation} x {made.micro_batch_size}" + (f" on {made.processes}" if made.processes > 1 else "")
+    return f"{made.sequences_per_step} sequences ({cut}), {made.tokens_per_step:,} tokens"
+
+
+def _run(made: Plan) -> str:
+    if made.steps is None:
+        return "as long as the data is; a first run of this name counts it, and so does --set training.max_steps=N"
+    return f"{made.steps:,} steps, {made.tokens:,} tokens"
+
+
+def _saves(made: Plan) -> str:
+    if made.snapshot_bytes:
+        where = "the host's memory" if made.device.kind == "cuda" else "memory"
+        return f"in the background, from a copy of {in_gb(made.snapshot_bytes)} in {where}"
+    return "training waits for them"
+
+
+def _time(made: Plan) -> str:
+    total = f", {_duration(made.seconds)} in all, without evaluations and saves" if made.seconds else ""
+    return f"about {_duration(made.seconds_per_step)} a step{total}"
+
+
+def _show_rows(rows: Sequence[Option]) -> None:
+    first = rows[0].plan
+    render.table(
+        ["PEAK", "SPEED", "FITS", "FIDELITY", "STRATEGIES"],
+        [
+            [
+                in_gb(row.plan.peak_bytes),
+                f"{first.seconds_per_step / row.plan.seconds_per_step:.2f}x",
+                "yes" if row.plan.fits else "no",
+                row.plan.fidelity,
+                "; ".join(row.plan.strategies) or "none",
+            ]
+            for row in rows
+        ],
+    )
+    render.text("Without the copy of the state for saves in the background, which is taken where it has room.")
+
+
+def _what_would_fit(search: Any, found: Option | None, made: Plan) -> str:
+    from toolkit.plan.choose import too_small
+
+    if found is None:
+        return too_small(search, made.limit_bytes, "different")
+    entries = "; ".join(found.plan.strategies)
+    slower = found.plan.seconds_per_step / made.seconds_per_step - 1
+    return (
+        f"It would fit in {in_gb(found.plan.peak_bytes)}, with {slower:+.0%} time a step and fidelity "
+        f"{found.plan.fidelity}: memory: {entries}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,106 @@
+"""What memory the process holds, written where it outlives the process.
+
+The kernel ends a process that has no memory left without a word. So the readings go into a file that is mapped into
+memory: a reading costs no file operation, and the last one is there after the kill. The next start of the run looks
+at it (`ended_for_want_of_memory`).
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from toolkit.host import available_memory_bytes
+
+FILE = "memory"
+LAYOUT = struct.Struct("<QQ")
+SECONDS = 0.1
+"""Between two readings."""
+SHORT = 0.5
+"""A process that holds this share of what it may have is to give back what it frees."""
+NEAR = 0.9
+"""A process that held this share of what it could have was near the limit."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The last reading of a process."""
+
+    resident: int
+    """Bytes that it held in memory at most."""
+    limit: int
+    """Bytes that it could have held: those, and what was still free then."""
+
+    @property
+    def is_near_the_limit(self) -> bool:
+        """Whether little was left."""
+        return self.resident >= NEAR * self.limit
+
+
+def resident_bytes() -> int:
+    """What this process holds in memory now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_resident_bytes() -> int:
+    """The most that this process has held in memory."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux counts it for us
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resident_bytes()
+
+
+def last_reading(folder: Path) -> Reading | None:
+    """What the process that worked in this run directory before has left."""
+    file = folder / FILE
+    if not file.exists() or file.stat().st_size != LAYOUT.size:
+        return None
+    return Reading(*LAYOUT.unpack(file.read_bytes()))
+
+
+@contextmanager
+def watched(folder: Path, *, budget: int | None, when_short: Callable[[], object]) -> Iterator[None]:
+    """Read the memory of this process many times a second, for as long as the work lasts.
+
+    Args:
+        folder: the run directory.
+        budget: bytes that the run may take, where that is less than there is.
+        when_short: is called once, when half of what the process may have is taken.
+    """
+    done = threading.Event()
+    with (folder / FILE).open("w+b") as file:
+        file.write(bytes(LAYOUT.size))
+        file.flush()
+        readings = mmap.mmap(file.fileno(), LAYOUT.size)
+
+    def read() -> None:
+        highest, ample = 0, True
+        while True:
+            resident = resident_bytes()
+            limit = resident + available_memory_bytes()
+            if resident >= highest:
+                highest = resident
+                LAYOUT.pack_into(readings, 0, resident, limit)
+            if ample and resident >= SHORT * min(limit, budget or limit):
+                ample = False
+                when_short()
+            if done.wait(SECONDS):
+                return
+
+    thread = threading.Thread(target=read, name="memory-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        readings.close()

@@ -1,0 +1,176 @@
+"""Puts concrete memory strategies in the place of `auto`, and says why these.
+
+What `search` finds is written into the recipe, which is what a run records and goes on with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from toolkit.api import Change, Chooser, Device, Fidelity
+from toolkit.memory import StrategyChange
+from toolkit.plan.plan import Plan
+from toolkit.plan.search import AS_FAST, Search
+from toolkit.plan.speed import Rates, measured
+from toolkit.plan.variants import (
+    FIDELITIES,
+    Option,
+    with_added,
+    without_choosers,
+)
+from toolkit.plan.words import in_gb, in_parameters, listed, named
+from toolkit.recipe.document import Path_
+from toolkit.recipe.schema import Component
+from toolkit.registry import Registry
+from toolkit.resolve import ResolvedRecipe, registry_for, resolve
+
+SPARE = {"cpu": 0.03, "cuda": 0.08, "mps": 0.25}
+"""Share of the limit that a choice leaves free: what runs have taken more than their plans on a CPU (tests/
+benchmarks/planned_memory.py); on CUDA for fragments, and on a Mac for the programs that share its memory."""
+
+
+NOTHING_CHOSEN: Mapping[str, Any] = {"strategies": [], "save_in_background": None}
+"""The record of a run that had nothing to choose."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, and why."""
+
+    strategies: tuple[dict[str, Any], ...]
+    """As a recipe has them: plugin and options."""
+    save_in_background: bool | None
+    """False where a copy of the state has no room; None leaves it to the run."""
+    plan: Plan
+    why: tuple[str, ...]
+    """Sentences for the person who watches."""
+
+    def as_record(self) -> dict[str, Any]:
+        """What a run notes of it, and goes on with."""
+        return {"strategies": list(self.strategies), "save_in_background": self.save_in_background}
+
+
+def chooser_of(resolved: ResolvedRecipe) -> Chooser | None:
+    """The recipe's strategy that stands for others, if it has one."""
+    found = (part.plugin for part in resolved.recipe.many("memory") if isinstance(part.plugin, Chooser))
+    return next(found, None)
+
+
+def resolve_auto(
+    resolved: ResolvedRecipe,
+    budget: int | None = None,
+    *,
+    registry: Registry | None = None,
+    rates: Rates | None = None,
+    processes: int = 1,
+) -> tuple[ResolvedRecipe, Choice]:
+    """Put concrete strategies in the place of the recipe's chooser, and say why these.
+
+    Args:
+        resolved: a recipe with a chooser among its memory strategies.
+        budget: bytes that the run may take, in place of the chooser's limit.
+        registry: where strategies are looked for; where the recipe looks, if not given.
+        rates: of the recipe's device; measured here, if not given.
+        processes: how many devices share a step.
+
+    Raises:
+        RecipeError: nothing that may be chosen fits.
+    """
+    chooser = chooser_of(resolved)
+    assert chooser is not None
+    limit = budget or chooser.limit(resolved.device)
+    search = Search(
+        resolved,
+        registry or registry_for(resolved.recipe.document, Path(resolved.recipe.document.source)),
+        rates=rates or measured(resolved.device),
+        limit_bytes=usable_bytes(limit, resolved.device),
+        processes=processes,
+    )
+    found = search.best(fidelity=chooser.lowest_fidelity())
+    if found is None:
+        raise resolved.recipe.error(too_small(search, limit, chooser.lowest_fidelity()), _place(resolved))
+    strategies = tuple({"plugin": part.name, **part.plugin.model_dump(mode="json")} for part in found.added)
+    fits_twice = found.plan.peak_bytes + found.plan.state_bytes <= search.limit_bytes
+    choice = Choice(
+        strategies=strategies,
+        save_in_background=None if fits_twice or resolved.device.kind == "cuda" else False,
+        plan=found.plan,
+        why=tuple(_why(found, search, limit)),
+    )
+    return with_choice(resolved, choice.as_record(), registry=search.registry), choice
+
+
+def with_choice(
+    resolved: ResolvedRecipe, record: Mapping[str, Any], *, registry: Registry | None = None
+) -> ResolvedRecipe:
+    """The recipe with strategies that were chosen before, by now or by the run that is to go on.
+
+    Args:
+        resolved: a recipe with a chooser among its memory strategies.
+        record: what `Choice.as_record` gave.
+        registry: where the strategies are; where the recipe looks, if not given.
+    """
+    recipe = resolved.recipe
+    registry = registry or registry_for(recipe.document, Path(recipe.document.source))
+    parts = []
+    for entry in record["strategies"]:
+        options = {name: value for name, value in entry.items() if name != "plugin"}
+        plugin = registry.load("memory", entry["plugin"]).model_validate(options)
+        parts.append(Component(entry["plugin"], plugin, registry.offer("memory", entry["plugin"]).distribution))
+    chosen = resolve(with_added(without_choosers(recipe), parts), resolved.device)
+    if record["save_in_background"] is None or chosen.training.save_in_background is not None:
+        return chosen
+    change = Change(False, "a copy of the state has no room beside the step")
+    return replace(
+        chosen,
+        training=chosen.training.model_copy(update={"save_in_background": False}),
+        changes=(*chosen.changes, StrategyChange("auto", _place(resolved), "save_in_background", change)),
+    )
+
+
+def usable_bytes(limit: int, device: Device) -> int:
+    """What a plan may take of a limit."""
+    return int(limit * (1 - SPARE[device.kind]))
+
+
+def too_small(search: Search, limit: int, fidelity: Fidelity) -> str:
+    """Say what would be needed where nothing fits, and which size of model would fit."""
+    least = search.smallest().plan
+    words = [
+        f"nothing that may be chosen fits into {in_gb(limit)}: the smallest peak is {in_gb(least.peak_bytes)}, with "
+        f"{listed(least.strategies)}, and {in_gb(limit - search.limit_bytes)} are to stay free"
+    ]
+    framework = least.parts["framework"]
+    if search.limit_bytes > framework:
+        share = (search.limit_bytes - framework) / (least.peak_bytes - framework)
+        words.append(f"a model of about {in_parameters(least.parameters * share)} parameters would fit in this way")
+    else:
+        words.append(f"the libraries alone take {in_gb(framework)}")
+    if fidelity != FIDELITIES[-1]:
+        words.append(f"fidelity: {FIDELITIES[FIDELITIES.index(fidelity) + 1]} allows more")
+    return "; ".join(words)
+
+
+def _why(found: Option, search: Search, limit: int) -> Iterator[str]:
+    """What was chosen, what it costs, and what more memory would allow."""
+    made = found.plan
+    names = listed(named(found.added))
+    yield f"{names}: planned peak {in_gb(made.peak_bytes)} of {in_gb(limit)}, in the {made.peak_phase} phase"
+    seen = list(search.seen.values())
+    fastest = [option for option in seen if option.plan.seconds_per_step < made.seconds_per_step * (1 - AS_FAST)]
+    if FIDELITIES.index(made.fidelity) == 0:
+        fastest = [option for option in fastest if option.plan.fidelity == "exact"]
+    if better := min(fastest, key=lambda option: option.plan.peak_bytes, default=None):
+        faster = made.seconds_per_step / better.plan.seconds_per_step - 1
+        needed = int(better.plan.peak_bytes / (1 - SPARE[made.device.kind]))
+        names = listed(named(better.added))
+        yield f"a machine with {in_gb(needed)} would be {faster:.0%} faster, with {names}"
+    else:
+        yield "more memory would make it no faster"
+
+
+def _place(resolved: ResolvedRecipe) -> Path_:
+    return next(path for path, part in resolved.recipe.components.items() if isinstance(part.plugin, Chooser))

@@ -1,0 +1,41 @@
+"""Rows for a person who chooses: each strategy alone, and the sets that make sense, beside the recipe as it is.
+
+Sets are: all exact strategies, and on top of them each that changes the numbers, and all that change them as little.
+Every pair would be a table that nobody reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from toolkit.plan.search import Search, rank
+from toolkit.plan.variants import FIDELITIES, Option, Set
+from toolkit.recipe.schema import Component
+
+
+def rows(search: Search) -> Iterator[Option]:
+    """The options to show, in order; the first is the recipe without more strategies."""
+    smallest = search.batches[0] if search.batches else None
+    shown: set[tuple[str, ...]] = set()
+    for added, batch in _sets(search, smallest):
+        option = search.planned(added, batch)
+        if option and option.plan.strategies not in shown:
+            shown.add(option.plan.strategies)
+            yield option
+
+
+def _sets(search: Search, smallest: Component | None) -> Iterator[tuple[Set, Component | None]]:
+    yield frozenset(), None
+    for batch in reversed(search.batches):
+        yield frozenset(), batch
+    for part in search.others:
+        yield frozenset({part}), None
+    for lowest in range(len(FIDELITIES)):
+        before = search.everything([part for part in search.others if rank(part) < lowest])
+        of_this = [part for part in search.others if rank(part) == lowest]
+        if lowest:
+            yield from ((search.joined(before, part), smallest) for part in of_this)
+        if of_this:
+            together = search.everything([part for part in search.others if rank(part) <= lowest])
+            yield together, None
+            yield together, smallest

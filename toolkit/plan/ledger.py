@@ -1,0 +1,123 @@
+"""Writes down every storage's beginning and end, and what each operation computes and moves.
+
+A dispatch mode sees all that autograd, autocast and checkpointing really do, in the backward pass too. What it
+cannot see is inside one kernel: scratch memory there is a few kilobytes for each thread, because the operations
+that are made of others (attention without a fused kernel, cross entropy) arrive here as those others.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from toolkit import checkpoint
+from toolkit.plan.trace import Event, Kind, Phase, Trace, Work
+
+
+class Ledger(TorchDispatchMode):
+    """The books of a step, kept while it is the current dispatch mode."""
+
+    def __init__(self, *, vocabulary_size: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.phase: Phase = "forward"
+        self._vocabulary_size = vocabulary_size
+        self._kinds: list[Kind] = []
+        self._alive: dict[int, tuple[int, int, weakref.ref[torch.UntypedStorage]]] = {}
+        """By address: number, size, and a reference that tells the end."""
+        self._before: dict[int, int] = {}
+        self._events: list[Event] = []
+        self._work: list[Work] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        outputs = list(_tensors(result))
+        new = [tensor for tensor in outputs if self._entered(tensor)]
+        if new or func._schema.is_mutable:  # else it is a view, which costs nothing
+            self._count(func, args, kwargs, result, outputs)
+        return result
+
+    def enter(self, tensors: Iterable[torch.Tensor], kind: Kind) -> None:
+        """Write storages down, or say what those are that are written down."""
+        for tensor in tensors:
+            self._entered(tensor)
+            self._kinds[self._alive[tensor.untyped_storage()._cdata][0]] = kind
+
+    def new_page(self) -> None:
+        """The step before is over: what it left is what this one finds, and is counted as optimizer state."""
+        for number, _, _ in self._alive.values():
+            if self._kinds[number] in ("activations", "logits"):
+                self._kinds[number] = "optimizer"
+        self._before = {number: size for number, size, _ in self._alive.values()}
+        self._events.clear()
+        self._work.clear()
+
+    def trace(self, *, micro_batch_size: int, passes: int, model: torch.nn.Module) -> Trace:
+        """What was written down since the new page."""
+        parameters = list(model.parameters())
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        return Trace(
+            micro_batch_size=micro_batch_size,
+            passes=passes,
+            kinds=tuple(self._kinds),
+            before=dict(self._before),
+            events=tuple(self._events),
+            work=tuple(self._work),
+            parameters=sum(parameter.numel() for parameter in parameters),
+            trained_parameters=sum(parameter.numel() for parameter in trained),
+            trained_bytes=sum(parameter.numel() * parameter.element_size() for parameter in trained),
+            saved_weights_bytes=checkpoint.weights_bytes(model),
+        )
+
+    @property
+    def _phase_now(self) -> Phase:
+        in_backward = self.phase in ("forward", "loss") and torch._C._current_graph_task_id() != -1
+        return "backward" if in_backward else self.phase
+
+    def _entered(self, tensor: torch.Tensor) -> bool:
+        """Write the tensor's storage down; False if it is there already."""
+        storage = tensor.untyped_storage()
+        address = storage._cdata
+        if address in self._alive:
+            return False
+        number, size = len(self._kinds), storage.nbytes()
+        self._kinds.append("logits" if self._over_the_vocabulary(tensor) else "activations")
+        self._alive[address] = number, size, weakref.ref(storage, lambda _: self._left(address))
+        self._events.append(Event(number, size, self._phase_now))
+        return True
+
+    def _left(self, address: int) -> None:
+        number, size, _ = self._alive.pop(address)
+        self._events.append(Event(number, -size, self._phase_now))
+
+    def _over_the_vocabulary(self, tensor: torch.Tensor) -> bool:
+        return tensor.ndim > 1 and tensor.shape[-1] == self._vocabulary_size
+
+    def _count(self, func: Any, args: Any, kwargs: Any, result: Any, outputs: list[torch.Tensor]) -> None:
+        inputs = [*_tensors(args), *_tensors(list(kwargs.values()))]
+        formula = flop_registry.get(func._overloadpacket)
+        work = Work(
+            phase=self._phase_now,
+            precision=str((inputs or outputs)[0].dtype).removeprefix("torch.") if inputs or outputs else "",
+            flops=formula(*args, **kwargs, out_val=result) if formula else 0,
+            moved_bytes=sum(map(_size, inputs)) + sum(map(_size, outputs)),
+        )
+        self._work.append(work)
+
+
+def _tensors(values: Any) -> Iterator[torch.Tensor]:
+    if isinstance(values, torch.Tensor):
+        yield values
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            yield from _tensors(value)
+
+
+def _size(tensor: torch.Tensor) -> int:
+    """Bytes that reading the tensor takes; an expanded one is read as often as it is small."""
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())

@@ -1,0 +1,231 @@
+"""ResolvedRecipe -> Plan: what a run will take of its device, of the disk and of a person's time.
+
+Decides nothing: `choose` does. The bytes of tensors are traced (`step`), the rest is added here, each for a reason
+that the plan names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+from toolkit.api import Device, Exporter, Fidelity
+from toolkit.plan.process import CUDA_ROUNDING, framework_bytes, how_reckoned
+from toolkit.plan.speed import Rates
+from toolkit.plan.trace import KINDS, Moment, Trace
+from toolkit.plan.words import named
+from toolkit.resolve import ResolvedRecipe
+
+PARTS = ("framework", *KINDS, "gradient buckets", "snapshot", "exported copies")
+"""What memory goes to, in the order of a table."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take."""
+
+    recipe: str
+    strategies: tuple[str, ...]
+    """The memory strategies, each with the options that are not its defaults."""
+    fidelity: Fidelity
+    device: Device
+    limit_bytes: int
+    """What the run may take of the device's memory."""
+    parameters: int
+    trained_parameters: int
+
+    peak_bytes: int
+    peak_phase: str
+    """When in the run the peak comes."""
+    parts: Mapping[str, int]
+    """What is held at the peak; together the peak."""
+    phases: Mapping[str, int]
+    """The peak of each phase."""
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    state_bytes: int
+    """What a checkpoint copies: the trained weights and the optimizer's state."""
+    snapshot_bytes: int
+    """The copy of the state that is written in the background; 0 where a save waits for the disk."""
+
+    micro_batch_size: int
+    accumulation: int
+    processes: int
+    sequences_per_step: int
+    tokens_per_step: int
+    steps: int | None
+    """None while it is not known how many tokens there are."""
+    tokens: int | None
+
+    checkpoint_bytes: int
+    disk_bytes: int
+    """Checkpoints that are kept, one more while it is written, and the exported model."""
+
+    flops_per_step: int
+    """Floating-point operations of one step on one device, counted in the traced step."""
+    seconds_per_step: float
+    seconds: float | None
+    """Of all steps, without evaluations and saves."""
+    how_memory: str
+    how_time: str
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak is within the limit."""
+        return self.peak_bytes <= self.limit_bytes
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How a step is cut into passes."""
+
+    micro_batch_size: int
+    accumulation: int
+    processes: int
+
+    @classmethod
+    def of(cls, resolved: ResolvedRecipe, *, processes: int = 1) -> Sizes:
+        """As the run will cut it.
+
+        Raises:
+            RecipeError: the processes cannot share the global batch.
+        """
+        whole = resolved.training.global_batch_size
+        micro = resolved.training.micro_batch_size or max(1, whole // processes)
+        if whole % (micro * processes):
+            raise resolved.recipe.error(
+                f"{processes} processes with micro-batches of {micro} cannot share {whole} sequences per step evenly; "
+                f"set global_batch_size to a multiple of {micro * processes}",
+                ("training", "global_batch_size"),
+            )
+        return cls(micro, whole // (micro * processes), processes)
+
+
+def plan(
+    resolved: ResolvedRecipe,
+    *,
+    rates: Rates,
+    limit_bytes: int | None = None,
+    processes: int = 1,
+    training_blocks: int | None = None,
+) -> Plan:
+    """Trace the recipe's step and reckon what the run takes.
+
+    Args:
+        resolved: the recipe, for the device that it will run on.
+        rates: of that device.
+        limit_bytes: what it may take; the device's memory if not given.
+        processes: how many of these devices share each step.
+        training_blocks: blocks of one epoch, where they are known.
+
+    Raises:
+        RecipeError, UnavailableError: a plugin refuses, as it would in a run.
+        PluginError: a plugin cannot be planned.
+    """
+    from toolkit.plan.step import trace
+
+    framework_bytes(resolved.device)  # measured before the trace leaves something behind
+    sizes = Sizes.of(resolved, processes=processes)
+    traced = trace(resolved, micro_batch_size=sizes.micro_batch_size, accumulation=sizes.accumulation)
+    return reckon(resolved, traced, sizes, rates=rates, limit_bytes=limit_bytes, training_blocks=training_blocks)
+
+
+def reckon(
+    resolved: ResolvedRecipe,
+    traced: Trace,
+    sizes: Sizes,
+    *,
+    rates: Rates,
+    limit_bytes: int | None = None,
+    training_blocks: int | None = None,
+) -> Plan:
+    """The plan that a trace of this recipe makes."""
+    device, training, totals = resolved.device, resolved.training, traced.totals()
+    limit = limit_bytes or device.memory_bytes
+    optimizer = totals["optimizer"]
+    snapshot = _snapshot_bytes(resolved, traced, optimizer, limit)
+    beside: dict[str, int] = {
+        "framework": framework_bytes(device),
+        # DistributedDataParallel copies the gradients into buckets to send them.
+        "gradient buckets": totals["gradients"] if sizes.processes > 1 else 0,
+        "snapshot": 0 if device.kind == "cuda" else snapshot,  # it lies in the host's memory
+    }
+    moments = traced.fullest(rounding=CUDA_ROUNDING if device.kind == "cuda" else 1)
+    held = {str(phase): {**beside, **_by_name(moment)} for phase, moment in moments.items()}
+    if device.kind != "cuda":  # where the exporters work in the host's memory
+        held["export"] = {**beside, **_held_at_export(resolved, traced)}
+    phases = {phase: sum(parts.values()) for phase, parts in held.items()}
+    peak_phase = max(phases, key=lambda phase: phases[phase])
+    parts = held[peak_phase]
+    steps = training.max_steps or _steps(training.num_train_epochs, training.global_batch_size, training_blocks)
+    operations = list(traced.operations(accumulation=sizes.accumulation))
+    seconds = rates.seconds(operations, half="fp16" if training.precision == "fp16" else "bf16")
+    tokens_per_step = training.global_batch_size * resolved.recipe.one("objective").block_size
+    checkpoint = traced.saved_weights_bytes + optimizer
+    return Plan(
+        recipe=resolved.name,
+        strategies=named(resolved.recipe.many("memory")),
+        fidelity=resolved.fidelity,
+        device=device,
+        limit_bytes=limit,
+        parameters=traced.parameters,
+        trained_parameters=traced.trained_parameters,
+        peak_bytes=phases[peak_phase],
+        peak_phase=peak_phase,
+        parts={part: parts[part] for part in PARTS if parts.get(part)},
+        phases=phases,
+        weights_bytes=totals["weights"],
+        gradients_bytes=totals["gradients"],
+        optimizer_bytes=optimizer,
+        state_bytes=traced.trained_bytes + optimizer,
+        snapshot_bytes=snapshot,
+        micro_batch_size=sizes.micro_batch_size,
+        accumulation=sizes.accumulation,
+        processes=sizes.processes,
+        sequences_per_step=training.global_batch_size,
+        tokens_per_step=tokens_per_step,
+        steps=steps,
+        tokens=steps * tokens_per_step if steps else None,
+        checkpoint_bytes=checkpoint,
+        disk_bytes=checkpoint * (training.save_total_limit + 1 + _milestones(training.keep_every, steps))
+        + totals["weights"],
+        flops_per_step=sum(work.flops * count for work, count in operations),
+        seconds_per_step=seconds,
+        seconds=seconds * steps if steps else None,
+        how_memory=how_reckoned(device),
+        how_time=rates.source,
+    )
+
+
+def _snapshot_bytes(resolved: ResolvedRecipe, traced: Trace, optimizer: int, limit: int) -> int:
+    """The copy of what is trained, if saves are written in the background: as asked, or where memory allows."""
+    from toolkit.snapshot import SHARE_OF_MEMORY
+
+    asked, device = resolved.training.save_in_background, resolved.device
+    free = limit - framework_bytes(device) - traced.totals()["weights"]
+    in_background = 3 * traced.trained_bytes <= SHARE_OF_MEMORY * free if asked is None else asked
+    return traced.trained_bytes + optimizer if in_background else 0
+
+
+def _by_name(moment: Moment) -> dict[str, int]:
+    return {str(kind): size for kind, size in moment.held.items()}
+
+
+def _held_at_export(resolved: ResolvedRecipe, traced: Trace) -> dict[str, int]:
+    """When training is over the optimizer is still there, and an exporter loads what it has written."""
+    totals, exporters = traced.totals(), [cast(Exporter, part.plugin) for part in resolved.recipe.many("exporters")]
+    copies = [
+        exporter.export_bytes(weights=totals["weights"], saved=traced.saved_weights_bytes) for exporter in exporters
+    ]
+    return {"weights": totals["weights"], "optimizer": totals["optimizer"], "exported copies": max(copies, default=0)}
+
+
+def _steps(epochs: float, global_batch_size: int, blocks: int | None) -> int | None:
+    return math.ceil(epochs * math.ceil(blocks / global_batch_size)) if blocks else None
+
+
+def _milestones(keep_every: int | None, steps: int | None) -> int:
+    return steps // keep_every if keep_every and steps else 0

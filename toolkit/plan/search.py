@@ -1,0 +1,147 @@
+"""Looks for the best set of memory strategies: exact before approximate before different, in each the fastest first.
+
+It begins with everything that saves memory and lets go of what costs time for as long as the rest fits; so it plans a
+few sets, and not all that there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
+
+from toolkit.api import Fidelity, Memory
+from toolkit.plan.speed import Rates
+from toolkit.plan.variants import FIDELITIES, Option, Planner, Set, candidates, cuts_the_batch_alone
+from toolkit.recipe.schema import Component
+from toolkit.registry import Registry
+from toolkit.resolve import ResolvedRecipe
+
+AS_FAST = 0.01
+"""Steps that differ by less than this are equally fast, and the one with fewer strategies is taken."""
+
+
+def choose(options: Iterable[Option], *, limit_bytes: int, fidelity: Fidelity = "different") -> Option | None:
+    """The best option within the limit, or None: the highest fidelity, then the fastest, then the simplest."""
+    fitting = [
+        option
+        for option in options
+        if option.plan.peak_bytes <= limit_bytes
+        and FIDELITIES.index(option.plan.fidelity) <= FIDELITIES.index(fidelity)
+    ]
+    if not fitting:
+        return None
+    highest = min(FIDELITIES.index(option.plan.fidelity) for option in fitting)
+    fitting = [option for option in fitting if FIDELITIES.index(option.plan.fidelity) == highest]
+    fastest = min(option.plan.seconds_per_step for option in fitting)
+    equals = [option for option in fitting if option.plan.seconds_per_step <= fastest * (1 + AS_FAST)]
+    return min(equals, key=lambda option: (len(option.added), option.plan.peak_bytes))
+
+
+class Search:
+    """Looks for the best set of strategies for one recipe."""
+
+    def __init__(
+        self,
+        resolved: ResolvedRecipe,
+        registry: Registry,
+        *,
+        rates: Rates,
+        limit_bytes: int,
+        processes: int = 1,
+    ) -> None:
+        self.registry = registry
+        self.limit_bytes = limit_bytes
+        self.planner = Planner(resolved, rates=rates, limit_bytes=limit_bytes, processes=processes)
+        offered = candidates(resolved, registry)
+        self.batches = [part for part in offered if cuts_the_batch_alone(part, resolved)]
+        self.others = [part for part in offered if part not in self.batches]
+        self.seen: dict[tuple[str, ...], Option] = {}
+        """Everything planned so far, by the strategies' words."""
+
+    def best(self, *, fidelity: Fidelity) -> Option | None:
+        """The best option that fits, with strategies of at least this fidelity."""
+        if (whole := self.planned(frozenset(), None)) and whole.plan.peak_bytes <= self.limit_bytes:
+            return whole  # most often: nothing is needed
+        if fits := self._best_batch(frozenset()):
+            return fits
+        for lowest in FIDELITIES[: FIDELITIES.index(fidelity) + 1]:
+            usable = [part for part in self.others if rank(part) <= FIDELITIES.index(lowest)]
+            if any(rank(part) == FIDELITIES.index(lowest) for part in usable) and (found := self._let_go(usable)):
+                return found
+        return None
+
+    def smallest(self) -> Option:
+        """The option with the lowest peak of those that were planned."""
+        return min(self.seen.values(), key=lambda option: option.plan.peak_bytes)
+
+    def _let_go(self, usable: Sequence[Component]) -> Option | None:
+        """From everything together, drop or exchange one strategy at a time while that is faster and fits.
+
+        All with the smallest cut of the batch, which is made larger at the end: how it is cut matters less than
+        what is computed twice. Where it matters most, in steps that the start of kernels takes the time of,
+        everything together with the largest cut may be the fastest, and is compared.
+        """
+        everything = current = self.everything(usable)
+        best = self._smallest(current)
+        if best is None or best.plan.peak_bytes > self.limit_bytes:
+            return None
+        seen = {current}
+        while tried := {near: self._smallest(near) for near in self._neighbours(current, usable) if near not in seen}:
+            seen |= tried.keys()
+            better = choose([best, *filter(None, tried.values())], limit_bytes=self.limit_bytes)
+            if better is None or better is best:
+                break
+            best = better
+            current = next(near for near, option in tried.items() if option is better)
+        ends = [self._best_batch(current), self._best_batch(everything)]
+        return choose(filter(None, ends), limit_bytes=self.limit_bytes)
+
+    def everything(self, usable: Sequence[Component]) -> Set:
+        """As many strategies as go together; of those that exclude each other the one that is named last."""
+        together: Set = frozenset()
+        for part in reversed(usable):
+            together = self.joined(together, part)
+        return together
+
+    def joined(self, together: Set, part: Component) -> Set:
+        """The set with one more strategy, if it goes with the others."""
+        if any(_exclude(part, other) for other in together) or not self.planner.is_valid(together | {part}):
+            return together
+        return together | {part}
+
+    def _neighbours(self, current: Set, usable: Sequence[Component]) -> Iterator[Set]:
+        for part in current:
+            yield current - {part}
+            for other in usable:
+                if other not in current and _exclude(part, other):
+                    yield (current - {part}) | {other}
+
+    def _best_batch(self, added: Set) -> Option | None:
+        """The fastest cut of the batch with which these strategies fit."""
+        fitting = []
+        for batch in (*self.batches, None):  # from the smallest to the whole, each of which takes less than the next
+            option = self.planned(added, batch)
+            if option and option.plan.peak_bytes > self.limit_bytes:
+                break
+            fitting.append(option)
+        return choose(filter(None, fitting), limit_bytes=self.limit_bytes)
+
+    def _smallest(self, added: Set) -> Option | None:
+        """The plan with the smallest cut of the batch."""
+        return self.planned(added, self.batches[0] if self.batches else None)
+
+    def planned(self, added: Set, batch: Component | None) -> Option | None:
+        option = self.planner.option(added, batch)
+        if option:
+            self.seen[option.plan.strategies] = option
+        return option
+
+
+def rank(part: Component) -> int:
+    """The place of a strategy's fidelity, 0 for exact."""
+    return FIDELITIES.index(cast(Memory, part.plugin).fidelity)
+
+
+def _exclude(one: Component, other: Component) -> bool:
+    """Whether two strategies manage the same thing."""
+    return one.name == other.name or bool(cast(Memory, one.plugin).claims & cast(Memory, other.plugin).claims)

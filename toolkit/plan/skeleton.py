@@ -1,0 +1,130 @@
+"""ResolvedRecipe -> Components that take no memory: the recipe's own plugins, under torch's fake tensors.
+
+Nothing here knows an architecture. The model comes from its plugin's `skeleton`, which is its `build` unless it
+says otherwise, and the strategies are applied as in a run. No document is read and no weight is downloaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+from toolkit.api import Model, Objective, RunContext, Tokenizer
+from toolkit.assemble import Components, refusals_placed, with_strategies
+from toolkit.errors import PluginError, ToolkitError
+from toolkit.resolve import ResolvedRecipe
+
+if TYPE_CHECKING:
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from transformers import PreTrainedTokenizerBase
+
+SHOWN_TO_THE_TRAINER = 1_000_000
+"""Blocks of the data set that the trainer is shown; it asks how many there are, and reads none."""
+
+
+class NoBlocks:
+    """A data set that has a length and nothing in it."""
+
+    def __len__(self) -> int:
+        return SHOWN_TO_THE_TRAINER
+
+    def __getitem__(self, index: int) -> Any:
+        raise IndexError(index)
+
+
+@contextlib.contextmanager
+def fake_tensors() -> Iterator[FakeTensorMode]:
+    """Tensors that have a shape, a type and a device, and no memory."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    mode = FakeTensorMode()
+    # The converter remembers every fake tensor by a weak reference, for real ones that it may meet again. Here are
+    # none, and `Module.to` swaps tensors in place, which torch refuses for one that a weak reference points to.
+    mode.fake_tensor_converter.set_tensor_memo = lambda *_: None  # type: ignore[method-assign]
+    with mode:
+        yield mode
+
+
+def components(resolved: ResolvedRecipe, context: RunContext) -> Components:
+    """What `assemble` builds, without contents; to be called under `fake_tensors`.
+
+    Raises:
+        RecipeError, UnavailableError: a plugin refuses, as it would in a run.
+        PluginError: a plugin cannot work without values.
+    """
+    from toolkit.loss import loss_for
+    from toolkit.messages import libraries_quiet
+
+    recipe = resolved.recipe
+    with libraries_quiet():
+        with refusals_placed(recipe, ("tokenizer",)), real_tensors():
+            tokenizer = _tokenizer(recipe.one("tokenizer"), context)
+        model_plugin: Model = recipe.one("model")
+        with refusals_placed(recipe, ("model",)), needs_no_values("model", type(model_plugin)):
+            model = model_plugin.skeleton(tokenizer, context)
+        with needs_no_values("memory strategy", None):
+            model = with_strategies(resolved, model, context)
+        with refusals_placed(recipe, resolved.set_at("loss_chunk_size")):
+            loss = loss_for(model, context.task, resolved.training)
+    objective: Objective = recipe.one("objective")
+    return Components(tokenizer, model, cast(Any, _Data()), objective, loss)
+
+
+def batch(built: Components, context: RunContext, *, size: int) -> dict[str, torch.Tensor]:
+    """A batch from the objective's own collator, of one document that fills every block."""
+    import numpy
+
+    blocks: list[Any] = [
+        {"input_ids": numpy.zeros(context.block_size, dtype="int64"), "seed": seed} for seed in range(size)
+    ]
+    with real_tensors():  # a collator may look at what it gets
+        return built.objective.collator(built.tokenizer)(blocks)
+
+
+@contextlib.contextmanager
+def real_tensors() -> Iterator[None]:
+    """Tensors with contents again, inside `fake_tensors`."""
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    with unset_fake_temporarily():
+        yield
+
+
+@contextlib.contextmanager
+def needs_no_values(what: str, plugin: type[Any] | None) -> Iterator[None]:
+    """Say what a plugin has to do whose code asks a fake tensor for a number.
+
+    Raises:
+        PluginError: it failed where it would not have with real tensors.
+    """
+    try:
+        yield
+    except ToolkitError:
+        raise
+    except Exception as error:  # whatever its own code raises
+        name = f" {plugin.__module__}.{plugin.__qualname__}" if plugin else ""
+        raise PluginError(
+            f"no plan can be made: the {what}{name} fails on tensors that have a shape and no values "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
+            f"its method skeleton can build the same without looking at values"
+        ) from error
+
+
+def _tokenizer(plugin: Tokenizer, context: RunContext) -> PreTrainedTokenizerBase:
+    """The tokenizer's stand-in; kept, because a comparison asks for the same one many times."""
+    key = (plugin, context.task, context.block_size)
+    if key not in _TOKENIZERS:
+        _TOKENIZERS.clear()
+        _TOKENIZERS[key] = plugin.skeleton(context)
+    return _TOKENIZERS[key]
+
+
+_TOKENIZERS: dict[Any, PreTrainedTokenizerBase] = {}
+
+
+class _Data:
+    """What the trainer sees of the data."""
+
+    train = validation = NoBlocks()

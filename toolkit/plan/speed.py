@@ -1,0 +1,105 @@
+"""How long a step takes: each operation as long as its arithmetic or its memory traffic, whichever is longer.
+
+That is the roofline (Williams, Waterman and Patterson 2009, https://doi.org/10.1145/1498765.1498785). Rates are the
+maker's, of which a large product reaches about four fifths, or measured here in a second. The absolute figure is an
+estimate that leaves out waiting for data and for other processes; between two plans for one device the ratio is what
+counts, and it needs no list of what each strategy is said to cost.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from toolkit.api import Device
+from toolkit.plan.devices import GIGA, TERA, Published
+from toolkit.plan.trace import Work
+
+REACHED = 0.8
+"""Share of the published rates that large operations reach: 790 of 989 TFLOP/s in a bf16 product on an H200."""
+SECONDS_PER_KERNEL = {"cuda": 5e-6, "mps": 1e-5, "cpu": 1e-5}
+"""What starting an operation costs, however small it is."""
+PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+PROBE_SIDE, PROBE_BYTES, PROBE_SECONDS = 1024, 64 * 2**20, 0.2
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a device does in a second."""
+
+    flops: Mapping[str, float]
+    bandwidth: float
+    seconds_per_kernel: float
+    source: str
+    """Where these numbers are from, in words."""
+
+    def seconds(self, operations: Iterable[tuple[Work, int]], *, half: str = "bf16") -> float:
+        """How long these operations take one after the other.
+
+        Args:
+            operations: with how often each happens.
+            half: the 16-bit format that the device computes in, whatever the trace had.
+        """
+        total = 0.0
+        for work, count in operations:
+            precision = PRECISIONS.get(work.precision, "fp32")
+            rate = self.flops.get(half if precision != "fp32" else "fp32", self.flops["fp32"])
+            total += count * max(work.flops / rate, work.moved_bytes / self.bandwidth, self.seconds_per_kernel)
+        return total
+
+
+def published(entry: Published) -> Rates:
+    """The rates of a device that is not here."""
+    return Rates(
+        flops={precision: rate * REACHED for precision, rate in entry.flops.items()},
+        bandwidth=entry.bandwidth * REACHED,
+        seconds_per_kernel=SECONDS_PER_KERNEL[entry.device.kind],
+        source=f"{REACHED:.0%} of the published rates of {entry.device.name}",
+    )
+
+
+@functools.lru_cache(maxsize=2)
+def measured(device: Device) -> Rates:
+    """The rates of this machine's device, tried for about a second."""
+    import torch
+
+    place = torch.device(device.kind)
+    formats = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if device.bf16 else {})
+    if device.kind == "cuda":
+        formats["fp16"] = torch.float16
+    flops = {}
+    for name, dtype in formats.items():
+        square = torch.ones(PROBE_SIDE, PROBE_SIDE, dtype=dtype, device=place)
+        flops[name] = 2 * PROBE_SIDE**3 / _seconds(lambda square=square: square @ square, device)  # type: ignore[misc]
+    many = torch.ones(PROBE_BYTES // 4, device=place)
+    # The result lies in fresh memory, as the tensors of a step do: on a CPU that is most of the time it takes.
+    bandwidth = 2 * PROBE_BYTES / _seconds(lambda: many + 1, device)
+    shown = ", ".join(f"{_rate(rate)} in {name}" for name, rate in flops.items())
+    return Rates(
+        flops=flops,
+        bandwidth=bandwidth,
+        seconds_per_kernel=SECONDS_PER_KERNEL[device.kind],
+        source=f"measured here: {shown}, {bandwidth / GIGA:.1f} GB/s",
+    )
+
+
+def _seconds(work: Callable[[], object], device: Device) -> float:
+    """The shortest of a few tries, which other processes disturb least."""
+    import torch
+
+    synchronize: Callable[[], object] = torch.cuda.synchronize if device.kind == "cuda" else lambda: None
+    work()
+    synchronize()
+    best, begun = float("inf"), time.perf_counter()
+    while time.perf_counter() - begun < PROBE_SECONDS:
+        start = time.perf_counter()
+        work()
+        synchronize()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _rate(flops: float) -> str:
+    return f"{flops / TERA:.1f} TFLOP/s" if flops >= TERA else f"{flops / GIGA:.0f} GFLOP/s"

@@ -1,0 +1,221 @@
+"""ResolvedRecipe -> Trace: a step of the real trainer, on fake tensors.
+
+The forward pass, the loss, the backward pass, clipping, the optimizer and the evaluation are the trainer's own
+methods, so that whatever changes there is in the plan. Traced is the second step, because the first one finds no
+optimizer state; in it at most two passes, because the third finds what the second found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from toolkit.api import RunContext
+from toolkit.assemble import Components, context_of
+from toolkit.plan import skeleton
+from toolkit.plan.trace import Trace
+from toolkit.resolve import ResolvedRecipe
+
+if TYPE_CHECKING:
+    import torch
+
+    from toolkit.plan.ledger import Ledger
+    from toolkit.trainer import RecipeTrainer
+
+
+def trace(resolved: ResolvedRecipe, *, micro_batch_size: int, accumulation: int) -> Trace:
+    """Run a step in which every tensor is fake, and return what it would have taken.
+
+    Raises:
+        RecipeError, UnavailableError: a plugin refuses, as it would in a run.
+        PluginError: a plugin cannot work without values.
+    """
+    from toolkit.plan.ledger import Ledger
+    from toolkit.random_state import random_state_preserved
+
+    passes = min(accumulation, 2)
+    with (
+        tempfile.TemporaryDirectory(prefix="planned-") as folder,  # the Trainer makes its folder at once
+        random_state_preserved(),
+        _as_one_process(),
+        skeleton.fake_tensors() as mode,
+        _attention_as_on(resolved.device.kind),
+    ):
+        context = context_of(resolved, Path(folder))
+        built = skeleton.components(resolved, context)
+        ledger = Ledger(vocabulary_size=_vocabulary_size(built))
+        real = skeleton.batch(built, context, size=micro_batch_size)
+        batch: dict[str, torch.Tensor] = {name: mode.from_tensor(tensor) for name, tensor in real.items()}
+        trainer = _trainer(resolved, context, built, micro_batch_size=micro_batch_size, accumulation=accumulation)
+        with skeleton.needs_no_values("training step", None), _documents_masked("position_ids" in real):
+            model = _prepared(trainer, ledger)
+            with ledger:
+                ledger.enter(batch.values(), "batch")
+                _step(trainer, model, ledger, batch, passes=1)
+                ledger.new_page()
+                _step(trainer, model, ledger, batch, passes=passes)
+                ledger.phase = "evaluation"
+                trainer.prediction_step(model, dict(batch), prediction_loss_only=True)
+            return ledger.trace(micro_batch_size=micro_batch_size, passes=passes, model=model)
+
+
+def _trainer(
+    resolved: ResolvedRecipe, context: RunContext, built: Components, *, micro_batch_size: int, accumulation: int
+) -> RecipeTrainer:
+    from toolkit.messages import libraries_quiet
+    from toolkit.smaller_steps import SmallerSteps
+    from toolkit.trainer import RecipeTrainer
+    from toolkit.trainer_arguments import training_arguments
+
+    training = resolved.training
+    if training.precision == "fp16":  # accelerate refuses it on a CPU; bf16 has the same size
+        training = training.model_copy(update={"precision": "bf16"})
+    arguments = training_arguments(
+        training.model_copy(update={"torch_compile": False, "report_to": ()}),
+        output=context.folder,
+        micro_batch_size=micro_batch_size,
+        accumulation=accumulation,
+        device_kind="cpu",
+    )
+    unused: Any = None  # nothing is saved
+    with libraries_quiet():
+        return RecipeTrainer(
+            components=built,
+            arguments=arguments,
+            optimizer=resolved.recipe.one("optimizer"),
+            settings=training,
+            context=context,
+            callbacks=[],
+            guard=cast(Any, _NoGuard()),
+            saver=unused,
+            steps=SmallerSteps(
+                micro_batch_size=micro_batch_size, pieces=1, refusal="it is a plan's", tell=lambda smaller: None
+            ),
+        )
+
+
+class _NoGuard:
+    """A guard reads numbers, and a plan has none."""
+
+    def judge(self, **_: Any) -> bool:
+        return False
+
+    def check_gradient(self, **_: Any) -> None:
+        return None
+
+    def state_check(self, step: int) -> None:
+        return None
+
+
+def _prepared(trainer: RecipeTrainer, ledger: Ledger) -> torch.nn.Module:
+    """The model and the optimizer as the trainer prepares them, watched."""
+    import torch
+
+    trainer._tr_loss = torch.zeros(())
+    trainer.create_optimizer()
+    model, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(
+                lambda trained: ledger.enter([trained.grad] if trained.grad is not None else [], "gradients")
+            )
+    model.register_forward_pre_hook(lambda *_: _begin(ledger, "forward"))
+    model.register_forward_hook(lambda *_: _begin(ledger, "loss"))
+    ledger.enter([*model.parameters(), *model.buffers()], "weights")
+    return cast("torch.nn.Module", model)
+
+
+def _begin(ledger: Ledger, phase: Any) -> None:
+    if ledger.phase != "evaluation":
+        ledger.phase = phase
+
+
+def _step(
+    trainer: RecipeTrainer, model: torch.nn.Module, ledger: Ledger, batch: dict[str, torch.Tensor], *, passes: int
+) -> None:
+    """One step of the optimizer, as the trainer's loop has it."""
+    import torch
+
+    tokens = torch.tensor(batch["labels"].numel())
+    trainer.current_gradient_accumulation_steps = passes
+    trainer.steps.step_begins()
+    for number in range(passes):
+        trainer.accelerator.gradient_state._set_sync_gradients(number == passes - 1)
+        ledger.phase = "forward"
+        trainer.training_step(model, dict(batch), tokens)
+    ledger.phase = "optimizer step"
+    if trainer.args.max_grad_norm > 0:
+        trainer._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+    cast(Any, trainer.optimizer).step()
+    model.zero_grad()
+
+
+def _vocabulary_size(built: Components) -> int:
+    head: Any = built.model.get_output_embeddings()
+    rows = getattr(head, "weight", None)
+    return int(rows.shape[0]) if rows is not None else len(built.tokenizer)
+
+
+@contextlib.contextmanager
+def _attention_as_on(device_kind: str) -> Iterator[None]:
+    """Attention with the memory that the device's kernels take.
+
+    With dropout, torch has no fused attention on a CPU and holds every score; CUDA's fused kernels have dropout. A
+    fake CUDA tensor would know that, and cannot be made where torch has no CUDA.
+    """
+    if device_kind != "cuda":
+        yield
+        return
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class NoDropoutInAttention(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = dict(kwargs or {})
+            if func is torch.nn.functional.scaled_dot_product_attention:
+                kwargs["dropout_p"] = 0.0
+            return func(*args, **kwargs)
+
+    with NoDropoutInAttention():
+        yield
+
+
+@contextlib.contextmanager
+def _documents_masked(masked: bool) -> Iterator[None]:
+    """Attention as with real positions, which say whether documents are kept apart.
+
+    transformers reads that from the values of `position_ids`; of fake ones it believes the worst, and would hold a
+    mask and every copy of shared keys that a real step does not.
+    """
+    from transformers import masking_utils
+
+    original = masking_utils.find_packed_sequence_indices
+    if not masked:
+        masking_utils.find_packed_sequence_indices = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = original
+
+
+@contextlib.contextmanager
+def _as_one_process() -> Iterator[None]:
+    """Keep the trainer from meeting the run's other processes: a plan is made by one alone."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    environment = {name: os.environ.pop(name) for name in names if name in os.environ}
+    states = [(state, dict(state._shared_state)) for state in (PartialState, AcceleratorState, GradientState)]
+    for state, _ in states:
+        state._shared_state.clear()
+    try:
+        yield
+    finally:
+        os.environ.update(environment)
+        for state, shared in states:
+            state._shared_state.clear()
+            state._shared_state.update(shared)

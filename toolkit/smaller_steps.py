@@ -1,0 +1,183 @@
+"""What happens when memory runs out in a step: the same step again, in smaller pieces, and all later ones too.
+
+The data loader's micro-batches stay as they are. Each is run through the model in pieces, one after the other, and the
+loss is a mean over the tokens of the whole step, so that the pieces give what a smaller micro-batch gives. A step is
+begun again from its first micro-batch, with the gradients and the random numbers as they were: a backward pass that
+broke off has added to some gradients and not to others.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+from toolkit.errors import TrainingError
+from toolkit.random_state import RandomState
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: on a GPU, on the processor, or Python's own."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, Exception) and bool(should_reduce_batch_size(error))
+
+
+class OutOfMemoryCaught:
+    """Ends the `with` where an allocation fails, as contextlib.suppress would.
+
+    What is done about it has to come after: inside an `except`, the traceback still holds the tensors.
+    """
+
+    def __enter__(self) -> None:
+        """Begin to watch."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> bool:
+        """Catch it."""
+        return error is not None and is_out_of_memory(error)
+
+
+def free_memory() -> None:
+    """Give back what nobody refers to any more."""
+    gc.collect()
+    clear_device_cache()
+
+
+@dataclass(frozen=True)
+class Smaller:
+    """From now on, micro-batches are run in more pieces."""
+
+    step: int
+    sequences: int
+    """In each piece."""
+    during: str
+
+
+class SmallerSteps:
+    """Runs the micro-batches of a step, each in as many pieces as memory asks for."""
+
+    def __init__(
+        self, *, micro_batch_size: int, pieces: int, refusal: str | None, tell: Callable[[Smaller], None]
+    ) -> None:
+        """Begin with so many pieces.
+
+        Args:
+            micro_batch_size: sequences in a micro-batch of the data loader.
+            pieces: pieces that each is run in.
+            refusal: why a step of this run cannot be repeated; None if it can.
+            tell: hears of it when there are more pieces.
+        """
+        self.micro_batch_size = micro_batch_size
+        self.pieces = pieces
+        self.refusal = refusal
+        self.tell = tell
+        self._micro_batches: list[Mapping[str, Any]] = []
+        self._random_state: RandomState | None = None
+
+    @property
+    def sequences(self) -> int:
+        """Sequences in a piece."""
+        return max(1, self.micro_batch_size // self.pieces)
+
+    def step_begins(self) -> None:
+        """Forget the micro-batches of the step before."""
+        self._micro_batches = []
+        self._random_state = None
+
+    def run(
+        self,
+        micro_batch: Mapping[str, Any],
+        *,
+        compute: Callable[[Mapping[str, Any]], torch.Tensor],
+        undo: Callable[[], None],
+        step: int,
+    ) -> torch.Tensor:
+        """Run a micro-batch forward and backward and return its loss; or, after `undo`, all of the step so far.
+
+        Args:
+            micro_batch: tensors whose first dimension is the sequences.
+            compute: runs a piece forward and backward and returns its share of the step's loss.
+            undo: removes the gradients and losses of the step.
+            step: the number of the step, for messages.
+
+        Raises:
+            TrainingError: not even one sequence at a time fits, or the step cannot be repeated.
+        """
+        if self._random_state is None:
+            self._random_state = RandomState.now()
+        self._micro_batches.append(micro_batch)
+        with OutOfMemoryCaught():
+            return self._in_pieces(micro_batch, compute)
+        return self.again(compute=compute, undo=undo, step=step, during="the forward or backward pass")
+
+    def again(
+        self, *, compute: Callable[[Mapping[str, Any]], torch.Tensor], undo: Callable[[], None], step: int, during: str
+    ) -> torch.Tensor:
+        """Run all micro-batches of the step so far in smaller pieces, and return the sum of their losses."""
+        assert self._random_state is not None
+        while True:
+            self._halve(step, during)
+            undo()
+            free_memory()
+            self._random_state.restore()
+            with OutOfMemoryCaught():
+                losses = [self._in_pieces(micro_batch, compute) for micro_batch in self._micro_batches]
+                return torch.stack(losses).sum()
+
+    def _in_pieces(
+        self, micro_batch: Mapping[str, Any], compute: Callable[[Mapping[str, Any]], torch.Tensor]
+    ) -> torch.Tensor:
+        if self.pieces == 1:
+            return compute(micro_batch)
+        whole = len(micro_batch["input_ids"])
+        losses = [
+            compute({name: tensor[start : start + self.sequences] for name, tensor in micro_batch.items()})
+            for start in range(0, whole, self.sequences)
+        ]
+        return torch.stack(losses).sum()
+
+    def _halve(self, step: int, during: str) -> None:
+        if self.refusal:
+            raise TrainingError(f"memory ran out in {during} of step {step}, and it cannot be repeated: {self.refusal}")
+        if self.sequences == 1:
+            raise TrainingError(
+                f"memory ran out in {during} of step {step}, with a single sequence at a time; `toolkit recipe plan` "
+                f"shows what the memory goes to and which strategies need less: gradient-checkpointing, "
+                f"chunked-loss; or take a shorter objective.block_size or a smaller model"
+            )
+        self.pieces *= 2
+        self.tell(Smaller(step, self.sequences, during))
+
+
+def survive_in(optimizer: torch.optim.Optimizer, *, passes_again: Callable[[], None], step: Callable[[], int]) -> None:
+    """Where the optimizer's step finds no memory, let it be taken again after smaller passes.
+
+    Args:
+        optimizer: its `step` is replaced.
+        passes_again: computes the step's gradients again, in smaller pieces.
+        step: the number of the step, for messages.
+
+    Raises:
+        TrainingError: from the optimizer's step, where some weights were moved and others not.
+    """
+    plain = optimizer.step
+
+    @functools.wraps(plain)
+    def surviving(*args: Any, **kwargs: Any) -> Any:
+        while True:
+            with OutOfMemoryCaught():
+                return plain(*args, **kwargs)
+            trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            if len({float(optimizer.state.get(parameter, {}).get("step", 0)) for parameter in trained}) > 1:
+                raise TrainingError(
+                    f"memory ran out in the middle of the optimizer's step {step()}, when some weights were moved and "
+                    f"others not; the same command goes on from the last checkpoint"
+                )
+            passes_again()
+
+    cast(Any, optimizer).step = surviving

@@ -1,0 +1,92 @@
+"""Steps of weights that are kept in bfloat16.
+
+bfloat16 has 8 bits of mantissa: a step smaller than 1/512 of its weight would be lost by rounding to the nearest, and
+late in training most steps are. Rounded up or down at random, in proportion, they arrive on average.
+Zamirai et al. 2020, https://arxiv.org/abs/2010.06192.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+ELEMENTS_AT_ONCE = 1 << 22
+"""Random numbers drawn at a time: 16 MB of them."""
+LOWER_HALF = 1 << 16
+"""A bfloat16 is the upper half of a float32's bits."""
+COUNT = "roundings"
+"""The key of the first parameter group under which steps are counted."""
+
+
+class StochasticRounding(torch.optim.Optimizer):
+    """Any optimizer, whose steps on bfloat16 weights are computed in float32 and rounded at random.
+
+    One weight at a time is float32, with its gradient, while the optimizer steps it alone; the optimizer's state stays
+    float32. The random numbers are those of the seed and of a count of steps, which lies in the state: so a resumed run
+    draws the same, and so does every process of a run, whose weights have to stay equal.
+    """
+
+    def __init__(self, inner: torch.optim.Optimizer, *, seed: int) -> None:
+        self.inner = inner
+        self.seed = seed
+        super().__init__(inner.param_groups, inner.defaults)
+        self.param_groups[0][COUNT] = 0
+        self.state = inner.state
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Step each parameter that has a gradient."""
+        assert closure is None
+        self.param_groups[0][COUNT] += 1
+        generators: dict[torch.device, torch.Generator] = {}
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                weight = self._stepped(parameter, group)
+                if parameter.dtype == torch.bfloat16:
+                    device = parameter.device
+                    if device not in generators:
+                        number = (self.seed % 2**31 << 32) + self.param_groups[0][COUNT]
+                        generators[device] = torch.Generator(device).manual_seed(number)
+                    round_stochastically(weight, into=parameter, generator=generators[device])
+
+    def _stepped(self, parameter: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
+        """The weight after the inner optimizer's step, in float32; one that is float32 already is stepped in place.
+
+        The parameter's own data is not exchanged for float32's: torch would make it a new leaf of its graph, without
+        the hooks by which several processes sum up their gradients.
+        """
+        assert parameter.grad is not None
+        weight = parameter.detach().float()
+        weight.grad = parameter.grad.float()
+        self.inner.param_groups = [{**group, "params": [weight]}]
+        self.inner.state = defaultdict(dict, {weight: self.state[parameter]})
+        self.inner.step()
+        self.state[parameter] = self.inner.state[weight]
+        return weight
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the state as it was saved: torch would cast it to the weights' type."""
+        super().load_state_dict(state_dict)
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        for parameter, number in zip(parameters, numbers, strict=True):
+            for name, value in state_dict["state"].get(number, {}).items():
+                if isinstance(value, torch.Tensor) and name != "step":
+                    self.state[parameter][name] = value.to(parameter.device)
+
+
+def round_stochastically(values: torch.Tensor, *, into: torch.Tensor, generator: torch.Generator) -> None:
+    """Round float32 values to bfloat16, up or down with a chance in proportion; `values` are overwritten."""
+    values, into = torch.atleast_1d(values), torch.atleast_1d(into)
+    rows = max(1, ELEMENTS_AT_ONCE // max(1, values[:1].numel()))
+    for some, target in zip(values.split(rows), into.split(rows), strict=True):
+        bits = some.view(torch.int32)
+        # Adding a random lower half carries into the upper one as often as the lower half is large.
+        bits += torch.randint(LOWER_HALF, bits.shape, dtype=torch.int32, device=bits.device, generator=generator)
+        bits &= -LOWER_HALF
+        target.copy_(some)

@@ -1,0 +1,199 @@
+"""Proves on a small copy of a recipe that its runs resume exactly: trains, kills with SIGKILL, resumes, compares.
+
+The copy is the rehearsal's: the recipe's own model architecture, objective, optimizer, strategies, callbacks and
+exporters, on this machine, with the embedded texts. One run is left alone. Another is killed between two saves, then
+in the middle of a save, and then finishes. Every loss, every weight, and the whole state of the optimizer, of the
+schedule and of the random numbers have to be the same to the last bit.
+
+Each attempt is a process of its own, since a process that is killed is gone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from toolkit import checkpoint
+from toolkit.errors import ToolkitError, TrainingError, UsageError
+from toolkit.progress import Event, StepDone
+from toolkit.rehearsal import STEPS, shrunken
+from toolkit.resolve import load, resolve
+from toolkit.run_directory import RunDirectory
+
+SAVE_STEPS = 2
+KILLED_AFTER = 3
+"""The step after which the second run is killed: between the saves of steps 2 and 4, ..."""
+KILLED_IN_SAVE_OF = 4
+"""... and the step in whose save it is killed again."""
+
+REFUSED = 2
+"""Exit status of a process that met a user's error."""
+
+Kill = Literal["never", "between saves", "during a save"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a recipe resumes exactly."""
+
+    exact: bool
+    difference: str | None
+    """The first thing that is not the same, with both values."""
+    losses: int
+    """Compared: recorded losses, ..."""
+    tensors: int
+    """... and tensors of weights, optimizer, schedule and random numbers."""
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """What one process is to do."""
+
+    recipe: str
+    overrides: tuple[str, ...]
+    plugin_folders: tuple[str, ...]
+    runs: str
+    run: str
+    kill: Kill
+
+
+def verify_resume(recipe: str, *, overrides: Iterable[str] = (), plugin_folders: Iterable[Path] = ()) -> Verdict:
+    """Train the small copy twice, once undisturbed and once killed twice, and compare.
+
+    Raises:
+        UsageError: something in the recipe refuses: it is invalid, or does not go with this machine.
+        TrainingError: the copy does not train.
+    """
+    overrides, folders = tuple(overrides), tuple(str(folder.resolve()) for folder in plugin_folders)
+    load(recipe, overrides=overrides, plugin_folders=map(Path, folders))  # its mistakes are told here
+    with tempfile.TemporaryDirectory(prefix="toolkit-verify-") as runs:
+        kills: tuple[tuple[str, Kill], ...] = (
+            ("undisturbed", "never"),
+            ("killed", "between saves"),
+            ("killed", "during a save"),
+            ("killed", "never"),
+        )
+        for run, kill in kills:
+            _carry_out(_Attempt(recipe, overrides, folders, runs, run, kill))
+        return compare(RunDirectory(Path(runs, "undisturbed")), RunDirectory(Path(runs, "killed")))
+
+
+def _carry_out(attempt: _Attempt) -> None:
+    # -P: the person's folder may hold a folder named as a library is, and -m alone would search it first.
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "toolkit.verify_resume", json.dumps(asdict(attempt))],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    expected = 0 if attempt.kill == "never" else -signal.SIGKILL
+    if done.returncode == REFUSED:
+        raise UsageError(done.stderr.strip())
+    if done.returncode != expected:
+        raise TrainingError(f"the small copy of the recipe does not train:\n{done.stderr.strip()}")
+
+
+def compare(undisturbed: RunDirectory, killed: RunDirectory) -> Verdict:
+    """Compare two finished runs bit by bit: their losses, and all that is in their last checkpoints."""
+    pairs = list(itertools.zip_longest(_losses(undisturbed), _losses(killed)))
+    for one, other in pairs:
+        if one != other:
+            return Verdict(False, f"{one} without a kill, and {other} with", len(pairs), 0)
+    first, second = (dict(_state(run)) for run in (undisturbed, killed))
+    for name in first.keys() | second.keys():
+        if not _same(first.get(name), second.get(name)):
+            return Verdict(False, f"{name} is another after a kill", len(pairs), len(first))
+    return Verdict(True, None, len(pairs), len(first))
+
+
+def _losses(run: RunDirectory) -> list[str]:
+    lines = [line for line in run.metrics() if line["kind"] in ("train", "eval")]
+    return [f"{line['kind']} loss of step {line['step']} {line.get('loss', line.get('eval_loss'))}" for line in lines]
+
+
+def _state(run: RunDirectory) -> Iterator[tuple[str, Any]]:
+    """Everything in the last checkpoint that training reads, by name."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers.trainer_pt_utils import safe_globals
+
+    step, folder = max(checkpoint.numbered(run.checkpoints))
+    assert step == STEPS
+    for file in sorted(folder.iterdir()):
+        if file.suffix == ".safetensors":
+            yield from ((f"the weight {name}", tensor) for name, tensor in load_file(file).items())
+        elif file.suffix in (".pt", ".pth"):
+            with safe_globals():  # what numpy's random state is made of
+                content = torch.load(file, weights_only=True)
+            yield from _leaves(content, f"{file.stem.replace('_', ' ')}:")
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield from _leaves(child, f"{path} {key}")
+    elif isinstance(value, (list, tuple)) and len(value) < 100:
+        for index, child in enumerate(value):
+            yield from _leaves(child, f"{path} {index}")
+    else:
+        yield path, value
+
+
+def _same(one: Any, other: Any) -> bool:
+    import numpy
+    import torch
+
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, numpy.ndarray):
+        return numpy.array_equal(one, other)
+    return bool(one == other)
+
+
+def _attempt(attempt: _Attempt) -> None:
+    """Be one of the processes."""
+    from toolkit.device import detect
+    from toolkit.train import run
+
+    recipe = load(attempt.recipe, overrides=attempt.overrides, plugin_folders=map(Path, attempt.plugin_folders))
+    device = detect()
+    small = shrunken(recipe, resolve(recipe, device))
+    # Set last, for a strategy such as frequent-saves has its own.
+    resolved = resolve(small, device).with_training(
+        save_steps=SAVE_STEPS, save_minutes=None, save_total_limit=STEPS, save_in_background=True
+    )
+    checkpoints = RunDirectory(Path(attempt.runs, attempt.run)).checkpoints
+
+    def kill_between_saves(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == KILLED_AFTER:
+            saved = checkpoints / f"checkpoint-{SAVE_STEPS}"
+            deadline = time.monotonic() + 60
+            while not saved.exists() and time.monotonic() < deadline:  # the thread is about to
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def kill_during_a_save(event: str, arguments: tuple[Any, ...]) -> None:
+        # The interpreter tells its audit hooks of every file that it opens: the manifest is the last one of a save.
+        if event == "open" and f"checkpoint-{KILLED_IN_SAVE_OF}/.{checkpoint.MANIFEST}" in str(arguments[0]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if attempt.kill == "during a save":
+        sys.addaudithook(kill_during_a_save)
+    listener = kill_between_saves if attempt.kill == "between saves" else lambda event: None
+    run(resolved, runs=Path(attempt.runs), name=attempt.run, rehearsal=True, listener=listener)
+
+
+if __name__ == "__main__":
+    try:
+        _attempt(_Attempt(**json.loads(sys.argv[1])))
+    except ToolkitError as error:
+        print(error, file=sys.stderr)  # noqa: T201 - to the process that waits for this one
+        sys.exit(REFUSED)
