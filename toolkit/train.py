@@ -11,11 +11,13 @@ from typing import Any
 from toolkit import branch, processes, run_directory
 from toolkit.attempt import Attempt
 from toolkit.branch import Parent
-from toolkit.errors import UnavailableError
+from toolkit.errors import PluginError, UnavailableError
 from toolkit.export import load_line
 from toolkit.host import DISK_FAULTS, check_device, environment
 from toolkit.messages import plugin_messages_told
 from toolkit.plan.choose import NOTHING_CHOSEN, chooser_of, resolve_auto, with_choice
+from toolkit.plan.plan import peak_bytes
+from toolkit.plan.words import in_gb
 from toolkit.progress import Event, Listener, Message, RunResult
 from toolkit.resolve import ResolvedRecipe
 from toolkit.run_directory import RunDirectory
@@ -114,25 +116,42 @@ def _directory(
         with directory.locked():  # a start that came to nothing: its recipe may have been mended since
             shutil.rmtree(newest)
         folder = newest
-    choice: dict[str, Any] = {}
-    if chooser_of(resolved):
-        resolved, chosen = resolve_auto(resolved, processes=processes.count())
-        choice = {
-            "choice": chosen.as_record(),
-            "planned_memory_bytes": chosen.plan.peak_bytes,
-            "memory_budget_bytes": chosen.plan.limit_bytes,
-        }
-        for sentence in chosen.why:
-            listener(Message(f"auto: {sentence}"))
+    planned: dict[str, Any] = {}
+    if not rehearsal:
+        resolved, planned = _with_planned_memory(resolved, listener)
     folder = folder or run_directory.next_in_series(runs, series)
     directory = run_directory.create(folder, resolved, environment(resolved), series=series)
-    directory.update(rehearsal=rehearsal, **choice)
+    directory.update(rehearsal=rehearsal, **planned)
     if parent:
         changes = branch.begin(directory, parent, resolved)
         listener(Message(f"begins at step {parent.step:,} of {parent.run.name}"))
         for change in changes:
             listener(Message(f"  {change}"))
     return directory
+
+
+def _with_planned_memory(resolved: ResolvedRecipe, listener: Listener) -> tuple[ResolvedRecipe, dict[str, Any]]:
+    """The recipe with what `auto` chooses, and what the run notes of its plan."""
+    if chooser_of(resolved):
+        resolved, chosen = resolve_auto(resolved, processes=processes.count())
+        for sentence in chosen.why:
+            listener(Message(f"auto: {sentence}"))
+        planned = {"planned_memory_bytes": chosen.plan.peak_bytes, "memory_budget_bytes": chosen.plan.limit_bytes}
+        return resolved, {"choice": chosen.record, **planned}
+    try:
+        peak = peak_bytes(resolved, processes=processes.count())
+    except PluginError as error:  # a run needs no plan
+        listener(Message(str(error)))
+        return resolved, {}
+    limit = resolved.device.memory_bytes
+    if peak > limit:
+        listener(
+            Message(
+                f"the planned peak of {in_gb(peak)} is more than the {in_gb(limit)} here: the run may end for want of "
+                f"memory; memory: [auto] chooses what fits"
+            )
+        )
+    return resolved, {"planned_memory_bytes": peak}
 
 
 def _result(directory: RunDirectory, *, already_finished: bool) -> RunResult:

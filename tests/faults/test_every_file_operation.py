@@ -22,7 +22,7 @@ SHARES = 16
 """The operations are dealt out to so many tests, which can run beside each other."""
 MARGIN = 10
 """A run has not always the same number of operations: its threads meet in another order."""
-REFUSED_EVERY = 11
+REFUSED_EVERY = 1
 """Of the operations that a disk may refuse, one in so many is tried: all would take three times what the kills do."""
 FAULTS = {
     "full": (FAIL_ONCE, errno.ENOSPC),

@@ -37,7 +37,8 @@ def test_each_is_called_in_a_run_that_saves_and_resumes(tmp_path: Path, monkeypa
         ours = getattr(RecipeTrainer, name)
 
         def noting(self, *args, ours=ours, name=name, **kwargs):
-            called.add(name)
+            if self.saver is not None:  # not in the step that is traced for the plan
+                called.add(name)
             return ours(self, *args, **kwargs)
 
         monkeypatch.setattr(RecipeTrainer, name, noting)
@@ -57,6 +58,7 @@ def test_the_norm_is_asked_for_after_backward_and_before_the_step(
         def noting(self, *args, ours=ours, name=name, **kwargs):
             result = ours(self, *args, **kwargs)
             if name == "create_optimizer":
+                order.clear()  # of the step that was traced for the plan
                 result.register_step_pre_hook(lambda *arguments: order.append("step"))
             else:
                 order.append(name)

@@ -70,17 +70,15 @@ def plan(
     from toolkit.plan.plan import plan as planned
     from toolkit.plan.search import Search
 
-    registry = resolve.registry_for(read.document, Path(read.document.source), plugin_folders)
     search = Search(
         resolved,
-        registry,
         rates=rates,
         limit_bytes=usable_bytes(resolved.device.memory_bytes, resolved.device),
         processes=processes,
     )
     why: Sequence[str] = ()
     if chooser_of(resolved):
-        resolved, choice = resolve_auto(resolved, registry=registry, rates=rates, processes=processes)
+        resolved, choice = resolve_auto(resolved, rates=rates, processes=processes)
         why = choice.why
     made = planned(resolved, rates=rates, processes=processes, training_blocks=_known_blocks(resolved, runs))
     rows = list(comparison.rows(search)) if compare else []

@@ -7,25 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from toolkit.api import Change, Chooser, Device, Fidelity
 from toolkit.memory import StrategyChange
-from toolkit.plan.plan import Plan
+from toolkit.plan.plan import Plan, plan
 from toolkit.plan.search import AS_FAST, Search
 from toolkit.plan.speed import Rates, measured
-from toolkit.plan.variants import (
-    FIDELITIES,
-    Option,
-    with_added,
-    without_choosers,
-)
+from toolkit.plan.variants import FIDELITIES, Option, with_added, without_choosers
 from toolkit.plan.words import in_gb, in_parameters, listed, named
 from toolkit.recipe.document import Path_
 from toolkit.recipe.schema import Component
-from toolkit.registry import Registry
-from toolkit.resolve import ResolvedRecipe, registry_for, resolve
+from toolkit.resolve import ResolvedRecipe, resolve
 
 SPARE = {"cpu": 0.03, "cuda": 0.08, "mps": 0.25}
 """Share of the limit that a choice leaves free: what runs have taken more than their plans on a CPU (tests/
@@ -40,17 +33,12 @@ NOTHING_CHOSEN: Mapping[str, Any] = {"strategies": [], "save_in_background": Non
 class Choice:
     """What was chosen, and why."""
 
-    strategies: tuple[dict[str, Any], ...]
-    """As a recipe has them: plugin and options."""
-    save_in_background: bool | None
-    """False where a copy of the state has no room; None leaves it to the run."""
+    record: Mapping[str, Any]
+    """What a run notes of it, and goes on with: the strategies as a recipe has them, with plugin and options, and
+    whether a copy of the state has room, for saves in the background; None leaves that to the run."""
     plan: Plan
     why: tuple[str, ...]
     """Sentences for the person who watches."""
-
-    def as_record(self) -> dict[str, Any]:
-        """What a run notes of it, and goes on with."""
-        return {"strategies": list(self.strategies), "save_in_background": self.save_in_background}
 
 
 def chooser_of(resolved: ResolvedRecipe) -> Chooser | None:
@@ -63,7 +51,6 @@ def resolve_auto(
     resolved: ResolvedRecipe,
     budget: int | None = None,
     *,
-    registry: Registry | None = None,
     rates: Rates | None = None,
     processes: int = 1,
 ) -> tuple[ResolvedRecipe, Choice]:
@@ -72,7 +59,6 @@ def resolve_auto(
     Args:
         resolved: a recipe with a chooser among its memory strategies.
         budget: bytes that the run may take, in place of the chooser's limit.
-        registry: where strategies are looked for; where the recipe looks, if not given.
         rates: of the recipe's device; measured here, if not given.
         processes: how many devices share a step.
 
@@ -82,51 +68,44 @@ def resolve_auto(
     chooser = chooser_of(resolved)
     assert chooser is not None
     limit = budget or chooser.limit(resolved.device)
-    search = Search(
-        resolved,
-        registry or registry_for(resolved.recipe.document, Path(resolved.recipe.document.source)),
-        rates=rates or measured(resolved.device),
-        limit_bytes=usable_bytes(limit, resolved.device),
-        processes=processes,
-    )
+    usable = usable_bytes(limit, resolved.device)
+    rates = rates or measured(resolved.device)
+    search = Search(resolved, rates=rates, limit_bytes=usable, processes=processes)
     found = search.best(fidelity=chooser.lowest_fidelity())
     if found is None:
         raise resolved.recipe.error(too_small(search, limit, chooser.lowest_fidelity()), _place(resolved))
-    strategies = tuple({"plugin": part.name, **part.plugin.model_dump(mode="json")} for part in found.added)
-    fits_twice = found.plan.peak_bytes + found.plan.state_bytes <= search.limit_bytes
-    choice = Choice(
-        strategies=strategies,
-        save_in_background=None if fits_twice or resolved.device.kind == "cuda" else False,
-        plan=found.plan,
-        why=tuple(_why(found, search, limit)),
-    )
-    return with_choice(resolved, choice.as_record(), registry=search.registry), choice
+    has_room = found.plan.peak_bytes + found.plan.state_bytes <= usable
+    record = {
+        "strategies": [{"plugin": part.name, **part.plugin.model_dump(mode="json")} for part in found.added],
+        "save_in_background": has_room if resolved.device.kind == "cpu" else None,
+    }
+    concrete = with_choice(resolved, record)
+    made = plan(concrete, rates=rates, limit_bytes=limit, processes=processes)
+    return concrete, Choice(record, made, tuple(_why(found, made, search)))
 
 
-def with_choice(
-    resolved: ResolvedRecipe, record: Mapping[str, Any], *, registry: Registry | None = None
-) -> ResolvedRecipe:
+def with_choice(resolved: ResolvedRecipe, record: Mapping[str, Any]) -> ResolvedRecipe:
     """The recipe with strategies that were chosen before, by now or by the run that is to go on.
 
     Args:
         resolved: a recipe with a chooser among its memory strategies.
-        record: what `Choice.as_record` gave.
-        registry: where the strategies are; where the recipe looks, if not given.
+        record: a `Choice`'s.
     """
     recipe = resolved.recipe
-    registry = registry or registry_for(recipe.document, Path(recipe.document.source))
+    registry = recipe.registry
     parts = []
     for entry in record["strategies"]:
         options = {name: value for name, value in entry.items() if name != "plugin"}
         plugin = registry.load("memory", entry["plugin"]).model_validate(options)
         parts.append(Component(entry["plugin"], plugin, registry.offer("memory", entry["plugin"]).distribution))
     chosen = resolve(with_added(without_choosers(recipe), parts), resolved.device)
-    if record["save_in_background"] is None or chosen.training.save_in_background is not None:
+    in_background = record["save_in_background"]
+    if in_background is None or chosen.training.save_in_background is not None:
         return chosen
-    change = Change(False, "a copy of the state has no room beside the step")
+    change = Change(in_background, f"a copy of the state has {'' if in_background else 'no '}room beside the step")
     return replace(
         chosen,
-        training=chosen.training.model_copy(update={"save_in_background": False}),
+        training=chosen.training.model_copy(update={"save_in_background": in_background}),
         changes=(*chosen.changes, StrategyChange("auto", _place(resolved), "save_in_background", change)),
     )
 
@@ -154,11 +133,11 @@ def too_small(search: Search, limit: int, fidelity: Fidelity) -> str:
     return "; ".join(words)
 
 
-def _why(found: Option, search: Search, limit: int) -> Iterator[str]:
+def _why(found: Option, made: Plan, search: Search) -> Iterator[str]:
     """What was chosen, what it costs, and what more memory would allow."""
-    made = found.plan
     names = listed(named(found.added))
-    yield f"{names}: planned peak {in_gb(made.peak_bytes)} of {in_gb(limit)}, in the {made.peak_phase} phase"
+    peak = f"{in_gb(made.peak_bytes)} of {in_gb(made.limit_bytes)}"
+    yield f"{names}: planned peak {peak}, in the {made.peak_phase} phase"
     seen = list(search.seen.values())
     fastest = [option for option in seen if option.plan.seconds_per_step < made.seconds_per_step * (1 - AS_FAST)]
     if FIDELITIES.index(made.fidelity) == 0:

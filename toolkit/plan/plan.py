@@ -125,12 +125,28 @@ def plan(
         RecipeError, UnavailableError: a plugin refuses, as it would in a run.
         PluginError: a plugin cannot be planned.
     """
+    traced, sizes = _traced(resolved, processes)
+    return reckon(resolved, traced, sizes, rates=rates, limit_bytes=limit_bytes, training_blocks=training_blocks)
+
+
+def peak_bytes(resolved: ResolvedRecipe, *, processes: int = 1) -> int:
+    """The peak alone, which needs no rates of the device.
+
+    Raises:
+        RecipeError, UnavailableError: a plugin refuses, as it would in a run.
+        PluginError: a plugin cannot be planned.
+    """
+    traced, sizes = _traced(resolved, processes)
+    held = _held(resolved, traced, sizes, snapshot=_snapshot_bytes(resolved, traced, resolved.device.memory_bytes))
+    return max(sum(parts.values()) for parts in held.values())
+
+
+def _traced(resolved: ResolvedRecipe, processes: int) -> tuple[Trace, Sizes]:
     from toolkit.plan.step import trace
 
     framework_bytes(resolved.device)  # measured before the trace leaves something behind
     sizes = Sizes.of(resolved, processes=processes)
-    traced = trace(resolved, micro_batch_size=sizes.micro_batch_size, accumulation=sizes.accumulation)
-    return reckon(resolved, traced, sizes, rates=rates, limit_bytes=limit_bytes, training_blocks=training_blocks)
+    return trace(resolved, micro_batch_size=sizes.micro_batch_size, accumulation=sizes.accumulation), sizes
 
 
 def reckon(
@@ -146,17 +162,8 @@ def reckon(
     device, training, totals = resolved.device, resolved.training, traced.totals()
     limit = limit_bytes or device.memory_bytes
     optimizer = totals["optimizer"]
-    snapshot = _snapshot_bytes(resolved, traced, optimizer, limit)
-    beside: dict[str, int] = {
-        "framework": framework_bytes(device),
-        # DistributedDataParallel copies the gradients into buckets to send them.
-        "gradient buckets": totals["gradients"] if sizes.processes > 1 else 0,
-        "snapshot": 0 if device.kind == "cuda" else snapshot,  # it lies in the host's memory
-    }
-    moments = traced.fullest(rounding=CUDA_ROUNDING if device.kind == "cuda" else 1)
-    held = {str(phase): {**beside, **_by_name(moment)} for phase, moment in moments.items()}
-    if device.kind != "cuda":  # where the exporters work in the host's memory
-        held["export"] = {**beside, **_held_at_export(resolved, traced)}
+    snapshot = _snapshot_bytes(resolved, traced, limit)
+    held = _held(resolved, traced, sizes, snapshot=snapshot)
     phases = {phase: sum(parts.values()) for phase, parts in held.items()}
     peak_phase = max(phases, key=lambda phase: phases[phase])
     parts = held[peak_phase]
@@ -200,14 +207,30 @@ def reckon(
     )
 
 
-def _snapshot_bytes(resolved: ResolvedRecipe, traced: Trace, optimizer: int, limit: int) -> int:
+def _held(resolved: ResolvedRecipe, traced: Trace, sizes: Sizes, *, snapshot: int) -> dict[str, dict[str, int]]:
+    """What is held at the fullest moment of each phase."""
+    device = resolved.device
+    beside: dict[str, int] = {
+        "framework": framework_bytes(device),
+        # DistributedDataParallel copies the gradients into buckets to send them.
+        "gradient buckets": traced.totals()["gradients"] if sizes.processes > 1 else 0,
+        "snapshot": 0 if device.kind == "cuda" else snapshot,  # it lies in the host's memory
+    }
+    moments = traced.fullest(rounding=CUDA_ROUNDING if device.kind == "cuda" else 1)
+    held = {str(phase): {**beside, **_by_name(moment)} for phase, moment in moments.items()}
+    if device.kind != "cuda":  # where the exporters work in the host's memory
+        held["export"] = {**beside, **_held_at_export(resolved, traced)}
+    return held
+
+
+def _snapshot_bytes(resolved: ResolvedRecipe, traced: Trace, limit: int) -> int:
     """The copy of what is trained, if saves are written in the background: as asked, or where memory allows."""
     from toolkit.snapshot import SHARE_OF_MEMORY
 
-    asked, device = resolved.training.save_in_background, resolved.device
-    free = limit - framework_bytes(device) - traced.totals()["weights"]
+    asked, device, totals = resolved.training.save_in_background, resolved.device, traced.totals()
+    free = limit - framework_bytes(device) - totals["weights"]
     in_background = 3 * traced.trained_bytes <= SHARE_OF_MEMORY * free if asked is None else asked
-    return traced.trained_bytes + optimizer if in_background else 0
+    return traced.trained_bytes + totals["optimizer"] if in_background else 0
 
 
 def _by_name(moment: Moment) -> dict[str, int]:

@@ -13,7 +13,6 @@ from toolkit.api import Fidelity, Memory
 from toolkit.plan.speed import Rates
 from toolkit.plan.variants import FIDELITIES, Option, Planner, Set, candidates, cuts_the_batch_alone
 from toolkit.recipe.schema import Component
-from toolkit.registry import Registry
 from toolkit.resolve import ResolvedRecipe
 
 AS_FAST = 0.01
@@ -40,19 +39,10 @@ def choose(options: Iterable[Option], *, limit_bytes: int, fidelity: Fidelity = 
 class Search:
     """Looks for the best set of strategies for one recipe."""
 
-    def __init__(
-        self,
-        resolved: ResolvedRecipe,
-        registry: Registry,
-        *,
-        rates: Rates,
-        limit_bytes: int,
-        processes: int = 1,
-    ) -> None:
-        self.registry = registry
+    def __init__(self, resolved: ResolvedRecipe, *, rates: Rates, limit_bytes: int, processes: int = 1) -> None:
         self.limit_bytes = limit_bytes
         self.planner = Planner(resolved, rates=rates, limit_bytes=limit_bytes, processes=processes)
-        offered = candidates(resolved, registry)
+        offered = candidates(resolved)
         self.batches = [part for part in offered if cuts_the_batch_alone(part, resolved)]
         self.others = [part for part in offered if part not in self.batches]
         self.seen: dict[tuple[str, ...], Option] = {}

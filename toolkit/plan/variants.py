@@ -17,7 +17,6 @@ from toolkit.plan.plan import Plan, Sizes, reckon
 from toolkit.plan.speed import Rates
 from toolkit.plan.trace import Trace
 from toolkit.recipe.schema import Component, Recipe
-from toolkit.registry import Registry
 from toolkit.resolve import ResolvedRecipe, resolve
 
 FIDELITIES: tuple[Fidelity, ...] = ("exact", "approximate", "different")
@@ -49,9 +48,10 @@ def with_added(recipe: Recipe, added: Iterable[Component]) -> Recipe:
     )
 
 
-def candidates(resolved: ResolvedRecipe, registry: Registry) -> list[Component]:
+def candidates(resolved: ResolvedRecipe) -> list[Component]:
     """What the plugins offer for this recipe and device, each valid beside what the recipe has."""
     recipe = without_choosers(resolved.recipe)
+    registry = recipe.registry
     present = {part.name for part in recipe.many("memory")}
     found = []
     for name in registry.names("memory"):

@@ -7,7 +7,7 @@ imported, and no plugin method is called.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
@@ -64,6 +64,8 @@ class Recipe:
     components: Mapping[Path_, Component]
     """By place in the recipe: ("dataset",), ("memory", 0), ..."""
     training: Training
+    registry: Registry = field(repr=False, compare=False)
+    """Where its plugins were found, and others can be."""
 
     def one(self, section: str) -> Any:
         """The plugin of a section that holds one; its type is the contract of that kind."""
@@ -104,6 +106,7 @@ class _Validation:
             plugin_paths=plugin_paths(self.document),
             components=dict(self._components(data)),
             training=self._training(data["training"]),
+            registry=self.registry,
         )
         if self.problems:
             raise RecipeError(self.problems)

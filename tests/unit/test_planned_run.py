@@ -1,0 +1,88 @@
+"""A run plans its memory before it begins, whether `auto` chooses or a person did."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import resolved, train, write_recipe
+from toolkit.device import detect
+from toolkit.plan.choose import with_choice
+from toolkit.plan.plan import peak_bytes
+from toolkit.plan.variants import candidates
+from toolkit.progress import Event, Message
+from toolkit.resolve import load, resolve
+from toolkit.train import run
+
+HALVED = '''
+"""Made for a test."""
+
+from toolkit.api import Memory
+
+
+class Halved(Memory):
+    """Half of the global batch at a time."""
+
+    claims = frozenset({"batch"})
+    fidelity = "exact"
+
+    @classmethod
+    def candidates(cls, settings, device):
+        return [cls()]
+
+    def changes(self, settings, device):
+        from toolkit.api import Change
+
+        return {"micro_batch_size": Change(settings["global_batch_size"] // 2, "made for a test")}
+'''
+LOOKS = """
+    def apply(self, model, run):
+        assert float(next(model.parameters()).sum()) != 0
+        return model
+"""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+
+
+def plugin(folder: Path, code: str) -> None:
+    (folder / "memory").mkdir(parents=True)
+    (folder / "memory" / "halved.py").write_text(code, encoding="utf-8")
+
+
+def test_it_is_planned_without_auto_too(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    result, events = train(recipe)
+    assert result.planned_memory_bytes == peak_bytes(resolved(recipe))
+    assert not any("planned peak" in event.text for event in events if isinstance(event, Message))
+
+
+def test_too_much_for_the_machine_is_told_before_it_begins(tmp_path: Path) -> None:
+    recipe = resolved(write_recipe(tmp_path))
+    small = replace(recipe, device=replace(recipe.device, memory_bytes=10 * 2**20))
+    events: list[Event] = []
+    run(small, runs=tmp_path / "runs", listener=events.append)
+    (told,) = [event.text for event in events if isinstance(event, Message) and "planned peak" in event.text]
+    assert "more than the 0.01 GB here" in told
+    assert "memory: [auto]" in told
+
+
+def test_what_cannot_be_planned_is_trained_all_the_same(tmp_path: Path) -> None:
+    plugin(tmp_path / "plugins", HALVED + LOOKS)
+    recipe = write_recipe(tmp_path, memory=["halved"], plugin_paths=["plugins"])
+    result, events = train(recipe)
+    assert result.planned_memory_bytes is None
+    assert any("no plan can be made" in event.text for event in events if isinstance(event, Message))
+
+
+def test_auto_knows_the_plugins_of_folders_that_only_the_command_names(tmp_path: Path) -> None:
+    plugin(tmp_path / "elsewhere", HALVED)
+    read = load(str(write_recipe(tmp_path, memory=["auto"])), plugin_folders=[tmp_path / "elsewhere"])
+    recipe = resolve(read, detect())
+    assert "halved" in [part.name for part in candidates(recipe)]
+    chosen = with_choice(recipe, {"strategies": [{"plugin": "halved"}], "save_in_background": None})
+    assert chosen.training.micro_batch_size == 2
