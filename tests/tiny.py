@@ -36,6 +36,26 @@ RECIPE: dict[str, Any] = {
 }
 """Complete but for dataset.files. JSON is YAML, so it is written as such."""
 
+TINY_BERT = '''
+"""A BERT from scratch."""
+
+from toolkit.api import Model
+
+
+class TinyBert(Model):
+    """A layer."""
+
+    def build(self, tokenizer, run):
+        from transformers import BertConfig, BertForMaskedLM
+
+        return BertForMaskedLM(
+            BertConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=1,
+                       intermediate_size=32, max_position_embeddings=run.block_size,
+                       hidden_dropout_prob={dropout}, attention_probs_dropout_prob={dropout})
+        )
+'''
+"""The toolkit has no plugin for a BERT from scratch."""
+
 
 def texts(folder: Path, *, lines: int = 200, seed: int = 0) -> Path:
     """Write a file of sentences and return it."""
@@ -57,6 +77,12 @@ def write_recipe(folder: Path, name: str = "tiny", **sections: Any) -> Path:
     file = folder / f"{name}.yaml"
     file.write_text(json.dumps(data, indent=1), encoding="utf-8")
     return file
+
+
+def write_tiny_bert(plugins: Path, *, dropout: float = 0.1) -> None:
+    """Write a model plugin, tiny-bert, into a folder of plugins."""
+    (plugins / "model").mkdir(parents=True)
+    (plugins / "model" / "tiny_bert.py").write_text(TINY_BERT.format(dropout=dropout), encoding="utf-8")
 
 
 def resolved(recipe: Path, *overrides: str) -> ResolvedRecipe:

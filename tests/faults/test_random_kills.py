@@ -15,7 +15,7 @@ import pytest
 
 from tests.faults.command_server import CommandServer, Outcome
 from tests.faults.trials import End
-from tests.tiny import write_recipe
+from tests.tiny import write_recipe, write_tiny_bert
 
 SMALL = {"plugin": "gpt2", "num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 1, "dropout": 0.1}
 RECIPES: dict[str, dict[str, Any]] = {
@@ -38,24 +38,6 @@ KILLS = 25
 MOST_PER_RUN = 5
 """... in runs that are stopped so often, and then left alone."""
 
-TINY_BERT = '''
-"""A BERT of nothing."""
-
-from toolkit.api import Model
-
-
-class TinyBert(Model):
-    """A layer, from scratch."""
-
-    def build(self, tokenizer, run):
-        from transformers import BertConfig, BertForMaskedLM
-
-        return BertForMaskedLM(
-            BertConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=1,
-                       intermediate_size=32, max_position_embeddings=run.block_size)
-        )
-'''
-
 
 class Victim:
     """A recipe, the end of its undisturbed run, and a folder in which it is disturbed."""
@@ -64,8 +46,7 @@ class Victim:
         self.server = server
         self.folder = folder
         self.draw = random.Random(seed)
-        (folder / "plugins" / "model").mkdir(parents=True)
-        (folder / "plugins" / "model" / "tiny_bert.py").write_text(TINY_BERT, encoding="utf-8")
+        write_tiny_bert(folder / "plugins")
         training = {"max_steps": STEPS, "save_steps": 2, "eval_steps": 3, **sections.get("training", {})}
         self.recipe = write_recipe(
             folder, **{"model": SMALL, "dataset": {"max_samples": 40}, **sections, "training": training}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import assert_same_run, command, train, train_in_two, weights, write_recipe
+from tests.tiny import assert_same_run, command, train, train_in_two, weights, write_recipe, write_tiny_bert
 
 RECIPES: dict[str, dict[str, Any]] = {
     "dropout and accumulation": {"memory": [{"plugin": "small-batch", "micro_batch_size": 1}]},
@@ -29,30 +29,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     "workers": {"training": {"dataloader_num_workers": 1, "max_steps": 6}},
 }
 
-TINY_BERT = '''
-"""A BERT of nothing."""
-
-from toolkit.api import Model
-
-
-class TinyBert(Model):
-    """Two layers, from scratch."""
-
-    def build(self, tokenizer, run):
-        from transformers import BertConfig, BertForMaskedLM
-
-        return BertForMaskedLM(
-            BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-                       intermediate_size=64, max_position_embeddings=run.block_size)
-        )
-'''
-
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "plugins" / "model").mkdir(parents=True)
-    (tmp_path / "plugins" / "model" / "tiny_bert.py").write_text(TINY_BERT, encoding="utf-8")
+    write_tiny_bert(tmp_path / "plugins")
     return tmp_path
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import assert_same_run, losses, train, weights, write_recipe
+from tests.tiny import assert_same_run, losses, train, weights, write_recipe, write_tiny_bert
 from toolkit_plugins.memory.frozen_layers import layers_of
 
 SUM_ORDER = 2e-5
@@ -51,24 +51,14 @@ def test_small_batch_is_exact_up_to_the_order_of_sums(tmp_path: Path, micro_batc
 
 def test_small_batch_is_exact_for_masked_words_too(tmp_path: Path) -> None:
     """The number of hidden tokens differs from block to block, and BERT's own loss is a mean per micro-batch."""
-    recipe = write_recipe(tmp_path, model=bert(tmp_path), objective={"plugin": "masked-lm", "block_size": 32},
-                          plugin_paths=["plugins"])  # fmt: skip
+    write_tiny_bert(tmp_path / "plugins", dropout=0.0)
+    objective = {"plugin": "masked-lm", "block_size": 32}
+    recipe = write_recipe(tmp_path, model="tiny-bert", objective=objective, plugin_paths=["plugins"])
     plain, _ = train(recipe, name="plain")
     small, _ = train(recipe, "memory=[{plugin: small-batch, micro_batch_size: 1}]", name="small")
     assert [loss for *_, loss in losses(small.folder)[:1]] == pytest.approx([losses(plain.folder)[0][2]], rel=SUM_ORDER)
     first, second = weights(plain.folder), weights(small.folder)
     assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-4
-
-
-def bert(folder: Path) -> str:
-    from tests.numerics.test_exact_resume import TINY_BERT
-
-    (folder / "plugins" / "model").mkdir(parents=True)
-    without_dropout = TINY_BERT.replace(
-        "intermediate_size=64", "intermediate_size=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0"
-    )
-    (folder / "plugins" / "model" / "tiny_bert.py").write_text(without_dropout, encoding="utf-8")
-    return "tiny-bert"
 
 
 def test_the_loss_is_the_models_own(tmp_path: Path) -> None:

@@ -9,13 +9,7 @@ import pytest
 from tests.unit.command_line import RECIPE, toolkit
 from toolkit.plan.devices import KNOWN
 
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("TOOLKIT_RUNS", raising=False)
-    (tmp_path / "mine.yaml").write_text(RECIPE)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def test_a_plan_is_a_table_for_people(here: Path) -> None:

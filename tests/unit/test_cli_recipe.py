@@ -15,13 +15,7 @@ from toolkit.recipe.editor import DESCRIPTIONS
 from toolkit.recipe.schema import SECTIONS
 from toolkit.registry import Registry
 
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("TOOLKIT_RUNS", raising=False)
-    (tmp_path / "mine.yaml").write_text(RECIPE)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def test_list_names_every_recipe_and_what_it_does() -> None:

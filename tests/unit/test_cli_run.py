@@ -9,19 +9,13 @@ from typing import Any
 
 import pytest
 
-from tests.unit.command_line import RECIPE, toolkit
+from tests.unit.command_line import toolkit
 from toolkit import resolve, run_directory
 from toolkit.api import Device
 from toolkit.files import write_json
 from toolkit.run_directory import RunDirectory
 
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("TOOLKIT_RUNS", raising=False)
-    (tmp_path / "mine.yaml").write_text(RECIPE)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def begun(name: str, runs: Path = Path("runs")) -> RunDirectory:

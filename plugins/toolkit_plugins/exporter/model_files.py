@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 TEXT = "The quick brown fox jumps over the lazy dog, and 42 naïve cafés wait — \n\tdef f(x): return x\n"
 """What the reloaded folder has to read as the trained model does: words, digits, accents, white space."""
 
+COMPARED = 32
+"""Tokens whose logits are compared: every weight is anyway, and 50,257 logits of each token take their memory twice."""
+
 
 def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write weights as safetensors, tokenizer, configs; readable by whom the umask lets read."""
@@ -57,7 +60,7 @@ def prove(
     ids = tokenizer.encode(TEXT)
     if not ids or again.encode(TEXT) != ids or len(again) != len(tokenizer):
         raise ToolkitError(f"the tokenizer that was written to {folder} does not read text as the trained one does")
-    ids = ids[: min(64, getattr(model.config, "max_position_embeddings", None) or 64)]
+    ids = ids[: min(COMPARED, getattr(model.config, "max_position_embeddings", None) or COMPARED)]
     loaded = reload(folder)
     stored = loaded.state_dict()
     for name, weight in model.state_dict().items():
