@@ -1,0 +1,177 @@
+"""`memory: [auto]` under budgets, against sets of strategies chosen by hand: never over, and about as fast.
+
+    python tests/benchmarks/auto_under_budget.py                             # everything, two hours on two cores
+    python tests/benchmarks/auto_under_budget.py --families gpt2 --budgets 3 4
+    python tests/benchmarks/auto_under_budget.py --output tests/benchmarks/results/auto_under_budget.txt
+
+Models of 124M parameters, 4 x 512 tokens a step, AdamW in fp32 where no strategy says otherwise. Each run is the
+command, whole, in a process of its own with one thread, two beside each other; its peak is the kernel's count. The
+speed is that of the fastest step after the first.
+
+By hand means: every set of `BY_HAND`, once as where memory is short and once with the memory that this machine has,
+which is faster and takes more. For each budget the fastest of those that stayed within it is what `auto` is compared
+with, among those whose fidelity is no lower than that of its own choice: it is told to prefer exact ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.planned_memory import Case, recipe
+from tests.benchmarks.random_models import AS_WHERE_MEMORY_IS_SHORT, COMMAND
+
+FAMILIES = ("gpt2", "llama", "bert")
+BUDGETS = (2, 3, 4, 6, 8, 12)
+SEQUENCES, BLOCK_SIZE, STEPS = 4, 512, 3
+FIDELITIES = ("exact", "approximate")
+
+
+def micro(size: int) -> dict[str, Any]:
+    return {"plugin": "small-batch", "micro_batch_size": size}
+
+
+CHECKPOINTED, CHUNKED, ADAFACTOR, BF16_WEIGHTS = (
+    *("gradient-checkpointing", "chunked-loss"),
+    *("low-memory-optimizer", "weights-in-bf16"),
+)
+BY_HAND: dict[str, tuple[list[Any], ...]] = {
+    "exact": (
+        [],
+        [micro(2)],
+        [micro(1)],
+        [CHUNKED],
+        [CHUNKED, micro(2)],
+        [CHUNKED, micro(1)],
+        [CHUNKED, CHECKPOINTED],
+        [CHUNKED, CHECKPOINTED, micro(1)],
+    ),
+    "approximate": (
+        ["mixed-precision", CHUNKED, micro(2)],
+        [ADAFACTOR, CHUNKED, micro(2)],
+        [ADAFACTOR, CHUNKED, micro(1)],
+        [ADAFACTOR, CHUNKED, CHECKPOINTED, micro(1)],
+        [ADAFACTOR, BF16_WEIGHTS, CHUNKED, micro(1)],
+        [ADAFACTOR, BF16_WEIGHTS, CHUNKED, CHECKPOINTED, micro(1)],
+    ),
+}
+AMPLE = ([], [micro(2)], [micro(1)], [CHUNKED], [CHUNKED, micro(2)])
+"""Those that are measured with the memory that this machine has, too: where all fits, nothing else is chosen."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run."""
+
+    strategies: str
+    fidelity: str
+    peak_bytes: int
+    tokens_per_second: float
+    planned_bytes: int | None = None
+
+
+def words(memory: Sequence[Any]) -> str:
+    """Strategies in a line."""
+    names = [entry if isinstance(entry, str) else " ".join(map(str, entry.values())) for entry in memory]
+    return ", ".join(name.replace("small-batch", "micro-batch") for name in names) or "none"
+
+
+def measured(
+    family: str, memory: list[Any], fidelity: str, *, budget: int | None = None, short: bool = True
+) -> Outcome:
+    """Run a recipe with these strategies in a process of its own."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        file = recipe(Case(family, "124M", BLOCK_SIZE, SEQUENCES, tuple(memory), accumulation=1), folder)
+        data = json.loads(file.read_text(encoding="utf-8"))
+        del data["training"]["micro_batch_size"]
+        data["training"] |= {"max_steps": STEPS, "logging_steps": 1}
+        if budget:
+            del data["training"]["save_in_background"]
+            data["memory"] = [{"plugin": "auto", "budget": budget * 2**30}]
+        file.write_text(json.dumps(data), encoding="utf-8")
+        start = AS_WHERE_MEMORY_IS_SHORT if short and not budget else COMMAND
+        log = (folder / "log.txt").open("w+")
+        process = subprocess.Popen(
+            [sys.executable, "-c", start, "recipe", "run", str(file), "--quiet"],
+            cwd=folder, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1", "TOOLKIT_CACHE": place},
+        )  # fmt: skip
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            log.seek(0)
+            raise SystemExit(f"{family}, {words(memory)}, {budget}: {log.read()}")
+        run = folder / "runs" / file.stem
+        record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        lines = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+        speeds = [line["tokens_per_second"] for line in lines if line["kind"] == "train"]
+        if budget:
+            memory = record["choice"]["strategies"]
+            approximate = {"low-memory-optimizer", "weights-in-bf16", "mixed-precision"}
+            fidelity = FIDELITIES[any(entry["plugin"] in approximate for entry in memory)]
+            memory = [entry["plugin"] if entry["plugin"] != "small-batch" else entry for entry in memory]
+        return Outcome(
+            words(memory), fidelity, usage.ru_maxrss * 1024, max(speeds[1:]), record.get("planned_memory_bytes")
+        )
+
+
+def by_hand(family: str) -> Iterator[tuple[str, list[Any], str, bool]]:
+    """Every run by hand: family, strategies, fidelity, and whether memory is short."""
+    for fidelity, sets in BY_HAND.items():
+        for memory in sets:
+            yield family, memory, fidelity, True
+            if memory in AMPLE:
+                yield family, memory, fidelity, False
+
+
+def table(family: str, budgets: Sequence[int], chosen: Sequence[Outcome], others: Sequence[Outcome]) -> Iterator[str]:
+    """The lines for one family."""
+    yield f"{family} 124M, {SEQUENCES} x {BLOCK_SIZE} tokens a step, {STEPS} steps, one thread"
+    yield "by hand                                                    peak GB  tokens/s"
+    for other in others:
+        yield f"  {other.strategies:<56} {other.peak_bytes / 1e9:7.2f} {other.tokens_per_second:9.1f}"
+    yield "auto      planned    peak  tokens/s  of the fastest by hand that fits"
+    for budget, own in zip(budgets, chosen, strict=True):
+        allowed = FIDELITIES[: FIDELITIES.index(own.fidelity) + 1]
+        fitting = [other for other in others if other.peak_bytes <= budget * 2**30 and other.fidelity in allowed]
+        fastest = max((other.tokens_per_second for other in fitting), default=None)
+        share = f"{own.tokens_per_second / fastest:5.2f}" if fastest else "none fits"
+        over = "" if own.peak_bytes <= budget * 2**30 else "  OVER THE BUDGET"
+        yield (
+            f"{budget:3} GiB {(own.planned_bytes or 0) / 1e9:8.2f} {own.peak_bytes / 1e9:7.2f} "
+            f"{own.tokens_per_second:9.1f}  {share}  {own.strategies}{over}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--families", nargs="*", choices=FAMILIES, default=FAMILIES, metavar="FAMILY")
+    parser.add_argument("--budgets", nargs="*", type=int, default=BUDGETS, metavar="GIB")
+    parser.add_argument("--output", type=Path, help="write the tables here, too")
+    asked = parser.parse_args()
+    lines = []
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for family in asked.families:
+            automatic = [pool.submit(measured, f, [], "exact", budget=b) for f, b in product([family], asked.budgets)]
+            manual = [pool.submit(measured, f, memory, kept, short=s) for f, memory, kept, s in by_hand(family)]
+            made = table(family, asked.budgets, [a.result() for a in automatic], [m.result() for m in manual])
+            for line in made:
+                lines.append(line)
+                print(line, flush=True)
+    if asked.output:
+        asked.output.parent.mkdir(parents=True, exist_ok=True)
+        asked.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
