@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 from typing import Any
 
 from toolkit.host import DISK_FAULTS
@@ -16,6 +19,8 @@ class MetricsLog:
         self.run = run
         self.listener = listener
         self._unwritten: list[dict[str, Any]] = []
+        self._end = run.metrics_file.stat().st_size if run.metrics_file.exists() else 0
+        """Up to here the file holds what was written."""
 
     def write(self, line: dict[str, Any]) -> None:
         """Add a line, now or when the disk takes it."""
@@ -31,11 +36,18 @@ class MetricsLog:
                 self.listener(Message(told))
 
     def flush(self) -> None:
-        """Write the lines that were refused.
+        """Write the lines that were refused: all of them, or none.
 
         Raises:
             OSError: the disk refuses them still.
         """
-        if self._unwritten:
-            self.run.append_metrics(self._unwritten)
-            self._unwritten = []
+        if not self._unwritten:
+            return
+        text = "".join(json.dumps(line) + "\n" for line in self._unwritten).encode()
+        with self.run.metrics_file.open("ab", buffering=0) as file:
+            if file.tell() > self._end:  # some or all of a write that was refused, perhaps only as it was closed
+                file.truncate(self._end)
+            if file.write(text) < len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._end += len(text)
+        self._unwritten = []

@@ -17,12 +17,11 @@ This module knows files; it does not know torch.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -117,25 +116,14 @@ class RunDirectory:
         attempt = last | {"ended": now(), "how": how, "step": step, "error": error}
         self.update(status=how, attempts=[*earlier, attempt])
 
-    def append_metrics(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Add lines to metrics.jsonl: all of them, or none.
-
-        Raises:
-            OSError: none was added; the disk is full, say.
-        """
-        text = "".join(json.dumps(record) + "\n" for record in records).encode()
-        with (self.folder / "metrics.jsonl").open("ab", buffering=0) as lines:
-            before = lines.tell()
-            try:
-                if lines.write(text) < len(text):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            except OSError:
-                lines.truncate(before)
-                raise
+    @property
+    def metrics_file(self) -> Path:
+        """One line for each logged step, evaluation and save."""
+        return self.folder / "metrics.jsonl"
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; a last line that a crash cut off is not one."""
-        return list(read_json_lines(self.folder / "metrics.jsonl"))
+        return list(read_json_lines(self.metrics_file))
 
     def cut_metrics(self, step: int) -> None:
         """Remove the lines after this step, which a resumed run will write again."""

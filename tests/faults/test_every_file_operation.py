@@ -22,8 +22,6 @@ SHARES = 16
 """The operations are dealt out to so many tests, which can run beside each other."""
 MARGIN = 10
 """A run has not always the same number of operations: its threads meet in another order."""
-REFUSED_EVERY = 1
-"""Of the operations that a disk may refuse, one in so many is tried: all would take three times what the kills do."""
 FAULTS = {
     "full": (FAIL_ONCE, errno.ENOSPC),
     "full from then on": (FAIL_FROM, errno.ENOSPC),
@@ -83,9 +81,7 @@ def test_killed_or_without_power_it_loses_nothing_that_was_committed_and_ends_th
 def test_a_disk_that_refuses_costs_no_checkpoint_and_ends_in_words(
     bench: Bench, number: int, action: int, error: int
 ) -> None:
-    tried = [at for at in share(bench, number) if at % REFUSED_EVERY == 0]
-    assert tried
-    assert [failure for at in tried for failure in refused(bench, at, action, error)] == []
+    assert [failure for at in share(bench, number) for failure in refused(bench, at, action, error)] == []
 
 
 def test_a_few_of_all_these(bench: Bench) -> None:

@@ -13,6 +13,7 @@ from tests.unit.command_line import toolkit
 from toolkit import resolve, run_directory
 from toolkit.api import Device
 from toolkit.files import write_json
+from toolkit.metrics_log import MetricsLog
 from toolkit.run_directory import RunDirectory
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -28,8 +29,8 @@ def begun(name: str, runs: Path = Path("runs")) -> RunDirectory:
 
 def finished(name: str) -> RunDirectory:
     run = begun(name)
-    run.append_metrics([{"kind": "train", "step": 1200, "loss": 3.5, "seconds": 9.0}])
-    run.append_metrics([{"kind": "eval", "step": 1200, "eval_loss": 3.25, "perplexity": 25.79, "seconds": 9.0}])
+    MetricsLog(run, print).write({"kind": "train", "step": 1200, "loss": 3.5, "seconds": 9.0})
+    MetricsLog(run, print).write({"kind": "eval", "step": 1200, "eval_loss": 3.25, "perplexity": 25.79, "seconds": 9.0})
     run.update(results={"steps": 1200, "eval_loss": 3.25, "seconds": 75.0, "tokens_seen": 4096, "sample": None})
     run.end_attempt(how="finished", step=1200)
     for step in (900, 1200):

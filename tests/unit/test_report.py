@@ -17,6 +17,7 @@ from tests.tiny import resolved, train_in_two, write_recipe
 from toolkit import report, run_directory
 from toolkit.chart import line_chart, short, thinned, ticks
 from toolkit.errors import UnavailableError
+from toolkit.metrics_log import MetricsLog
 from toolkit.origins import settings
 from toolkit.run_directory import RunDirectory
 
@@ -152,7 +153,7 @@ def test_nothing_that_a_run_holds_becomes_markup(tmp_path: Path) -> None:
     attack = "</pre><script>alert('x')</script><!-- \" ' &amp;"
     run = begun(tmp_path, description=attack)
     run.begin_attempt(from_step=0)
-    run.append_metrics([step(1)])
+    MetricsLog(run, print).write(step(1))
     (run.folder / "samples.jsonl").write_text(json.dumps({"step": 1, "prompt": attack, "text": f"{attack} {attack}"}))
     (run.folder / "environment.json").write_text(json.dumps({attack: [attack, None]}))
     (run.folder / "recipe.yaml").write_text(attack)
@@ -167,7 +168,7 @@ def test_a_run_that_has_only_begun_is_told_as_far_as_it_got(tmp_path: Path) -> N
     run = begun(tmp_path)
     assert "nothing has been measured yet" in page_of(run).text
     run.begin_attempt(from_step=0)
-    run.append_metrics([step(1)])
+    MetricsLog(run, print).write(step(1))
     page = page_of(run)
     assert "At step 1, with a training loss of 5.000." in page.text
     assert "still running, or killed" in page.text
@@ -181,7 +182,7 @@ def test_without_an_evaluation_it_says_that_nothing_was_held_out(tmp_path: Path)
     run = begun(tmp_path)
     run.begin_attempt(from_step=0)
     for number in (1, 2):
-        run.append_metrics([step(number)])
+        MetricsLog(run, print).write(step(number))
     run.end_attempt(how="finished", step=2)
     page = page_of(run)
     assert "Finished 2 steps at a training loss of 2.500." in page.text
@@ -198,8 +199,8 @@ def test_a_rehearsal_is_not_mistaken_for_the_run(tmp_path: Path) -> None:
 def test_the_best_evaluation_is_named_when_it_was_not_the_last(tmp_path: Path) -> None:
     run = begun(tmp_path)
     for number, loss in ((2, 4.0), (4, 3.5), (6, 3.75)):
-        run.append_metrics(
-            [{"step": number, "kind": "eval", "eval_loss": loss, "perplexity": math.exp(loss), "seconds": 1}]
+        MetricsLog(run, print).write(
+            {"step": number, "kind": "eval", "eval_loss": loss, "perplexity": math.exp(loss), "seconds": 1}
         )
     assert "The lowest held-out loss was 3.500, at step 4." in page_of(run).text
 
@@ -207,7 +208,7 @@ def test_the_best_evaluation_is_named_when_it_was_not_the_last(tmp_path: Path) -
 def test_a_loss_that_is_no_number_leaves_a_gap(tmp_path: Path) -> None:
     run = begun(tmp_path)
     for number, loss in ((1, 5.0), (2, 4.0), (3, math.nan), (4, 3.0), (5, 2.0)):
-        run.append_metrics([step(number, loss=loss)])
+        MetricsLog(run, print).write(step(number, loss=loss))
     page = page_of(run)
     assert page.charts["training"] == [[1, 5.0], [2, 4.0], [3, None], [4, 3.0], [5, 2.0]]
     (path,) = re.findall(r'class="curve c1" d="([^"]+)"', page.source.partition("Learning rate")[0])
