@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from toolkit.api import RunContext
-from toolkit.assemble import Components, context_of
+from toolkit.assemble import Components, context_of, refusals_placed
 from toolkit.plan import skeleton
 from toolkit.plan.trace import Trace
 from toolkit.resolve import ResolvedRecipe
@@ -48,7 +48,8 @@ def trace(resolved: ResolvedRecipe, *, micro_batch_size: int, accumulation: int)
         context = context_of(resolved, Path(folder))
         built = skeleton.components(resolved, context)
         ledger = Ledger(vocabulary_size=_vocabulary_size(built))
-        real = skeleton.batch(built, context, size=micro_batch_size)
+        with refusals_placed(resolved.recipe, ("objective",)):
+            real = skeleton.batch(built, context, size=micro_batch_size)
         batch: dict[str, torch.Tensor] = {name: mode.from_tensor(tensor) for name, tensor in real.items()}
         trainer = _trainer(resolved, context, built, micro_batch_size=micro_batch_size, accumulation=accumulation)
         with skeleton.needs_no_values("training step", None), _documents_masked("position_ids" in real):
