@@ -107,3 +107,25 @@ def test_until_safe(benchmark: Any, trainer: Any) -> None:
         trainer.saver.take_result()
 
     benchmark.pedantic(save, setup=begin, rounds=3)
+
+
+@pytest.mark.benchmark(group="a forward and backward pass of GPT-2 124M, 1,024 tokens: what a save beside it takes")
+@pytest.mark.parametrize("beside", ["nothing", "a save"])
+def test_step_beside_a_save(benchmark: Any, trainer: Any, beside: str) -> None:
+    """The pass takes longer than the writing, so the difference is what the whole of a save takes of training."""
+    import torch
+
+    ids = torch.zeros((1, 1024), dtype=torch.int64)
+
+    def begin() -> None:
+        trainer.model.zero_grad()
+        trainer.saver.take_result()
+        trainer.state.global_step += 1
+        if beside == "a save":
+            trainer._save_checkpoint(trainer.model, None)
+
+    def step() -> None:
+        trainer.model(input_ids=ids, labels=ids).loss.backward()
+
+    benchmark.pedantic(step, setup=begin, rounds=5, warmup_rounds=1)
+    trainer.saver.take_result()
