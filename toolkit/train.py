@@ -132,17 +132,17 @@ def _directory(
 
 def _with_planned_memory(resolved: ResolvedRecipe, listener: Listener) -> tuple[ResolvedRecipe, dict[str, Any]]:
     """The recipe with what `auto` chooses, and what the run notes of its plan."""
-    if chooser_of(resolved):
-        resolved, chosen = resolve_auto(resolved, processes=processes.count())
-        for sentence in chosen.why:
-            listener(Message(f"auto: {sentence}"))
-        planned = {"planned_memory_bytes": chosen.plan.peak_bytes, "memory_budget_bytes": chosen.plan.limit_bytes}
-        return resolved, {"choice": chosen.record, **planned}
     try:
+        if chooser_of(resolved):
+            resolved, chosen = resolve_auto(resolved, processes=processes.count())
+            for sentence in chosen.why:
+                listener(Message(f"auto: {sentence}"))
+            planned = {"planned_memory_bytes": chosen.plan.peak_bytes, "memory_budget_bytes": chosen.plan.limit_bytes}
+            return resolved, {"choice": chosen.record, **planned}
         peak = peak_bytes(resolved, processes=processes.count())
     except PluginError as error:  # a run needs no plan
-        listener(Message(str(error)))
-        return resolved, {}
+        listener(Message(f"{error}. The run goes on without a plan"))
+        return (with_choice(resolved, NOTHING_CHOSEN) if chooser_of(resolved) else resolved), {}
     limit = resolved.device.memory_bytes
     if peak > limit:
         listener(

@@ -1,6 +1,6 @@
 """`memory: [auto]` under budgets, against sets of strategies chosen by hand: never over, and about as fast.
 
-    python tests/benchmarks/auto_under_budget.py                             # everything, two hours on two cores
+    python tests/benchmarks/auto_under_budget.py                             # everything, an hour on two cores
     python tests/benchmarks/auto_under_budget.py --families gpt2 --budgets 3 4
     python tests/benchmarks/auto_under_budget.py --output tests/benchmarks/results/auto_under_budget.txt
 
@@ -52,20 +52,16 @@ BY_HAND: dict[str, tuple[list[Any], ...]] = {
         [micro(1)],
         [CHUNKED],
         [CHUNKED, micro(2)],
-        [CHUNKED, micro(1)],
-        [CHUNKED, CHECKPOINTED],
         [CHUNKED, CHECKPOINTED, micro(1)],
     ),
     "approximate": (
         ["mixed-precision", CHUNKED, micro(2)],
-        [ADAFACTOR, CHUNKED, micro(2)],
         [ADAFACTOR, CHUNKED, micro(1)],
-        [ADAFACTOR, CHUNKED, CHECKPOINTED, micro(1)],
         [ADAFACTOR, BF16_WEIGHTS, CHUNKED, micro(1)],
         [ADAFACTOR, BF16_WEIGHTS, CHUNKED, CHECKPOINTED, micro(1)],
     ),
 }
-AMPLE = ([], [micro(2)], [micro(1)], [CHUNKED], [CHUNKED, micro(2)])
+AMPLE = ([], [micro(2)], [CHUNKED])
 """Those that are measured with the memory that this machine has, too: where all fits, nothing else is chosen."""
 
 
@@ -120,9 +116,10 @@ def measured(
             approximate = {"low-memory-optimizer", "weights-in-bf16", "mixed-precision"}
             fidelity = FIDELITIES[any(entry["plugin"] in approximate for entry in memory)]
             memory = [entry["plugin"] if entry["plugin"] != "small-batch" else entry for entry in memory]
-        return Outcome(
-            words(memory), fidelity, usage.ru_maxrss * 1024, max(speeds[1:]), record.get("planned_memory_bytes")
-        )
+        planned = record.get("planned_memory_bytes")
+        outcome = Outcome(words(memory), fidelity, usage.ru_maxrss * 1024, max(speeds[1:]), planned)
+        print(f"# {family}, {f'{budget} GiB' if budget else 'short' if short else 'ample'}: {outcome}", flush=True)
+        return outcome
 
 
 def by_hand(family: str) -> Iterator[tuple[str, list[Any], str, bool]]:
@@ -159,6 +156,9 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="*", type=int, default=BUDGETS, metavar="GIB")
     parser.add_argument("--output", type=Path, help="write the tables here, too")
     asked = parser.parse_args()
+    # It loads its parts when they are asked for, which two threads must not do at once.
+    from transformers import BertForMaskedLM, PreTrainedTokenizerFast  # noqa: F401
+
     lines = []
     with ThreadPoolExecutor(max_workers=2) as pool:
         for family in asked.families:

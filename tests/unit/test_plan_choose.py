@@ -19,12 +19,32 @@ from toolkit.plan.plan import Plan, plan
 from toolkit.plan.search import Search, choose
 from toolkit.plan.step import trace
 from toolkit.plan.trace import Trace
-from toolkit.plan.variants import Option, without_choosers
+from toolkit.plan.variants import Option, candidates, without_choosers
 from toolkit.resolve import ResolvedRecipe, resolve
 
 MODEL = {"plugin": "llama", **SMALL}
 TRACES: dict[str, Trace] = {}
 SETTINGS = {"global_batch_size": 8, "save_in_background": None}
+
+REFUSING = '''
+"""Made for a test."""
+
+from toolkit.api import Memory, OptionError
+
+
+class Refusing(Memory):
+    """Exact, and for no model."""
+
+    claims = frozenset({"gradients"})
+    fidelity = "exact"
+
+    @classmethod
+    def candidates(cls, settings, device):
+        return [cls()]
+
+    def apply(self, model, run):
+        raise OptionError("not for this model")
+'''
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +129,26 @@ def test_no_choice_of_ones_own_that_fits_is_faster(tmp_path: Path) -> None:
             made = plan(resolved(write_recipe(tmp_path, model=MODEL, memory=by_hand, training=settings)), rates=RATES)
             if made.peak_bytes <= usable_bytes(budget, recipe.device):
                 assert choice.plan.seconds_per_step <= made.seconds_per_step * 1.1
+
+
+def test_a_strategy_that_goes_with_no_cut_of_the_batch_is_in_nobodys_way(tmp_path: Path) -> None:
+    """release-gradients is offered where nothing is clipped, and refuses accumulation."""
+    recipe = auto(tmp_path, training={"max_grad_norm": 0})
+    budget = budget_for(plain(recipe), 0.35)
+    concrete, _ = chosen(recipe, budget)
+    assert plan(concrete, rates=RATES).peak_bytes <= usable_bytes(budget, recipe.device)
+    assert concrete.fidelity == "exact"
+
+
+def test_a_strategy_that_refuses_the_model_is_not_chosen(tmp_path: Path) -> None:
+    plugins = tmp_path / "plugins/memory"
+    plugins.mkdir(parents=True)
+    (plugins / "refusing.py").write_text(REFUSING, encoding="utf-8")
+    file = write_recipe(tmp_path, model=MODEL, memory=["auto"], training=SETTINGS, plugin_paths=["plugins"])
+    recipe = resolved(file)
+    assert "refusing" in [part.name for part in candidates(recipe)]
+    concrete, _ = chosen(recipe, budget_for(plain(recipe), 0.35))
+    assert "refusing" not in [part.name for part in concrete.recipe.many("memory")]
 
 
 def test_a_lower_fidelity_only_where_nothing_else_fits(tmp_path: Path) -> None:

@@ -56,35 +56,34 @@ def plan(
     Reckoned from the step that the run would do, traced without its memory: no weights are downloaded and no GPU is
     needed, so one can plan here for a machine elsewhere. Configs and tokenizers from the Hub are fetched.
 
-    A run that does not fit is told with what would make it fit; the exit status is 0 then, too.
+    A run that does not fit is told with what would make it fit; the exit status is 0 then, too. It is 2 where the
+    recipe leaves the choice to `auto`, and nothing that may be chosen fits.
     """
     from toolkit import resolve
 
-    limit = _bytes(memory) if memory else None
     device = options.chosen_device(device_name)
-    read = resolve.load(name, overrides=overrides, plugin_folders=plugin_folders)
-    resolved = resolve.resolve(read, replace(device, memory_bytes=limit) if limit else device)
+    if memory:
+        device = replace(device, memory_bytes=_bytes(memory))
+    resolved = resolve.resolve(resolve.load(name, overrides=overrides, plugin_folders=plugin_folders), device)
     rates = _rates(device_name, resolved)
     from toolkit.plan import compare as comparison
     from toolkit.plan.choose import chooser_of, resolve_auto, usable_bytes
     from toolkit.plan.plan import plan as planned
     from toolkit.plan.search import Search
 
-    search = Search(
-        resolved,
-        rates=rates,
-        limit_bytes=usable_bytes(resolved.device.memory_bytes, resolved.device),
-        processes=processes,
-    )
+    chooser = chooser_of(resolved)
+    limit = chooser.limit(resolved.device) if chooser else resolved.device.memory_bytes
+    search = Search(resolved, rates=rates, limit_bytes=usable_bytes(limit, resolved.device), processes=processes)
     why: Sequence[str] = ()
-    if chooser_of(resolved):
+    if chooser:
         resolved, choice = resolve_auto(resolved, rates=rates, processes=processes)
         why = choice.why
-    made = planned(resolved, rates=rates, processes=processes, training_blocks=_known_blocks(resolved, runs))
+    blocks = _known_blocks(resolved, runs)
+    made = planned(resolved, rates=rates, limit_bytes=limit, processes=processes, training_blocks=blocks)
     rows = list(comparison.rows(search)) if compare else []
     help_ = None if made.fits else search.best(fidelity="different")
     if as_json:
-        render.as_json(_as_data(made, why, rows))
+        render.as_json(_as_data(made, why, rows, help_))
         return
     _show(made, why)
     if rows:
@@ -129,18 +128,18 @@ def _known_blocks(resolved: ResolvedRecipe, runs: Path) -> int | None:
     return blocks
 
 
-def _as_data(made: Plan, why: Sequence[str], rows: Sequence[Option]) -> dict[str, Any]:
-    compared = [
-        {
-            "strategies": row.plan.strategies,
-            "fidelity": row.plan.fidelity,
-            "peak_bytes": row.plan.peak_bytes,
-            "fits": row.plan.fits,
-            "seconds_per_step": row.plan.seconds_per_step,
-        }
-        for row in rows
-    ]
-    return {**asdict(made), "fits": made.fits, "why": why} | ({"compared": compared} if rows else {})
+def _as_data(made: Plan, why: Sequence[str], rows: Sequence[Option], help_: Option | None) -> dict[str, Any]:
+    data = {**asdict(made), "fits": made.fits, "why": why}
+    if rows:
+        data["compared"] = [_summary(row.plan) for row in rows]
+    if not made.fits:
+        data["would_fit"] = _summary(help_.plan) if help_ else None
+    return data
+
+
+def _summary(made: Plan) -> dict[str, Any]:
+    fields = ("strategies", "fidelity", "peak_bytes", "fits", "seconds_per_step")
+    return {field: getattr(made, field) for field in fields}
 
 
 def _show(made: Plan, why: Sequence[str]) -> None:

@@ -31,11 +31,11 @@ def _sets(search: Search, smallest: Component | None) -> Iterator[tuple[Set, Com
     for part in search.others:
         yield frozenset({part}), None
     for lowest in range(len(FIDELITIES)):
-        before = search.everything([part for part in search.others if rank(part) < lowest])
+        before = search.everything([part for part in search.others if rank(part) < lowest], smallest)
         of_this = [part for part in search.others if rank(part) == lowest]
         if lowest:
-            yield from ((search.joined(before, part), smallest) for part in of_this)
+            yield from ((search.joined(before, part, smallest), smallest) for part in of_this)
         if of_this:
-            together = search.everything([part for part in search.others if rank(part) <= lowest])
+            together = search.everything([part for part in search.others if rank(part) <= lowest], smallest)
             yield together, None
             yield together, smallest

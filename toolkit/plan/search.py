@@ -15,6 +15,8 @@ from toolkit.plan.variants import FIDELITIES, Option, Planner, Set, candidates, 
 from toolkit.recipe.schema import Component
 from toolkit.resolve import ResolvedRecipe
 
+NEARLY_AS_FAST = 0.05
+"""A cut of the batch that costs less than this needs no comparison with what other strategies would cost."""
 AS_FAST = 0.01
 """Steps that differ by less than this are equally fast, and the one with fewer strategies is taken."""
 
@@ -50,14 +52,17 @@ class Search:
 
     def best(self, *, fidelity: Fidelity) -> Option | None:
         """The best option that fits, with strategies of at least this fidelity."""
-        if (whole := self.planned(frozenset(), None)) and whole.plan.peak_bytes <= self.limit_bytes:
+        whole = self.planned(frozenset(), None)
+        if whole and whole.plan.peak_bytes <= self.limit_bytes:
             return whole  # most often: nothing is needed
-        if fits := self._best_batch(frozenset()):
-            return fits
+        cut = self._best_batch(frozenset())
+        if cut and whole and cut.plan.seconds_per_step <= whole.plan.seconds_per_step * (1 + NEARLY_AS_FAST):
+            return cut
         for lowest in FIDELITIES[: FIDELITIES.index(fidelity) + 1]:
             usable = [part for part in self.others if rank(part) <= FIDELITIES.index(lowest)]
-            if any(rank(part) == FIDELITIES.index(lowest) for part in usable) and (found := self._let_go(usable)):
-                return found
+            found = self._let_go(usable) if any(rank(part) == FIDELITIES.index(lowest) for part in usable) else None
+            if best := choose(filter(None, [cut, found]), limit_bytes=self.limit_bytes):
+                return best
         return None
 
     def smallest(self) -> Option:
@@ -65,18 +70,27 @@ class Search:
         return min(self.seen.values(), key=lambda option: option.plan.peak_bytes)
 
     def _let_go(self, usable: Sequence[Component]) -> Option | None:
+        """The best that is found from the smallest cut of the batch; or from none, for what goes with no cut."""
+        for batch in (*self.batches[:1], None):
+            if found := self._let_go_from(self.everything(usable, batch), usable, batch):
+                return found
+        return None
+
+    def _let_go_from(self, everything: Set, usable: Sequence[Component], batch: Component | None) -> Option | None:
         """From everything together, drop or exchange one strategy at a time while that is faster and fits.
 
-        All with the smallest cut of the batch, which is made larger at the end: how it is cut matters less than
+        All with one cut of the batch, which is made larger at the end: how it is cut matters less than
         what is computed twice. Where it matters most, in steps that the start of kernels takes the time of,
         everything together with the largest cut may be the fastest, and is compared.
         """
-        everything = current = self.everything(usable)
-        best = self._smallest(current)
+        current = everything
+        best = self.planned(current, batch)
         if best is None or best.plan.peak_bytes > self.limit_bytes:
             return None
         seen = {current}
-        while tried := {near: self._smallest(near) for near in self._neighbours(current, usable) if near not in seen}:
+        while tried := {
+            near: self.planned(near, batch) for near in self._neighbours(current, usable) if near not in seen
+        }:
             seen |= tried.keys()
             better = choose([best, *filter(None, tried.values())], limit_bytes=self.limit_bytes)
             if better is None or better is best:
@@ -86,16 +100,17 @@ class Search:
         ends = [self._best_batch(current), self._best_batch(everything)]
         return choose(filter(None, ends), limit_bytes=self.limit_bytes)
 
-    def everything(self, usable: Sequence[Component]) -> Set:
+    def everything(self, usable: Sequence[Component], batch: Component | None) -> Set:
         """As many strategies as go together; of those that exclude each other the one that is named last."""
         together: Set = frozenset()
         for part in reversed(usable):
-            together = self.joined(together, part)
+            together = self.joined(together, part, batch)
         return together
 
-    def joined(self, together: Set, part: Component) -> Set:
-        """The set with one more strategy, if it goes with the others."""
-        if any(_exclude(part, other) for other in together) or not self.planner.is_valid(together | {part}):
+    def joined(self, together: Set, part: Component, batch: Component | None) -> Set:
+        """The set with one more strategy, if it goes with the others and this cut of the batch."""
+        with_cut = together | {part} | ({batch} if batch else set())
+        if any(_exclude(part, other) for other in together) or not self.planner.is_valid(with_cut):
             return together
         return together | {part}
 
@@ -115,10 +130,6 @@ class Search:
                 break
             fitting.append(option)
         return choose(filter(None, fitting), limit_bytes=self.limit_bytes)
-
-    def _smallest(self, added: Set) -> Option | None:
-        """The plan with the smallest cut of the batch."""
-        return self.planned(added, self.batches[0] if self.batches else None)
 
     def planned(self, added: Set, batch: Component | None) -> Option | None:
         option = self.planner.option(added, batch)

@@ -16,6 +16,7 @@ from toolkit.errors import PluginError, RecipeError
 from toolkit.plan.plan import Plan, Sizes, reckon
 from toolkit.plan.speed import Rates
 from toolkit.plan.trace import Trace
+from toolkit.plan.words import named
 from toolkit.recipe.schema import Component, Recipe
 from toolkit.resolve import ResolvedRecipe, resolve
 
@@ -100,7 +101,11 @@ class Planner:
         self._traces: dict[tuple[Set, int], Trace] = {}
 
     def option(self, added: Set, batch: Component | None = None) -> Option | None:
-        """The plan with these strategies and this cut of the batch; None if they do not go together."""
+        """The plan with these strategies and this cut of the batch; None if they do not go together.
+
+        Raises:
+            RecipeError, PluginError: the recipe is refused without any of them.
+        """
         parts = tuple(sorted(added, key=lambda part: part.name)) + ((batch,) if batch else ())
         recipe = with_added(without_choosers(self.resolved.recipe), parts)
         try:
@@ -111,7 +116,13 @@ class Planner:
         if resolved.training.save_in_background is None:
             # Whether a copy of the state has room is asked when the strategies are chosen.
             resolved = replace(resolved, training=resolved.training.model_copy(update={"save_in_background": False}))
-        traced = self._traced(added, resolved, sizes)
+        try:
+            traced = self._traced(added, resolved, sizes)
+        except (RecipeError, PluginError) as error:
+            if not added:
+                raise
+            logging.getLogger("toolkit").info("%s cannot be chosen: %s", ", ".join(named(parts)), error)
+            return None
         made = reckon(resolved, traced, sizes, rates=self.rates, limit_bytes=self.limit_bytes)
         return Option(parts, resolved, made)
 

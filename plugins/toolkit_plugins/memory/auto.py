@@ -24,8 +24,8 @@ class Auto(Chooser):
     """What a strategy may change: `exact` nothing, `approximate` the precision, `different` what is trained."""
 
     def limit(self, device: Device) -> int:
-        """The budget, or all there is."""
-        return self.budget or device.memory_bytes
+        """The budget, if there is so much, or all there is."""
+        return min(self.budget or device.memory_bytes, device.memory_bytes)
 
     def lowest_fidelity(self) -> Fidelity:
         """As the option says."""
