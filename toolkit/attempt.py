@@ -23,7 +23,7 @@ from toolkit.recovery import Start, begin_attempt
 from toolkit.resolve import ResolvedRecipe
 from toolkit.run_directory import RunDirectory
 from toolkit.saving import Saver
-from toolkit.signals import StopRequest
+from toolkit.signals import EndedByEvaluation, StopRequest
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +65,10 @@ class Attempt:
             if self.resolved.device.kind == "cpu":
                 self.memory_was_short = give_memory_back()
 
-        budget = self.directory.record.get("memory_budget_bytes")
+        record = self.directory.record
+        budget, planned = record.get("memory_budget_bytes"), record.get("planned_memory_bytes") or 0
+        if planned >= memory_watch.SHORT * (budget or self.resolved.device.memory_bytes):
+            when_short()  # before the first tensor: later, what lies in the heap's holes stays there
         return memory_watch.watched(self.directory.folder, budget=budget, when_short=when_short)
 
     def _work(self, start: Start) -> None:
@@ -77,10 +80,11 @@ class Attempt:
             if start.folder and start.of_parent:
                 branch.check_fits(self.directory, start.folder, components.model, total_steps=cadence.total_steps)
             check_disk(self.directory.folder, checkpoint_bytes=checkpoint_bytes)
-            trainer = self._trainer(components, cadence, start, checkpoint_bytes)
-            self._train(trainer, cadence, start)
+            schedule = self._schedule(cadence, start, checkpoint_bytes)
+            trainer = self._trainer(components, schedule, start)
+            self._train(trainer, schedule, cadence, start)
             step = trainer.state.global_step or start.step
-            if step < cadence.total_steps:
+            if self.stop.signal_number is not None and (step < cadence.total_steps or trainer.evaluation_left_out):
                 raise self.stop.error(f"step {step} is saved; the same command goes on from there")
             if processes.is_first():
                 self._finish(components, trainer, step)
@@ -125,25 +129,23 @@ class Attempt:
             )
         return Cadence.of(training, total_steps=total_steps, validation_blocks=len(data.validation or ()))
 
-    def _trainer(
-        self,
-        components: Components,
-        cadence: Cadence,
-        start: Start,
-        checkpoint_bytes: int,
-    ) -> RecipeTrainer:
-        from toolkit.guards import Guard
+    def _schedule(self, cadence: Cadence, start: Start, checkpoint_bytes: int) -> Schedule:
         from toolkit.schedule import Schedule
+
+        save_seconds = processes.by_first(lambda: seconds_to_write(self.directory.checkpoints, checkpoint_bytes))
+        schedule = Schedule(cadence, self.directory, self.listener, self.stop, save_seconds=save_seconds)
+        schedule.resumed_from = start.folder
+        schedule.stop_after = self.stop_after
+        return schedule
+
+    def _trainer(self, components: Components, schedule: Schedule, start: Start) -> RecipeTrainer:
+        from toolkit.guards import Guard
         from toolkit.smaller_steps import SmallerSteps
         from toolkit.trainer import RecipeTrainer
         from toolkit.trainer_arguments import training_arguments
 
         training = self.resolved.training
         sizes = self._sizes()
-        save_seconds = processes.by_first(lambda: seconds_to_write(self.directory.checkpoints, checkpoint_bytes))
-        schedule = Schedule(cadence, self.directory, self.listener, self.stop, save_seconds=save_seconds)
-        schedule.resumed_from = start.folder
-        schedule.stop_after = self.stop_after
         guard = Guard(
             on_spike=training.on_spike,
             scaled_gradients=training.precision == "fp16",
@@ -161,17 +163,19 @@ class Attempt:
                     accumulation=sizes.accumulation,
                     device_kind=self.resolved.device.kind,
                     evaluates=components.data.validation is not None,
+                    evaluation_pieces=start.evaluation_pieces,
                 ),
                 optimizer=self.resolved.recipe.one("optimizer"),
                 settings=training,
                 context=self.context,
-                callbacks=[schedule, *self._plugin_callbacks()],
+                callbacks=[*self._plugin_callbacks(), schedule],  # which has to see what theirs decide
                 guard=guard,
                 saver=self._saver(schedule, components, start),
                 steps=SmallerSteps(
                     micro_batch_size=sizes.micro_batch_size,
                     pieces=start.pieces,
                     refusal=self._no_repetition(sizes.micro_batch_size),
+                    refusal_in_optimizer=self._no_second_update(sizes.micro_batch_size),
                     tell=schedule.smaller,
                 ),
             )
@@ -204,10 +208,14 @@ class Attempt:
         smaller = f"set training.micro_batch_size to less than {micro}"
         if processes.count() > 1:
             return f"the other processes of the run would wait for this one; {smaller}"
-        if self.resolved.training.precision == "fp16":
-            return f"fp16 scales its gradients once per step; {smaller}"
         if self.resolved.training.release_gradients:
             return "release-gradients has moved some of the weights already; take a smaller global_batch_size"
+        return None
+
+    def _no_second_update(self, micro: int) -> str | None:
+        """Why a step that ran out of memory in the optimizer cannot be done again, where it can elsewhere."""
+        if self.resolved.training.precision == "fp16":
+            return f"fp16 has scaled its gradients back; set training.micro_batch_size to less than {micro}"
         return None
 
     def _sizes(self) -> Sizes:
@@ -229,13 +237,15 @@ class Attempt:
                     callbacks += cast(Callback, part.plugin).callbacks(self.context)
         return callbacks
 
-    def _train(self, trainer: RecipeTrainer, cadence: Cadence, start: Start) -> None:
-        if start.folder and start.step >= cadence.total_steps:  # the Trainer would take one step more
+    def _train(self, trainer: RecipeTrainer, schedule: Schedule, cadence: Cadence, start: Start) -> None:
+        if start.folder and (start.ended or start.step >= cadence.total_steps):  # the Trainer would take a step more
             trainer._load_from_checkpoint(str(start.folder))
             trainer.seconds_before = start.seconds_trained
             trainer.state.global_step = start.step
             seen = read_json(start.folder / "trainer_state.json")["num_input_tokens_seen"]
             trainer.state.num_input_tokens_seen = int(seen)
+            with self.stop.deferred(), libraries_quiet():
+                schedule.make_up_evaluation(start.step)
             return
         parameters = list(cast("torch.nn.Module", trainer.model).parameters())
         self.listener(
@@ -252,6 +262,8 @@ class Attempt:
         with self.stop.deferred(), libraries_quiet(), trainer.saver.finished(unless=InterruptedRun):
             try:
                 trainer.train(resume_from_checkpoint=str(start.folder) if start.folder else None)
+            except EndedByEvaluation:  # which the attempt before had to leave out
+                trainer.ended = True
             except UnpicklingError as error:  # torch opens these files as data alone, and says so at length
                 raise TrainingError(
                     f"a file of {start.folder} holds code or something else that is no training state, and was not "
@@ -270,7 +282,7 @@ class Attempt:
             "steps": step,
             "tokens_seen": int(trainer.state.num_input_tokens_seen),
             "seconds": trainer.seconds_trained,
-            "peak_memory_bytes": memory_watch.peak_resident_bytes(),
+            "peak_memory_bytes": memory_watch.peak_bytes(self.resolved.device.kind),
             "memory_was_short": self.memory_was_short,
             "eval_loss": last.get("eval_loss"),
             "perplexity": last.get("perplexity"),

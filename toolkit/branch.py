@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 OPTIMIZER_FILE = "optimizer.pt"
+OPTIMIZER_CHANGES = ("optimizer.plugin:", "training.optim:", "memory.frozen-layers")
+"""Settings with which the optimizer's state is another, so that it begins anew."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def begin(child: RunDirectory, parent: Parent, resolved: ResolvedRecipe) -> list
     files = read_json(staging / checkpoint.MANIFEST)["files"]
     if reason := checkpoint.difference(staging, files):  # its run went on, and removed it meanwhile
         raise UsageError(f"the checkpoint of step {parent.step} was gone before it was copied: {reason}; try again")
-    if any(change.startswith("optimizer.plugin:") for change in changes):
+    if any(change.startswith(OPTIMIZER_CHANGES) for change in changes):
         (staging / OPTIMIZER_FILE).unlink()
     record = {"id": parent.run.id, "run": parent.run.name, "folder": str(parent.run.folder.resolve())}
     child.update(parent={**record, "step": parent.step, "changes": changes})

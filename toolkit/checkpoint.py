@@ -104,12 +104,15 @@ def difference(folder: Path, files: Mapping[str, Mapping[str, int | str]]) -> st
     """Say how a folder differs from the files that were listed; None if it does not."""
     for name, entry in files.items():
         file, size = folder / name, int(entry["bytes"])
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size:,} bytes instead of {size:,}"
-        if _sha256(file) != entry["sha256"]:
-            return f"the content of {name} has changed on disk"
+        try:
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != size:
+                return f"{name} has {file.stat().st_size:,} bytes instead of {size:,}"
+            if _sha256(file) != entry["sha256"]:
+                return f"the content of {name} has changed on disk"
+        except OSError as error:  # a bad sector, or somebody else's file
+            return f"{name} cannot be read: {error.strerror}"
     return None
 
 

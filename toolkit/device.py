@@ -13,6 +13,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
+from toolkit import control_group
 from toolkit.api import Device
 
 BF16_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
@@ -77,7 +78,5 @@ def _cpu() -> Device:
 def _host_memory_bytes() -> int:
     """The memory that this process may use: the container's limit where there is one, else the host's."""
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
-        if limit.exists() and (text := limit.read_text(encoding="ascii").strip()).isdigit():
-            return min(host, int(text))
-    return host
+    limit = control_group.limit_bytes()
+    return host if limit is None else min(host, limit)

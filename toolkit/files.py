@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -25,14 +26,13 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_json_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """Read a file of JSON lines; a line that was cut off in the middle of its writing ends it."""
+    """Read a file of JSON lines; one that was cut off in its writing, or damaged since, is passed over."""
     if not file.exists():
         return
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return
+    for line in file.read_bytes().split(b"\n"):  # and not at what else counts as the end of a line in a text
+        with contextlib.suppress(ValueError):
+            if isinstance(entry := json.loads(line), dict):
+                yield entry
 
 
 def write_json(file: Path, data: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from toolkit import __version__, processes
+from toolkit import __version__, control_group, processes
 from toolkit.errors import UnavailableError
 from toolkit.resolve import ResolvedRecipe
 
@@ -31,6 +31,8 @@ STACK = ("torch", "transformers", "datasets", "accelerate", "peft", "tokenizers"
 
 def environment(resolved: ResolvedRecipe) -> dict[str, Any]:
     """Versions and device, for environment.json. No environment variables: they hold secrets."""
+    import torch
+
     device = resolved.device
     plugins = {part.distribution for part in resolved.recipe.components.values()}
     return {
@@ -40,6 +42,7 @@ def environment(resolved: ResolvedRecipe) -> dict[str, Any]:
         "packages": {package: metadata.version(package) for package in STACK},
         "plugins": sorted(plugins),
         "processes": processes.count(),
+        "threads": torch.get_num_threads(),
         "device": {
             "kind": device.kind,
             "name": device.name,
@@ -75,11 +78,8 @@ def available_memory_bytes() -> int:
     import psutil
 
     free = int(psutil.virtual_memory().available)
-    control_group = Path("/sys/fs/cgroup")
-    limit, used = control_group / "memory.max", control_group / "memory.current"
-    if limit.exists() and (text := limit.read_text(encoding="ascii").strip()).isdigit():
-        free = min(free, int(text) - int(used.read_text(encoding="ascii")))
-    return max(0, free)
+    left = control_group.left_bytes()
+    return free if left is None else max(0, min(free, left))
 
 
 def check_disk(folder: Path, *, checkpoint_bytes: int) -> None:

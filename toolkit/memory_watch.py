@@ -31,10 +31,10 @@ NEAR = 0.9
 
 @dataclass(frozen=True)
 class Reading:
-    """The last reading of a process."""
+    """The reading at which a process was nearest to its limit."""
 
     resident: int
-    """Bytes that it held in memory at most."""
+    """Bytes that it held in memory."""
     limit: int
     """Bytes that it could have held: those, and what was still free then."""
 
@@ -59,12 +59,29 @@ def peak_resident_bytes() -> int:
     return resident_bytes()
 
 
+def peak_bytes(device_kind: str) -> int:
+    """The most that this process has held of the memory that a plan is about: the GPU's, or the processor's."""
+    if device_kind != "cuda":
+        return peak_resident_bytes()
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    beside = total - free - torch.cuda.memory_reserved()  # the context, and whatever others hold
+    return torch.cuda.max_memory_allocated() + beside
+
+
 def last_reading(folder: Path) -> Reading | None:
     """What the process that worked in this run directory before has left."""
     file = folder / FILE
     if not file.exists() or file.stat().st_size != LAYOUT.size:
         return None
-    return Reading(*LAYOUT.unpack(file.read_bytes()))
+    reading = Reading(*LAYOUT.unpack(file.read_bytes()))
+    return reading if reading.limit > 0 else None  # it was ended before it had read anything
+
+
+def forget_readings(folder: Path) -> None:
+    """Remove what the process before has left; a power cut must not bring it back to be blamed on the next."""
+    (folder / FILE).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -83,12 +100,13 @@ def watched(folder: Path, *, budget: int | None, when_short: Callable[[], object
         readings = mmap.mmap(file.fileno(), LAYOUT.size)
 
     def read() -> None:
-        highest, ample = 0, True
+        fullest, ample = 0.0, True
         while True:
             resident = resident_bytes()
             limit = resident + available_memory_bytes()
-            if resident >= highest:
-                highest = resident
+            # The nearest and not the last: the kernel kills at a peak, which lasts less than what lies between two.
+            if resident / limit >= fullest:
+                fullest = resident / limit
                 LAYOUT.pack_into(readings, 0, resident, limit)
             if ample and resident >= SHORT * min(limit, budget or limit):
                 ample = False

@@ -71,6 +71,15 @@ def wait() -> None:
         PartialState().wait_for_everyone()
 
 
+def gathered(value: T) -> list[T]:
+    """The value of each process, in the order of the processes."""
+    if count() == 1:
+        return [value]
+    from accelerate.utils import gather_object
+
+    return list(gather_object([value]))
+
+
 def any_of(*flags: bool) -> tuple[bool, ...]:
     """For each flag, whether any of the processes has raised it."""
     if count() == 1:

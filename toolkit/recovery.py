@@ -27,6 +27,10 @@ class Start:
     """Over all attempts, up to that step."""
     pieces: int
     """Pieces that each micro-batch is run in, since memory ran out before."""
+    evaluation_pieces: int
+    """The same for an evaluation's batch, which may be what the kernel has ended the run for."""
+    ended: bool
+    """Whether a callback ended the training there, before its last step."""
     of_parent: bool
     """Whether the checkpoint is that of another run, at which this one has begun."""
 
@@ -39,8 +43,11 @@ def begin_attempt(run: RunDirectory, resolved: ResolvedRecipe, listener: Listene
     step = found.step if found else 0
     run.note_loss(from_step=step, seconds=state["seconds_trained"])
     pieces = max(state["pieces"], int(run.record.get("pieces", 1)))
-    if held := _killed_for_want_of_memory(run):
-        pieces = _smaller(run, held, pieces=pieces, micro_batch_size=resolved.micro_batch_size, listener=listener)
+    if resolved.training.release_gradients:  # a parent without it may have cut its micro-batches
+        pieces = 1
+    if held := killed_for_want_of_memory(run):
+        pieces = _smaller(run, held, resolved, pieces=pieces, listener=listener)
+    memory_watch.forget_readings(run.folder)
     _tell_other_environment(run, resolved, listener)
     run.begin_attempt(from_step=step)
     run.cut_metrics(step)
@@ -50,6 +57,8 @@ def begin_attempt(run: RunDirectory, resolved: ResolvedRecipe, listener: Listene
         step=step,
         seconds_trained=float(state["seconds_trained"]),
         pieces=pieces,
+        evaluation_pieces=int(run.record.get("pieces", 1)),
+        ended=bool(state.get("ended")) and parent.get("step") != step,
         of_parent=found is not None and parent.get("step") == step,
     )
 
@@ -65,7 +74,7 @@ def _newest_checkpoint(run: RunDirectory, listener: Listener) -> Checkpoint | No
     return found
 
 
-def _killed_for_want_of_memory(run: RunDirectory) -> str | None:
+def killed_for_want_of_memory(run: RunDirectory) -> str | None:
     """What the last attempt held, if it seems that the kernel has ended it; that comes without a word."""
     *_, last = run.record["attempts"] or [None]
     reading = memory_watch.last_reading(run.folder)
@@ -74,12 +83,17 @@ def _killed_for_want_of_memory(run: RunDirectory) -> str | None:
     return f"{reading.resident / 2**30:.2f} of {reading.limit / 2**30:.2f} GiB"
 
 
-def _smaller(run: RunDirectory, held: str, *, pieces: int, micro_batch_size: int, listener: Listener) -> int:
+def _smaller(run: RunDirectory, held: str, resolved: ResolvedRecipe, *, pieces: int, listener: Listener) -> int:
     """Run micro-batches in more pieces from now on, if they can be cut."""
+    micro_batch_size = resolved.micro_batch_size
     ended = (
         f"the last attempt ended without a word when it held {held}: the kernel seems to have ended it for want of "
         f"memory"
     )
+    if resolved.training.release_gradients:
+        would = "release-gradients takes a step's gradients once, so it cannot go on with less at a time"
+        listener(Message(f"{ended}; {would}: take a smaller global_batch_size, or leave release-gradients out"))
+        return pieces
     if 2 * pieces > micro_batch_size:
         would = "toolkit recipe plan shows what would need less"
         listener(Message(f"{ended}, and it had one sequence at a time already; {would}"))
@@ -95,7 +109,7 @@ def _tell_other_environment(run: RunDirectory, resolved: ResolvedRecipe, listene
     before, now = read_json(run.folder / "environment.json"), environment(resolved)
     pairs = [(name, before["packages"].get(name), version) for name, version in now["packages"].items()]
     pairs += [("device", before["device"]["name"], now["device"]["name"])]
-    pairs += [("processes", before.get("processes"), now["processes"])]
+    pairs += [(name, before.get(name), now[name]) for name in ("processes", "threads")]
     changed = [f"{name} {new} (the run began with {old})" for name, old, new in pairs if old != new]
     if changed:
         listener(Message(f"going on, but not bit for bit: this is {', '.join(changed)}"))

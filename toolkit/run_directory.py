@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import RunMismatchError, UnavailableError, UsageError, nearest
+from toolkit.errors import UnavailableError, UsageError, nearest
 from toolkit.files import make_folder, read_json, read_json_lines, write_json, write_text
 from toolkit.resolve import ResolvedRecipe
 
@@ -145,15 +145,6 @@ class RunDirectory:
             if old.get(key, ...) != new.get(key, ...)
         ]
 
-    def check_identity(self, resolved: ResolvedRecipe) -> None:
-        """Compare the recipe with the one that the run was started with.
-
-        Raises:
-            RunMismatchError: they would not give the same numbers.
-        """
-        if differences := self.differences(resolved):
-            raise RunMismatchError(self.folder, differences)
-
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes from working on the run.
@@ -244,9 +235,13 @@ def find(name: str, runs: Path) -> RunDirectory:
 
 
 def all_runs(runs: Path) -> list[RunDirectory]:
-    """The runs in a folder of runs, oldest first."""
-    folders = [file.parent for file in runs.glob("*/run.json")]
-    return sorted(map(RunDirectory, folders), key=lambda run: str(run.record["created"]))
+    """The runs in a folder of runs, oldest first; one whose run.json cannot be read is in nobody's way."""
+    created: dict[RunDirectory, str] = {}
+    for file in runs.glob("*/run.json"):
+        run = RunDirectory(file.parent)
+        with contextlib.suppress(OSError, ValueError, AssertionError, KeyError):
+            created[run] = str(run.record["created"])
+    return sorted(created, key=lambda run: created[run])
 
 
 def newest_in_series(runs: Path, series: str) -> Path | None:

@@ -150,14 +150,15 @@ class Saver:
         later: list[Callable[[], Any]] = []
         self.staging, self._later = staging, later if in_background else None
 
-        def write_first_part() -> None:
+        def make_staging() -> None:
             if processes.is_first():
                 self._check_free_space(expected_bytes)
                 staging.mkdir(exist_ok=True)
-            write()
 
         try:
-            error = self._agreed(step, self._refusal(step, write_first_part))
+            # In two: while they write, processes wait for each other, and none may be missing.
+            error = self._agreed(step, self._refusal(step, make_staging))
+            error = error or self._agreed(step, self._refusal(step, write))
         except BaseException:  # the state is not fit to be saved, say
             shutil.rmtree(staging, ignore_errors=True)
             raise

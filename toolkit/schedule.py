@@ -24,7 +24,7 @@ from toolkit.metrics_log import MetricsLog
 from toolkit.progress import CheckpointSaved, Evaluated, Listener, Message, StepDone
 from toolkit.run_directory import RunDirectory
 from toolkit.saving import Saved
-from toolkit.signals import EvaluationLeftOut, StopRequest
+from toolkit.signals import EndedByEvaluation, EvaluationLeftOut, StopRequest
 from toolkit.smaller_steps import Smaller
 
 if TYPE_CHECKING:
@@ -78,10 +78,9 @@ class Schedule(DefaultFlowCallback):
         if self.resumed_from:
             self.trainer.restore_sums(self.resumed_from)
             self.last_save_step = state.global_step
-            if self._evaluation_left_out(state.global_step):
-                self.trainer.evaluate()
-                if self.stop.signal_number is not None:  # left out again; after another step it could never be made up
-                    raise self.stop.error(f"step {state.global_step} is saved; the same command goes on from there")
+            self.make_up_evaluation(state.global_step)
+            if self.trainer.ended:
+                raise EndedByEvaluation
         self.trainer.survive_in_the_optimizer()
         self._save_in(self.cadence.save_minutes)
 
@@ -109,7 +108,9 @@ class Schedule(DefaultFlowCallback):
         if save_due:
             self.stop.save_requested = False
             self._save_in(cadence.save_minutes)
-        last = step >= cadence.total_steps or stop
+        if control.should_training_stop:  # a callback's decision
+            self.trainer.ended = True
+        last = step >= cadence.total_steps or stop or self.trainer.ended
         self._recent.append((time.monotonic(), int(state.num_input_tokens_seen)))
         control.should_log |= step == 1 or step % cadence.logging_steps == 0 or step >= cadence.total_steps
         control.should_evaluate |= cadence.eval_steps is not None and (
@@ -183,17 +184,27 @@ class Schedule(DefaultFlowCallback):
         self.listener(Evaluated(state.global_step, loss, perplexity))
         self._restart_clock(state)
 
-    def _evaluation_left_out(self, step: int) -> bool:
-        """Whether a signal, which leaves no time for it, came at a step that was to be evaluated."""
-        due = self.cadence.eval_steps is not None and step % self.cadence.eval_steps == 0
-        return due and not any(line["kind"] == "eval" and line["step"] == step for line in self.run.metrics())
+    def make_up_evaluation(self, step: int) -> None:
+        """Evaluate this step, if that was due and a signal came, which leaves no time for it.
+
+        Raises:
+            InterruptedRun: another has come; after one more step it could never be made up.
+        """
+        assert self.trainer is not None
+        every = self.cadence.eval_steps
+        due = every is not None and (step % every == 0 or step >= self.cadence.total_steps)
+        if not due or any(line["kind"] == "eval" and line["step"] == step for line in self.run.metrics()):
+            return
+        self.trainer.evaluate()
+        if self.trainer.evaluation_left_out and self.stop.signal_number is not None:
+            raise self.stop.error(f"step {step} is saved; the same command goes on from there")
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Leave an evaluation for the next attempt when the run is to stop: it could take longer than the grace."""
         alone = processes.count() == 1  # others would wait for this process for ever
-        if alone and self.stop.signal_number is not None and state.global_step < self.cadence.total_steps:
+        if alone and self.stop.signal_number is not None:
             raise EvaluationLeftOut
 
     def saved(self, saved: Saved) -> None:
@@ -269,6 +280,8 @@ class Schedule(DefaultFlowCallback):
         self._recent.append((time.monotonic(), tokens))
 
     def _speed(self) -> float:
+        if not self._recent:  # an evaluation that is made up for, and no training
+            return 0.0
         (since, before), (now, tokens) = self._recent[0], self._recent[-1]
         return (tokens - before) / (now - since) if now > since else 0.0
 

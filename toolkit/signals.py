@@ -21,6 +21,10 @@ class EvaluationLeftOut(Exception):  # noqa: N818 - it is no error: the next att
     """A signal to stop came while the held-out text was being evaluated."""
 
 
+class EndedByEvaluation(Exception):  # noqa: N818 - it is no error
+    """An evaluation that was made up for has ended the training, as early-stopping does."""
+
+
 class StopRequest:
     """Whether somebody has asked the run to stop, and by which signal; or to save and go on."""
 

@@ -20,6 +20,9 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from toolkit.errors import TrainingError
 from toolkit.random_state import RandomState
 
+PASSES, OPTIMIZER = "the forward or backward pass", "the optimizer"
+"""Where in a step memory may run out."""
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed: on a GPU, on the processor, or Python's own."""
@@ -62,7 +65,13 @@ class SmallerSteps:
     """Runs the micro-batches of a step, each in as many pieces as memory asks for."""
 
     def __init__(
-        self, *, micro_batch_size: int, pieces: int, refusal: str | None, tell: Callable[[Smaller], None]
+        self,
+        *,
+        micro_batch_size: int,
+        pieces: int,
+        refusal: str | None,
+        refusal_in_optimizer: str | None = None,
+        tell: Callable[[Smaller], None],
     ) -> None:
         """Begin with so many pieces.
 
@@ -70,11 +79,13 @@ class SmallerSteps:
             micro_batch_size: sequences in a micro-batch of the data loader.
             pieces: pieces that each is run in.
             refusal: why a step of this run cannot be repeated; None if it can.
+            refusal_in_optimizer: why it cannot once the optimizer has begun.
             tell: hears of it when there are more pieces.
         """
         self.micro_batch_size = micro_batch_size
         self.pieces = pieces
         self.refusal = refusal
+        self.refusal_in_optimizer = refusal_in_optimizer
         self.tell = tell
         self._micro_batches: list[Mapping[str, Any]] = []
         self._random_state: RandomState | None = None
@@ -113,7 +124,7 @@ class SmallerSteps:
         self._micro_batches.append(micro_batch)
         with OutOfMemoryCaught():
             return self._in_pieces(micro_batch, compute)
-        return self.again(compute=compute, undo=undo, step=step, during="the forward or backward pass")
+        return self.again(compute=compute, undo=undo, step=step, during=PASSES)
 
     def again(
         self, *, compute: Callable[[Mapping[str, Any]], torch.Tensor], undo: Callable[[], None], step: int, during: str
@@ -142,8 +153,8 @@ class SmallerSteps:
         return torch.stack(losses).sum()
 
     def _halve(self, step: int, during: str) -> None:
-        if self.refusal:
-            raise TrainingError(f"memory ran out in {during} of step {step}, and it cannot be repeated: {self.refusal}")
+        if refusal := self.refusal or (self.refusal_in_optimizer if during == OPTIMIZER else None):
+            raise TrainingError(f"memory ran out in {during} of step {step}, and it cannot be repeated: {refusal}")
         if self.sequences == 1:
             raise TrainingError(
                 f"memory ran out in {during} of step {step}, with a single sequence at a time; `toolkit recipe plan` "
@@ -170,10 +181,10 @@ def survive_in(optimizer: torch.optim.Optimizer, *, passes_again: Callable[[], N
     @functools.wraps(plain)
     def surviving(*args: Any, **kwargs: Any) -> Any:
         while True:
+            before = _marks(optimizer)
             with OutOfMemoryCaught():
                 return plain(*args, **kwargs)
-            trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            if len({float(optimizer.state.get(parameter, {}).get("step", 0)) for parameter in trained}) > 1:
+            if any(mark != before.get(name, 0) for name, mark in _marks(optimizer).items()):
                 raise TrainingError(
                     f"memory ran out in the middle of the optimizer's step {step()}, when some weights were moved and "
                     f"others not; the same command goes on from the last checkpoint"
@@ -181,3 +192,19 @@ def survive_in(optimizer: torch.optim.Optimizer, *, passes_again: Callable[[], N
             passes_again()
 
     cast(Any, optimizer).step = surviving
+
+
+def _marks(optimizer: torch.optim.Optimizer) -> dict[tuple[int, str], float]:
+    """What a step changes in each weight and its state: torch's count of changes in place, and numbers of steps.
+
+    What is 0 and was not there before has been made and not used yet. Both are looked at, because bitsandbytes writes
+    past torch's count and has a number, and Muon has no number.
+    """
+    marks = {(id(weight), ""): float(weight._version) for group in optimizer.param_groups for weight in group["params"]}
+    for weight, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor):
+                marks[id(weight), name] = float(value._version)
+            elif isinstance(value, (int, float)):
+                marks[id(weight), name] = float(value)
+    return marks

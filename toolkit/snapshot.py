@@ -7,6 +7,7 @@ price is that the trained weights and the optimizer's state lie in memory twice.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,7 @@ class Snapshot:
             return {key: self._nested(child, (*path, key)) for key, child in value.items()}
         if isinstance(value, (list, tuple)):
             return type(value)(self._nested(child, (*path, index)) for index, child in enumerate(value))
-        return value
+        return copy.deepcopy(value)  # an object: the projections of APOLLO and GaLore, which change in place
 
     def _copy(self, tensor: torch.Tensor, path: tuple[Any, ...]) -> torch.Tensor:
         import torch

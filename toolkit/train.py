@@ -11,14 +11,16 @@ from typing import Any
 from toolkit import branch, processes, run_directory
 from toolkit.attempt import Attempt
 from toolkit.branch import Parent
-from toolkit.errors import PluginError, UnavailableError
+from toolkit.errors import PluginError, RunMismatchError, UnavailableError
 from toolkit.export import load_line
-from toolkit.host import DISK_FAULTS, check_device, environment
+from toolkit.host import DISK_FAULTS, available_memory_bytes, check_device, environment
+from toolkit.memory_watch import resident_bytes
 from toolkit.messages import plugin_messages_told
 from toolkit.plan.choose import NOTHING_CHOSEN, chooser_of, resolve_auto, with_choice
 from toolkit.plan.plan import peak_bytes
 from toolkit.plan.words import in_gb
 from toolkit.progress import Event, Listener, Message, RunResult
+from toolkit.recovery import killed_for_want_of_memory
 from toolkit.resolve import ResolvedRecipe
 from toolkit.run_directory import RunDirectory
 from toolkit.signals import StopRequest
@@ -110,9 +112,14 @@ def _directory(
     folder = None
     if newest and (parent is None or parent.is_of(RunDirectory(newest))):
         directory = RunDirectory(newest)
-        if not directory.is_blank:
-            directory.check_identity(with_choice_of(resolved, directory))
-            return directory
+        blank = directory.is_blank
+        # One that the kernel has ended in its first step is gone on with, or it would be ended there again.
+        if not blank or killed_for_want_of_memory(directory):
+            differences = directory.differences(with_choice_of(resolved, directory))
+            if not differences:
+                return directory
+            if not blank:
+                raise RunMismatchError(directory.folder, differences)
         with directory.locked():  # a start that came to nothing: its recipe may have been mended since
             shutil.rmtree(newest)
         folder = newest
@@ -132,9 +139,11 @@ def _directory(
 
 def _with_planned_memory(resolved: ResolvedRecipe, listener: Listener) -> tuple[ResolvedRecipe, dict[str, Any]]:
     """The recipe with what `auto` chooses, and what the run notes of its plan."""
+    sharing = 1 if resolved.device.kind == "cuda" else processes.count()
     try:
-        if chooser_of(resolved):
-            resolved, chosen = resolve_auto(resolved, processes=processes.count())
+        if chooser := chooser_of(resolved):
+            limit = min(chooser.limit(resolved.device), _to_be_had(resolved))
+            resolved, chosen = resolve_auto(resolved, limit // sharing, processes=processes.count())
             for sentence in chosen.why:
                 listener(Message(f"auto: {sentence}"))
             planned = {"planned_memory_bytes": chosen.plan.peak_bytes, "memory_budget_bytes": chosen.plan.limit_bytes}
@@ -143,7 +152,7 @@ def _with_planned_memory(resolved: ResolvedRecipe, listener: Listener) -> tuple[
     except PluginError as error:  # a run needs no plan
         listener(Message(f"{error}. The run goes on without a plan"))
         return (with_choice(resolved, NOTHING_CHOSEN) if chooser_of(resolved) else resolved), {}
-    limit = resolved.device.memory_bytes
+    limit = _to_be_had(resolved) // sharing
     if peak > limit:
         listener(
             Message(
@@ -152,6 +161,14 @@ def _with_planned_memory(resolved: ResolvedRecipe, listener: Listener) -> tuple[
             )
         )
     return resolved, {"planned_memory_bytes": peak}
+
+
+def _to_be_had(resolved: ResolvedRecipe) -> int:
+    """The device's memory, without what other programs hold of a processor's."""
+    device = resolved.device
+    if device.kind != "cpu":
+        return device.memory_bytes
+    return min(device.memory_bytes, resident_bytes() + available_memory_bytes())
 
 
 def _result(directory: RunDirectory, *, already_finished: bool) -> RunResult:

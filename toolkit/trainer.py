@@ -32,7 +32,7 @@ from transformers import (
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import CallbackHandler
 
-from toolkit import checkpoint
+from toolkit import checkpoint, processes
 from toolkit.api import Optimizer, RunContext
 from toolkit.blocks import BLOCK_NUMBERS, IndexedCollator
 from toolkit.branch import load_with_new_settings
@@ -45,7 +45,7 @@ from toolkit.random_state import random_state_preserved
 from toolkit.released_gradients import ReleasedGradients
 from toolkit.saving import STATE_FILE, Saver
 from toolkit.signals import EvaluationLeftOut
-from toolkit.smaller_steps import OutOfMemoryCaught, SmallerSteps, free_memory, survive_in
+from toolkit.smaller_steps import OPTIMIZER, OutOfMemoryCaught, SmallerSteps, free_memory, survive_in
 from toolkit.snapshot import Snapshot
 from toolkit.stochastic_rounding import StochasticRounding
 
@@ -97,6 +97,10 @@ class RecipeTrainer(Trainer):
         self.settings_replaced_in: Path | None = None
         """A checkpoint of another run, in which the recipe's optimizer settings take the place of those it was
         saved with."""
+        self.ended = False
+        """Whether a callback has ended the training before its last step."""
+        self.evaluation_left_out = False
+        """Whether a signal came in an evaluation, which the next attempt has to make up for."""
         self.seconds_before = 0.0
         """Time trained in earlier attempts."""
         self.started = time.monotonic()
@@ -147,19 +151,32 @@ class RecipeTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate without a trace: the same run without evaluations ends with the same weights."""
+        stopping = self.control.should_training_stop
         try:
-            while True:
-                with random_state_preserved(), OutOfMemoryCaught():
-                    return super().evaluate(*args, **kwargs)
-                self._evaluate_smaller()
+            metrics = self._evaluated(*args, **kwargs)
         except EvaluationLeftOut:
+            self.evaluation_left_out = True
             self.control.should_evaluate = False
             self.control.should_save = self.control.should_training_stop = True
             return {"eval_loss": math.nan}
+        if self.control.should_training_stop and not stopping:  # early-stopping, say
+            self.ended = self.control.should_save = True
+        return metrics
+
+    def _evaluated(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        while True:
+            with random_state_preserved(), OutOfMemoryCaught():
+                return super().evaluate(*args, **kwargs)
+            self._evaluate_smaller()
 
     def _evaluate_smaller(self) -> None:
         """Memory ran out in an evaluation: halve its batch, and leave training's alone."""
         size = self.args.per_device_eval_batch_size
+        if self.args.world_size > 1:
+            raise TrainingError(
+                f"memory ran out in the evaluation after step {self.state.global_step}, and the other processes would "
+                f"wait for this one; set training.micro_batch_size to less than {size}"
+            )
         if size == 1:
             raise TrainingError(f"memory ran out in the evaluation after step {self.state.global_step}, at batch 1")
         self.args.per_device_eval_batch_size = size // 2
@@ -195,7 +212,7 @@ class RecipeTrainer(Trainer):
         """Repeat the step in smaller pieces also where it is the optimizer that finds no memory."""
 
         def passes_again() -> None:
-            self._tr_loss += self._repeat_step(during="the optimizer")
+            self._tr_loss += self._repeat_step(during=OPTIMIZER)
             if self.args.max_grad_norm > 0:
                 self._clip_grad_norm(self.model_wrapped)
 
@@ -230,12 +247,14 @@ class RecipeTrainer(Trainer):
             write=partial(super()._save_checkpoint, model, trial),
             state={
                 # Hexadecimal, so that no digit is lost: the logged loss after a resume is the one without it.
-                "loss_sum": float(self._tr_loss.item()).hex(),
+                "of_processes": processes.gathered(
+                    {"loss_sum": float(self._tr_loss.item()).hex(), "guard": self.guard.state()}
+                ),
                 "total_loss": float(self._total_loss_scalar).hex(),
                 "last_logged_step": self._globalstep_last_logged,
                 "seconds_trained": self.seconds_trained,
-                "guard": self.guard.state(),
                 "pieces": self.steps.pieces,
+                "ended": self.ended,
             },
             expected_bytes=checkpoint.expected_bytes(self._model),
             last=self.control.should_training_stop,
@@ -253,7 +272,7 @@ class RecipeTrainer(Trainer):
         now: Any = copy.copy(self)
         now.processing_class = None
         now.data_collator = None
-        Path(output_dir).mkdir(parents=True)
+        Path(output_dir).mkdir(parents=True, exist_ok=True)  # another process has its random numbers to put there
         weights = self._snapshot.of_model(self._model)
         self.saver.for_later(partial(self._check_state, weights.items()))
         self.saver.for_later(partial(Trainer._save, now, output_dir, weights))
@@ -286,10 +305,11 @@ class RecipeTrainer(Trainer):
     def restore_sums(self, folder: Path) -> None:
         """Put back what the Trainer does not save; called once it has begun, for it starts from zero."""
         state = read_json(folder / STATE_FILE)
-        self._tr_loss = torch.tensor(float.fromhex(state["loss_sum"]), device=self.args.device)
+        own = state["of_processes"][min(self.args.process_index, len(state["of_processes"]) - 1)]
+        self._tr_loss = torch.tensor(float.fromhex(own["loss_sum"]), device=self.args.device)
         self._total_loss_scalar = float.fromhex(state["total_loss"])
         self._globalstep_last_logged = state["last_logged_step"]
-        self.guard.restore(state["guard"])
+        self.guard.restore(own["guard"])
         self.seconds_before = state["seconds_trained"]
         self.started = time.monotonic()
 

@@ -17,12 +17,23 @@ def training_arguments(
     accumulation: int,
     device_kind: str,
     evaluates: bool = True,
+    evaluation_pieces: int = 1,
 ) -> TrainingArguments:
-    """A recipe's settings as the Trainer takes them. When to log, evaluate and save is `Schedule`'s business."""
+    """A recipe's settings as the Trainer takes them. When to log, evaluate and save is `Schedule`'s business.
+
+    Args:
+        training: the recipe's settings.
+        output: the Trainer's folder.
+        micro_batch_size: sequences in a pass on one device.
+        accumulation: passes in a step.
+        device_kind: cpu, cuda or mps.
+        evaluates: whether anything is held out.
+        evaluation_pieces: that an evaluation's batch is cut into, since memory ran out before.
+    """
     arguments = TrainingArguments(
         output_dir=str(output),
         per_device_train_batch_size=micro_batch_size,
-        per_device_eval_batch_size=micro_batch_size,
+        per_device_eval_batch_size=max(1, micro_batch_size // evaluation_pieces),
         gradient_accumulation_steps=accumulation,
         num_train_epochs=training.num_train_epochs,
         max_steps=training.max_steps or -1,

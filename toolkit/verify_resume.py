@@ -108,7 +108,7 @@ def compare(undisturbed: RunDirectory, killed: RunDirectory) -> Verdict:
         if one != other:
             return Verdict(False, f"{one} without a kill, and {other} with", len(pairs), 0)
     first, second = (dict(_state(run)) for run in (undisturbed, killed))
-    for name in first.keys() | second.keys():
+    for name in sorted(first.keys() | second.keys()):
         if not _same(first.get(name), second.get(name)):
             return Verdict(False, f"{name} is another after a kill", len(pairs), len(first))
     return Verdict(True, None, len(pairs), len(first))

@@ -1,5 +1,6 @@
 """Each file of the newest checkpoint, damaged in each way: found, told with a reason, and the older one taken."""
 
+import errno
 import itertools
 import os
 import shutil
@@ -120,6 +121,24 @@ def test_from_every_damage_the_end_is_the_same(
 
 
 @pytest.mark.slow
+def test_one_that_cannot_be_read_is_passed_over(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bad sector: root may read what it likes, so the reading is made to fail."""
+    steps = sorted(step for step, _ in checkpoint.numbered(checkpoints))
+    digest = checkpoint._sha256
+
+    def bad_sector(file: Path) -> str:
+        if file.parent.name == f"checkpoint-{steps[-1]}" and file.name == "optimizer.pt":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return digest(file)
+
+    monkeypatch.setattr(checkpoint, "_sha256", bad_sector)
+    run = RunDirectory(checkpoints.parent)
+    found, skipped = checkpoint.newest_intact(checkpoints, run_id=run.id)
+    assert found is not None
+    assert found.step == steps[-2]
+    assert [one.reason for one in skipped] == ["optimizer.pt cannot be read: Input/output error"]
+
+
 def test_with_every_checkpoint_damaged_it_begins_again_and_says_so(
     server: CommandServer, stopped: Path, checkpoints: Path, tmp_path: Path
 ) -> None:

@@ -177,6 +177,79 @@ def test_after_the_kernel_has_ended_it_the_same_command_begins_smaller(tmp_path:
     assert [name for name in first if not bool((first[name] == second[name]).all())] == []
 
 
+def test_killed_in_its_first_step_it_begins_smaller_too(tmp_path: Path) -> None:
+    """Nothing of it could be lost, but it would be killed in the same way for ever."""
+    from toolkit.memory_watch import FILE, LAYOUT
+
+    callback(tmp_path, "killing", "def on_step_begin(self, args, state, control, **kwargs):\n    kill(9)")
+    recipe = write_recipe(tmp_path, plugin_paths=["plugins"])
+    process = command("recipe", "run", str(recipe), "--set", "callbacks=[killing]", cwd=tmp_path)
+    process.communicate()
+    assert process.returncode == -9
+    (tmp_path / "runs/tiny" / FILE).write_bytes(LAYOUT.pack(95 * 2**30, 100 * 2**30))
+    result, events = train(recipe)
+    assert any("micro-batches of 2" in event.text for event in events if isinstance(event, Message))
+    assert result.steps == 8
+
+
+def test_released_gradients_are_not_cut_into_pieces_after_a_kill(tmp_path: Path) -> None:
+    from toolkit.memory_watch import FILE, LAYOUT
+
+    callback(tmp_path, "killing", "def on_step_begin(self, args, state, control, **kwargs):\n    kill(9)")
+    settings = {"memory": ["release-gradients"], "training": {"max_grad_norm": 0}}
+    recipe = write_recipe(tmp_path, plugin_paths=["plugins"], **settings)
+    whole, _ = train(recipe, name="whole")
+    process = command("recipe", "run", str(recipe), "--set", "callbacks=[killing]", cwd=tmp_path)
+    process.communicate()
+    (tmp_path / "runs/tiny" / FILE).write_bytes(LAYOUT.pack(95 * 2**30, 100 * 2**30))
+    result, events = train(recipe)
+    assert any("release-gradients" in event.text for event in events if isinstance(event, Message))
+    assert_same_run(whole.folder, result.folder)
+
+
+def test_a_process_that_was_killed_before_it_read_its_memory_is_not_blamed(tmp_path: Path) -> None:
+    from toolkit.memory_watch import FILE, LAYOUT, last_reading
+
+    (tmp_path / FILE).write_bytes(bytes(LAYOUT.size))
+    assert last_reading(tmp_path) is None
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("weight", [0, 3])
+def test_in_the_middle_of_the_optimizers_step_nothing_is_stepped_twice(optimizer: str, weight: int) -> None:
+    """Some weights moved and others not: no smaller passes can mend that, whatever the optimizer counts."""
+    import torch
+
+    from toolkit.smaller_steps import survive_in
+
+    torch.manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(8, 8)) for _ in range(4)]
+    # SGD with momentum counts no steps, as Muon does not for its matrices.
+    made = torch.optim.AdamW(weights) if optimizer == "adamw" else torch.optim.SGD(weights, momentum=0.9)
+    for parameter in weights:
+        parameter.grad = torch.ones_like(parameter)
+    plain, again = made.step, []
+
+    def failing() -> None:
+        if not again:
+            for parameter in weights[weight:]:
+                parameter.grad = None
+            plain()
+            for parameter in weights[weight:]:
+                parameter.grad = torch.ones_like(parameter)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+        plain()
+
+    made.step = failing  # type: ignore[method-assign]
+    survive_in(made, passes_again=lambda: again.append(1), step=lambda: 1)
+    if weight:
+        with pytest.raises(TrainingError, match="in the middle of the optimizer's step 1"):
+            made.step()
+    else:
+        made.step()
+        assert again == [1]
+
+
 def test_memory_is_in_the_metrics(tmp_path: Path) -> None:
     result, _ = train(write_recipe(tmp_path))
     lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]

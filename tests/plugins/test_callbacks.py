@@ -9,8 +9,9 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from toolkit.api import RunContext, ToolkitError
+from toolkit.run_directory import RunDirectory
 from toolkit_plugins.callback.early_stopping import EarlyStopping
-from toolkit_plugins.callback.samples import FILE, Samples, forget_after
+from toolkit_plugins.callback.samples import FILE, Samples
 from toolkit_plugins.model.gpt2 import GPT2
 from toolkit_plugins.tokenizer.byte_bpe import ByteBPE
 
@@ -95,15 +96,29 @@ class TestSamples:
         plugin = Samples(every_steps=2, max_new_tokens=5)
         trainer_of(tokenizer, run, plugin.callbacks(run)).train()
         before = written(run)
+        RunDirectory(run.folder).cut_metrics(3)  # as every attempt does that goes on from there
         resumed = trainer_of(tokenizer, run, plugin.callbacks(run))
         resumed.train(resume_from_checkpoint=str(run.folder / "checkpoints" / "checkpoint-3"))
         assert written(run) == before
 
-    def test_half_a_line_of_a_crash_is_forgotten(self, run: RunContext) -> None:
-        file = run.folder / FILE
-        file.write_text('{"step": 2, "text": "a"}\n{"step": 4, "text": "b"}\n{"step": 6, "te', encoding="utf-8")
-        forget_after(file, 3)
-        assert file.read_text(encoding="utf-8") == '{"step": 2, "text": "a"}\n'
+    def test_whatever_the_model_writes_stands_in_one_line(
+        self, tokenizer, run: RunContext, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        text = "half a character \ufffd, a line\u2028and a paragraph\u0085"
+        monkeypatch.setattr(Samples, "sample", lambda *_, **__: text)
+        trainer_of(tokenizer, run, Samples(every_steps=3).callbacks(run)).train()
+        with (run.folder / FILE).open("a") as file:
+            file.write('{"step": 6, "te')
+        RunDirectory(run.folder).cut_metrics(4)
+        assert [(sample["step"], sample["text"]) for sample in written(run)] == [(3, text)]
+
+    def test_a_disk_that_is_full_does_not_end_the_run(
+        self, tokenizer, run: RunContext, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "toolkit")
+        (run.folder / FILE).symlink_to("/dev/full")
+        trainer_of(tokenizer, run, Samples(every_steps=3, max_new_tokens=2).callbacks(run)).train()
+        assert any("its text is not in samples.jsonl: No space left" in line for line in caplog.messages)
 
     def test_no_longer_than_the_model_can_read(self, tokenizer, run: RunContext) -> None:
         model = GPT2(num_hidden_layers=1, hidden_size=32).build(tokenizer, replace(run, block_size=8))

@@ -10,7 +10,7 @@ import pytest
 
 from tests.tiny import resolved, write_recipe
 from toolkit.api import Device
-from toolkit.errors import RecipeError
+from toolkit.errors import PluginError, RecipeError
 from toolkit.plan.plan import Plan, Sizes, plan
 from toolkit.plan.speed import Rates
 from toolkit.plan.step import trace
@@ -182,7 +182,7 @@ def test_epochs_are_as_long_as_the_data(tmp_path: Path) -> None:
 def test_the_peak_is_the_sum_of_its_parts_and_the_highest_phase(tmp_path: Path) -> None:
     made = planned(recipe_for(tmp_path))
     assert sum(made.parts.values()) == made.peak_bytes == max(made.phases.values())
-    assert {"forward", "loss", "backward", "optimizer step", "evaluation", "export"} == made.phases.keys()
+    assert {"load", "forward", "loss", "backward", "optimizer step", "evaluation", "export"} == made.phases.keys()
     assert made.fits
     assert not planned(recipe_for(tmp_path), limit_bytes=made.peak_bytes - 10**6).fits
 
@@ -221,7 +221,7 @@ def test_a_model_of_somebody_else_gets_a_plan(tmp_path: Path) -> None:
 
 
 def test_a_model_that_looks_at_its_values_is_told_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"model .*Own fails .* its method skeleton"):
+    with pytest.raises(PluginError, match=r"model .*Own fails .* its method skeleton"):
         planned(own_model(tmp_path, looks='assert float(model.get_buffer("memory").sum()) == 0'))
 
 

@@ -42,6 +42,25 @@ LOOKS = """
         assert float(next(model.parameters()).sum()) != 0
         return model
 """
+LOOKING_MODEL = '''
+"""Made for a test."""
+
+from toolkit.api import Model
+
+
+class Halved(Model):
+    """GPT-2, with half of its first weight."""
+
+    def build(self, tokenizer, run):
+        import torch
+        from toolkit_plugins.model.gpt2 import GPT2
+
+        model = GPT2(num_hidden_layers=1, hidden_size=16, num_attention_heads=1).build(tokenizer, run)
+        with torch.no_grad():
+            first = next(model.parameters())
+            first[0, 0] = float(first[0, 0]) / 2
+        return model
+'''
 
 
 @pytest.fixture(autouse=True)
@@ -49,9 +68,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
 
 
-def plugin(folder: Path, code: str) -> None:
-    (folder / "memory").mkdir(parents=True)
-    (folder / "memory" / "halved.py").write_text(code, encoding="utf-8")
+def plugin(folder: Path, code: str, *, kind: str = "memory") -> None:
+    (folder / kind).mkdir(parents=True)
+    (folder / kind / "halved.py").write_text(code, encoding="utf-8")
 
 
 def test_it_is_planned_without_auto_too(tmp_path: Path) -> None:
@@ -71,9 +90,14 @@ def test_too_much_for_the_machine_is_told_before_it_begins(tmp_path: Path) -> No
     assert "memory: [auto]" in told
 
 
-def test_what_cannot_be_planned_is_trained_all_the_same(tmp_path: Path) -> None:
-    plugin(tmp_path / "plugins", HALVED + LOOKS)
-    recipe = write_recipe(tmp_path, memory=["halved"], plugin_paths=["plugins"])
+@pytest.mark.parametrize("memory", [["halved"], ["auto"]])
+def test_what_cannot_be_planned_is_trained_all_the_same(tmp_path: Path, memory: list[str]) -> None:
+    if memory == ["auto"]:  # a model that looks at its weights
+        plugin(tmp_path / "plugins", LOOKING_MODEL, kind="model")
+        recipe = write_recipe(tmp_path, memory=memory, plugin_paths=["plugins"], model="halved")
+    else:
+        plugin(tmp_path / "plugins", HALVED + LOOKS)
+        recipe = write_recipe(tmp_path, memory=memory, plugin_paths=["plugins"])
     result, events = train(recipe)
     assert result.planned_memory_bytes is None
     assert any("no plan can be made" in event.text for event in events if isinstance(event, Message))

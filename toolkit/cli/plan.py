@@ -67,12 +67,13 @@ def plan(
     resolved = resolve.resolve(resolve.load(name, overrides=overrides, plugin_folders=plugin_folders), device)
     rates = _rates(device_name, resolved)
     from toolkit.plan import compare as comparison
-    from toolkit.plan.choose import chooser_of, resolve_auto, usable_bytes
+    from toolkit.plan.choose import chooser_of, own_share, resolve_auto, usable_bytes
     from toolkit.plan.plan import plan as planned
     from toolkit.plan.search import Search
 
     chooser = chooser_of(resolved)
-    limit = chooser.limit(resolved.device) if chooser else resolved.device.memory_bytes
+    whole = chooser.limit(resolved.device) if chooser else resolved.device.memory_bytes
+    limit = own_share(whole, resolved.device, processes)
     search = Search(resolved, rates=rates, limit_bytes=usable_bytes(limit, resolved.device), processes=processes)
     why: Sequence[str] = ()
     if chooser:

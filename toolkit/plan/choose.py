@@ -58,7 +58,7 @@ def resolve_auto(
 
     Args:
         resolved: a recipe with a chooser among its memory strategies.
-        budget: bytes that the run may take, in place of the chooser's limit.
+        budget: bytes that each process may take, in place of the chooser's limit.
         rates: of the recipe's device; measured here, if not given.
         processes: how many devices share a step.
 
@@ -67,7 +67,7 @@ def resolve_auto(
     """
     chooser = chooser_of(resolved)
     assert chooser is not None
-    limit = budget or chooser.limit(resolved.device)
+    limit = budget or own_share(chooser.limit(resolved.device), resolved.device, processes)
     usable = usable_bytes(limit, resolved.device)
     rates = rates or measured(resolved.device)
     search = Search(resolved, rates=rates, limit_bytes=usable, processes=processes)
@@ -108,6 +108,11 @@ def with_choice(resolved: ResolvedRecipe, record: Mapping[str, Any]) -> Resolved
         training=chosen.training.model_copy(update={"save_in_background": in_background}),
         changes=(*chosen.changes, StrategyChange("auto", _place(resolved), "save_in_background", change)),
     )
+
+
+def own_share(limit: int, device: Device, processes: int) -> int:
+    """What one of the run's processes may take: each has a GPU of its own, and all have one processor."""
+    return limit if device.kind == "cuda" else limit // processes
 
 
 def usable_bytes(limit: int, device: Device) -> int:

@@ -57,7 +57,7 @@ class Ledger(TorchDispatchMode):
         self._events.clear()
         self._work.clear()
 
-    def trace(self, *, micro_batch_size: int, passes: int, model: torch.nn.Module) -> Trace:
+    def trace(self, *, micro_batch_size: int, passes: int, model: torch.nn.Module, built_bytes: int) -> Trace:
         """What was written down since the new page."""
         parameters = list(model.parameters())
         trained = [parameter for parameter in parameters if parameter.requires_grad]
@@ -68,6 +68,7 @@ class Ledger(TorchDispatchMode):
             before=dict(self._before),
             events=tuple(self._events),
             work=tuple(self._work),
+            built_bytes=built_bytes,
             parameters=sum(parameter.numel() for parameter in parameters),
             trained_parameters=sum(parameter.numel() for parameter in trained),
             trained_bytes=sum(parameter.numel() * parameter.element_size() for parameter in trained),

@@ -218,7 +218,8 @@ def _held(resolved: ResolvedRecipe, traced: Trace, sizes: Sizes, *, snapshot: in
     }
     moments = traced.fullest(rounding=CUDA_ROUNDING if device.kind == "cuda" else 1)
     held = {str(phase): {**beside, **_by_name(moment)} for phase, moment in moments.items()}
-    if device.kind != "cuda":  # where the exporters work in the host's memory
+    if device.kind != "cuda":  # where the model is built and exported in the host's memory
+        held["load"] = {"framework": beside["framework"], "weights": traced.built_bytes}
         held["export"] = {**beside, **_held_at_export(resolved, traced)}
     return held
 

@@ -47,8 +47,10 @@ def fake_tensors() -> Iterator[FakeTensorMode]:
         yield mode
 
 
-def components(resolved: ResolvedRecipe, context: RunContext) -> Components:
-    """What `assemble` builds, without contents; to be called under `fake_tensors`.
+def components(resolved: ResolvedRecipe, context: RunContext) -> tuple[Components, int]:
+    """What `assemble` builds, without contents, and the bytes that its model had before any strategy.
+
+    To be called under `fake_tensors`.
 
     Raises:
         RecipeError, UnavailableError: a plugin refuses, as it would in a run.
@@ -59,17 +61,23 @@ def components(resolved: ResolvedRecipe, context: RunContext) -> Components:
 
     recipe = resolved.recipe
     with libraries_quiet():
-        with refusals_placed(recipe, ("tokenizer",)), real_tensors():
-            tokenizer = _tokenizer(recipe.one("tokenizer"), context)
+        tokenizer_plugin: Tokenizer = recipe.one("tokenizer")
+        with (
+            needs_no_values("tokenizer", type(tokenizer_plugin)),
+            refusals_placed(recipe, ("tokenizer",)),
+            real_tensors(),
+        ):
+            tokenizer = _tokenizer(tokenizer_plugin, context)
         model_plugin: Model = recipe.one("model")
-        with refusals_placed(recipe, ("model",)), needs_no_values("model", type(model_plugin)):
+        with needs_no_values("model", type(model_plugin)), refusals_placed(recipe, ("model",)):
             model = model_plugin.skeleton(tokenizer, context)
+        built_bytes = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
         with needs_no_values("memory strategy", None):
             model = with_strategies(resolved, model, context)
         with refusals_placed(recipe, resolved.set_at("loss_chunk_size")):
             loss = loss_for(model, context.task, resolved.training)
     objective: Objective = recipe.one("objective")
-    return Components(tokenizer, model, cast(Any, _Data()), objective, loss)
+    return Components(tokenizer, model, cast(Any, _Data()), objective, loss), built_bytes
 
 
 def batch(built: Components, context: RunContext, *, size: int) -> dict[str, torch.Tensor]:
@@ -106,15 +114,15 @@ def needs_no_values(what: str, plugin: type[Any] | None) -> Iterator[None]:
     except Exception as error:  # whatever its own code raises
         name = f" {plugin.__module__}.{plugin.__qualname__}" if plugin else ""
         raise PluginError(
-            f"no plan can be made: the {what}{name} fails on tensors that have a shape and no values "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
-            f"its method skeleton can build the same without looking at values"
+            f"no plan can be made: the {what}{name} fails on tensors that have a shape and no values, or without "
+            f"documents ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
+            f"its method skeleton can build the same without looking at them"
         ) from error
 
 
 def _tokenizer(plugin: Tokenizer, context: RunContext) -> PreTrainedTokenizerBase:
     """The tokenizer's stand-in; kept, because a comparison asks for the same one many times."""
-    key = (plugin, context.task, context.block_size)
+    key = (type(plugin), repr(plugin), context.task, context.block_size)
     if key not in _TOKENIZERS:
         _TOKENIZERS.clear()
         _TOKENIZERS[key] = plugin.skeleton(context)

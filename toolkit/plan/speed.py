@@ -89,7 +89,8 @@ def _seconds(work: Callable[[], object], device: Device) -> float:
     """The shortest of a few tries, which other processes disturb least."""
     import torch
 
-    synchronize: Callable[[], object] = torch.cuda.synchronize if device.kind == "cuda" else lambda: None
+    waits: dict[str, Callable[[], object]] = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
+    synchronize = waits.get(device.kind, lambda: None)
     work()
     synchronize()
     best, begun = float("inf"), time.perf_counter()

@@ -46,9 +46,10 @@ def trace(resolved: ResolvedRecipe, *, micro_batch_size: int, accumulation: int)
         _attention_as_on(resolved.device.kind),
     ):
         context = context_of(resolved, Path(folder))
-        built = skeleton.components(resolved, context)
+        built, built_bytes = skeleton.components(resolved, context)
         ledger = Ledger(vocabulary_size=_vocabulary_size(built))
-        with refusals_placed(resolved.recipe, ("objective",)):
+        objective = type(built.objective)
+        with skeleton.needs_no_values("objective", objective), refusals_placed(resolved.recipe, ("objective",)):
             real = skeleton.batch(built, context, size=micro_batch_size)
         batch: dict[str, torch.Tensor] = {name: mode.from_tensor(tensor) for name, tensor in real.items()}
         trainer = _trainer(resolved, context, built, micro_batch_size=micro_batch_size, accumulation=accumulation)
@@ -61,7 +62,7 @@ def trace(resolved: ResolvedRecipe, *, micro_batch_size: int, accumulation: int)
                 _step(trainer, model, ledger, batch, passes=passes)
                 ledger.phase = "evaluation"
                 trainer.prediction_step(model, dict(batch), prediction_loss_only=True)
-            return ledger.trace(micro_batch_size=micro_batch_size, passes=passes, model=model)
+            return ledger.trace(micro_batch_size=micro_batch_size, passes=passes, model=model, built_bytes=built_bytes)
 
 
 def _trainer(

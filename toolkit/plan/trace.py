@@ -67,6 +67,8 @@ class Trace:
     events: tuple[Event, ...]
     work: tuple[Work, ...]
     """Every operation, in order."""
+    built_bytes: int
+    """Of the model before any strategy has made it smaller."""
     parameters: int
     trained_parameters: int
     trained_bytes: int

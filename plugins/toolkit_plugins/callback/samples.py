@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -86,35 +85,18 @@ def _sampler(options: Samples, run: RunContext) -> TrainerCallback:
     from transformers import TrainerCallback
 
     class Sampler(TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            """Forget the samples of steps that a resumed run will do again."""
-            if state.is_world_process_zero:
-                forget_after(run.folder / FILE, state.global_step)
-
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             every = options.every_steps or max(1, state.max_steps // 10)
             if state.global_step % every or not state.is_world_process_zero:
                 return
             text = options.sample(kwargs["model"], kwargs["processing_class"], seed=run.seed + state.global_step)
-            line = json.dumps({"step": state.global_step, "prompt": options.prompt, "text": text}, ensure_ascii=False)
-            with (run.folder / FILE).open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            line = json.dumps({"step": state.global_step, "prompt": options.prompt, "text": text}) + "\n"
+            try:
+                with (run.folder / FILE).open("a", encoding="ascii") as file:
+                    file.write(line)
+            except OSError as error:  # a full disk is no reason to end a run for
+                run.log.info("step %s: its text is not in %s: %s", state.global_step, FILE, error.strerror)
             whole = " ".join(f"{options.prompt or ''}{text}".split())
             run.log.info("step %s wrote: %s", state.global_step, whole[:SHOWN] + ("…" if len(whole) > SHOWN else ""))
 
     return Sampler()
-
-
-def forget_after(file: Path, step: int) -> None:
-    """Keep the samples up to this step, of a file that a crash may have left with half a line."""
-    if not file.exists():
-        return
-    kept = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            sample = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if sample["step"] <= step:
-            kept.append(line + "\n")
-    file.write_text("".join(kept), encoding="utf-8")

@@ -1,0 +1,93 @@
+"""A callback that ends the training before its last step: the run is finished then, however it was stopped before."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.test_saving import callback, steps_of
+from tests.tiny import assert_same_run, command, train, train_in_two, write_recipe
+from toolkit.errors import InterruptedRun
+
+STOPPING: dict[str, Any] = {
+    "callbacks": [{"plugin": "early-stopping", "patience": 2, "threshold": 100.0}],
+    "training": {"max_steps": 40, "eval_steps": 2},
+}
+"""No loss falls by 100, so the third evaluation ends it."""
+KILLED_BEFORE_EXPORT = """
+def on_train_end(self, args, state, control, **kwargs):
+    kill(9)
+"""
+
+ENDING = """
+def on_step_end(self, args, state, control, **kwargs):
+    control.should_training_stop |= state.global_step == 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+
+
+def test_early_stopping_saves_exports_and_finishes(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, **STOPPING)
+    result, _ = train(recipe)
+    assert result.steps == 6
+    assert max(steps_of(result.folder)) == 6
+    assert (result.folder / "model/model.safetensors").is_file()
+    again, _ = train(recipe)
+    assert again.already_finished
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 4, 5])
+def test_it_ends_where_the_undisturbed_run_ends(tmp_path: Path, stop_after: int) -> None:
+    """At step 4 the signal has the evaluation left out, which the next attempt makes up for."""
+    recipe = write_recipe(tmp_path, **STOPPING)
+    whole, _ = train(recipe, name="whole")
+    resumed = train_in_two(recipe, name="resumed", stop_after=stop_after)
+    assert resumed.steps == whole.steps == 6
+    assert_same_run(whole.folder, resumed.folder)
+
+
+def test_killed_after_its_last_save_it_finishes_there(tmp_path: Path) -> None:
+    callback(tmp_path, "killing", KILLED_BEFORE_EXPORT)
+    recipe = write_recipe(tmp_path, plugin_paths=["plugins"], **STOPPING)
+    whole, _ = train(recipe, name="whole")
+    both = "callbacks=[{plugin: early-stopping, patience: 2, threshold: 100.0}, killing]"
+    process = command("recipe", "run", str(recipe), "--name", "killed", "--set", both, cwd=tmp_path)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    resumed, _ = train(recipe, name="killed")
+    assert resumed.steps == 6
+    assert_same_run(whole.folder, resumed.folder)
+
+
+def test_a_callback_that_ends_a_step_has_it_saved(tmp_path: Path) -> None:
+    callback(tmp_path, "ending", ENDING)
+    result, _ = train(write_recipe(tmp_path, plugin_paths=["plugins"], callbacks=["ending"]))
+    assert result.steps == 3
+    assert max(steps_of(result.folder)) == 3
+
+
+def test_a_signal_in_the_last_evaluation_has_the_step_saved_first(tmp_path: Path) -> None:
+    """An evaluation may take longer than the grace; the next attempt makes up for it."""
+    body = """
+def on_prediction_step(self, args, state, control, **kwargs):
+    if state.global_step == state.max_steps and not (run.folder / "told").exists():
+        (run.folder / "told").touch()
+        kill(15)
+"""
+    callback(tmp_path, "signalling", body)
+    recipe = write_recipe(tmp_path, plugin_paths=["plugins"])
+    whole, _ = train(recipe, name="whole")
+    with pytest.raises(InterruptedRun, match="step 8 is saved"):
+        train(recipe, "callbacks=[signalling]", name="stopped")
+    assert max(steps_of(tmp_path / "runs/stopped")) == 8
+    resumed, _ = train(recipe, "callbacks=[signalling]", name="stopped")
+    assert resumed.eval_loss == whole.eval_loss
+    assert_same_run(whole.folder, resumed.folder)
+    record = json.loads((resumed.folder / "run.json").read_text())
+    assert [attempt["how"] for attempt in record["attempts"]] == ["interrupted", "finished"]
