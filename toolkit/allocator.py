@@ -20,10 +20,8 @@ def give_memory_back() -> bool:
     glibc moves that border up to 32 MiB by itself, as it sees such blocks freed; what lies below it is cut from one
     heap, which keeps its holes. A step's activations are mostly of 1 to 32 MiB.
 
-    Measured with GPT-2 124M, blocks of 1024, one at a time, AdamW in fp32: after a backward pass 2.5 GB resident in
-    place of 4.2, 4.2 GB at the peak in place of 4.8; and the peak is then the plan's. The price is that fresh pages
-    are cleared at each allocation: on two quiet cores 7.0 s for a forward and backward pass in place of 6.0 (16 %),
-    and for quickstart, whose tensors are small, half as much time again. So it is for runs whose memory gets short.
+    With it the peak is the plan's; without, a gigabyte more for GPT-2 124M. The price is that fresh pages are cleared
+    at each allocation, so it is for runs whose memory gets short (tests/benchmarks/auto_under_budget.py has both).
 
     Returns:
         Whether the C library took it.

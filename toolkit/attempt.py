@@ -135,6 +135,10 @@ class Attempt:
         save_seconds = processes.by_first(lambda: seconds_to_write(self.directory.checkpoints, checkpoint_bytes))
         schedule = Schedule(cadence, self.directory, self.listener, self.stop, save_seconds=save_seconds)
         schedule.resumed_from = start.folder
+        # A run that begins at a checkpoint of another looks at where it begins, as its parent did.
+        begins = start.of_parent and not self.directory.metrics()
+        due = cadence.eval_steps is not None and start.step % cadence.eval_steps == 0
+        schedule.evaluation_left_out = start.evaluation_left_out or (begins and due)
         schedule.stop_after = self.stop_after
         return schedule
 

@@ -1,8 +1,8 @@
 """What memory the process holds, written where it outlives the process.
 
 The kernel ends a process that has no memory left without a word. So the readings go into a file that is mapped into
-memory: a reading costs no file operation, and the last one is there after the kill. The next start of the run looks
-at it (`ended_for_want_of_memory`).
+memory: a reading costs no file operation, and is there after the kill. The next start of the run looks at it
+(`recovery.killed_for_want_of_memory`).
 """
 
 from __future__ import annotations

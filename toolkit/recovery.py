@@ -29,6 +29,8 @@ class Start:
     """Pieces that each micro-batch is run in, since memory ran out before."""
     evaluation_pieces: int
     """The same for an evaluation's batch, which may be what the kernel has ended the run for."""
+    evaluation_left_out: bool
+    """Whether that step was to be evaluated, and a signal left no time for it."""
     ended: bool
     """Whether a callback ended the training there, before its last step."""
     of_parent: bool
@@ -51,15 +53,16 @@ def begin_attempt(run: RunDirectory, resolved: ResolvedRecipe, listener: Listene
     _tell_other_environment(run, resolved, listener)
     run.begin_attempt(from_step=step)
     run.cut_metrics(step)
-    parent = run.record.get("parent") or {}
+    of_parent = found is not None and (run.record.get("parent") or {}).get("step") == step
     return Start(
         folder=found.folder if found else None,
         step=step,
         seconds_trained=float(state["seconds_trained"]),
         pieces=pieces,
         evaluation_pieces=int(run.record.get("pieces", 1)),
-        ended=bool(state.get("ended")) and parent.get("step") != step,
-        of_parent=found is not None and parent.get("step") == step,
+        evaluation_left_out=bool(state.get("evaluation_left_out")),
+        ended=bool(state.get("ended")) and not of_parent,
+        of_parent=of_parent,
     )
 
 

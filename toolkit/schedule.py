@@ -61,6 +61,8 @@ class Schedule(DefaultFlowCallback):
         """What writing a checkpoint will take, as far as is known."""
         self.trainer: RecipeTrainer | None = None
         self.resumed_from: Path | None = None
+        self.evaluation_left_out = False
+        """Whether the step to go on from was to be evaluated, and a signal left no time for it."""
         self.stop_after: int | None = None
         """End this attempt after so many steps of the run, as a signal would."""
         self.last_save_step: int | None = None
@@ -113,9 +115,12 @@ class Schedule(DefaultFlowCallback):
         last = step >= cadence.total_steps or stop or self.trainer.ended
         self._recent.append((time.monotonic(), int(state.num_input_tokens_seen)))
         control.should_log |= step == 1 or step % cadence.logging_steps == 0 or step >= cadence.total_steps
-        control.should_evaluate |= cadence.eval_steps is not None and (
-            step >= cadence.total_steps or (step % cadence.eval_steps == 0 and not last)
-        )
+        every = cadence.eval_steps
+        evaluation_due = every is not None and (step >= cadence.total_steps or step % every == 0)
+        if evaluation_due and stop and step < cadence.total_steps:
+            self.trainer.evaluation_left_out = True
+        else:
+            control.should_evaluate |= evaluation_due
         control.should_save |= last or save_due
         control.should_training_stop |= last
         if not control.should_log:
@@ -170,6 +175,10 @@ class Schedule(DefaultFlowCallback):
         assert self.trainer is not None
         if not state.is_world_process_zero:
             return
+        if self.evaluation_left_out and any(
+            (line["kind"], line["step"]) == ("eval", state.global_step) for line in self.run.metrics()
+        ):
+            return  # made up for once more
         loss = metrics["eval_loss"]
         perplexity = math.exp(loss) if loss < 700 else math.inf
         self.metrics.write(
@@ -185,19 +194,20 @@ class Schedule(DefaultFlowCallback):
         self._restart_clock(state)
 
     def make_up_evaluation(self, step: int) -> None:
-        """Evaluate this step, if that was due and a signal came, which leaves no time for it.
+        """Evaluate the step to go on from, if that was left out.
+
+        Also when it was made up before and the attempt came to nothing: callbacks have to hear of it again.
 
         Raises:
-            InterruptedRun: another has come; after one more step it could never be made up.
+            InterruptedRun: another signal has come; after one more step it could never be made up.
         """
         assert self.trainer is not None
-        every = self.cadence.eval_steps
-        due = every is not None and (step % every == 0 or step >= self.cadence.total_steps)
-        if not due or any(line["kind"] == "eval" and line["step"] == step for line in self.run.metrics()):
+        if not self.evaluation_left_out:
             return
         self.trainer.evaluate()
-        if self.trainer.evaluation_left_out and self.stop.signal_number is not None:
+        if self.trainer.evaluation_left_out:
             raise self.stop.error(f"step {step} is saved; the same command goes on from there")
+        self.evaluation_left_out = False
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

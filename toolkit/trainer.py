@@ -254,6 +254,7 @@ class RecipeTrainer(Trainer):
                 "last_logged_step": self._globalstep_last_logged,
                 "seconds_trained": self.seconds_trained,
                 "pieces": self.steps.pieces,
+                "evaluation_left_out": self.evaluation_left_out,
                 "ended": self.ended,
             },
             expected_bytes=checkpoint.expected_bytes(self._model),

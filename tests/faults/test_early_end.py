@@ -52,6 +52,22 @@ def test_it_ends_where_the_undisturbed_run_ends(tmp_path: Path, stop_after: int)
     assert_same_run(whole.folder, resumed.folder)
 
 
+def test_an_evaluation_that_was_made_up_before_a_kill_counts_again(tmp_path: Path) -> None:
+    """The next attempt starts from the same checkpoint, whose callbacks have not heard of it."""
+    callback(tmp_path, "killing", "def on_step_begin(self, args, state, control, **kwargs):\n    kill(9)")
+    recipe = write_recipe(tmp_path, plugin_paths=["plugins"], **STOPPING)
+    whole, _ = train(recipe, name="whole")
+    with pytest.raises(InterruptedRun):
+        train(recipe, name="resumed", stop_after=4)
+    both = "callbacks=[{plugin: early-stopping, patience: 2, threshold: 100.0}, killing]"
+    process = command("recipe", "run", str(recipe), "--name", "resumed", "--set", both, cwd=tmp_path)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    resumed, _ = train(recipe, name="resumed")
+    assert resumed.steps == 6
+    assert_same_run(whole.folder, resumed.folder)
+
+
 def test_killed_after_its_last_save_it_finishes_there(tmp_path: Path) -> None:
     callback(tmp_path, "killing", KILLED_BEFORE_EXPORT)
     recipe = write_recipe(tmp_path, plugin_paths=["plugins"], **STOPPING)

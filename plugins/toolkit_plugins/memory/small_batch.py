@@ -14,7 +14,7 @@ class SmallBatch(Memory):
     """Run a few sequences at a time and accumulate their gradients: activations shrink, the step stays the same.
 
     The loss is normalized over the tokens of the whole global batch, so the numbers change only by the order in
-    which floating-point sums are taken.
+    which floating-point sums are taken. Dropout, where a model has it, draws other masks: as many, and as random.
     """
 
     claims: ClassVar[frozenset[Claim]] = frozenset({"batch"})
