@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import resolved, write_recipe
+from tests.tiny import command, resolved, write_recipe
 from toolkit.api import Device
 from toolkit.errors import PluginError, RecipeError
 from toolkit.plan.plan import Plan, Sizes, plan
@@ -223,6 +223,16 @@ def test_a_model_of_somebody_else_gets_a_plan(tmp_path: Path) -> None:
 def test_a_model_that_looks_at_its_values_is_told_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(PluginError, match=r"model .*Own fails .* its method skeleton"):
         planned(own_model(tmp_path, looks='assert float(model.get_buffer("memory").sum()) == 0'))
+
+
+def test_a_signal_while_it_is_planned_is_told_in_a_sentence(tmp_path: Path) -> None:
+    looks = "import os; os.kill(os.getpid(), 15); torch.zeros(2) + 1"
+    own_model(tmp_path, looks=looks)
+    process = command("recipe", "run", str(tmp_path / "tiny.yaml"), cwd=tmp_path)
+    _, err = process.communicate()
+    assert process.returncode == 143
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("error: stopped by SIGTERM; before training")
 
 
 def own_model(folder: Path, *, looks: str = "") -> ResolvedRecipe:

@@ -7,6 +7,7 @@ says otherwise, and the strategies are applied as in a run. No document is read 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
@@ -43,8 +44,14 @@ def fake_tensors() -> Iterator[FakeTensorMode]:
     # The converter remembers every fake tensor by a weak reference, for real ones that it may meet again. Here are
     # none, and `Module.to` swaps tensors in place, which torch refuses for one that a weak reference points to.
     mode.fake_tensor_converter.set_tensor_memo = lambda *_: None  # type: ignore[method-assign]
-    with mode:
-        yield mode
+    # It logs the traceback of whatever passes through it, which is told elsewhere: a plugin's failure, or Ctrl-C.
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        with mode:
+            yield mode
+    finally:
+        log.disabled = before
 
 
 def components(resolved: ResolvedRecipe, context: RunContext) -> tuple[Components, int]:
