@@ -25,6 +25,8 @@ from toolkit.run_directory import all_runs
 COUNT, KILL, FAIL_ONCE, FAIL_FROM = range(4)
 """Actions of file_operations.c."""
 STATE_OF_TRAINING = ("model.safetensors", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+OF_THE_ATTEMPT = ("seconds_trained", "evaluation_left_out")
+"""Of toolkit_state.json: how long it took, and whether a signal left the last evaluation to the attempt after it."""
 HALF_REMOVED = "left over: checkpoints/.removing-"
 
 SECTIONS: dict[str, Any] = {
@@ -61,7 +63,7 @@ class End:
             losses=losses(run) if (run / "metrics.jsonl").exists() else [],
             tokens_seen=results["tokens_seen"],
             sample=results["sample"],
-            sums={name: value for name, value in sums.items() if name != "seconds_trained"},
+            sums={name: value for name, value in sums.items() if name not in OF_THE_ATTEMPT},
             files={
                 str(file.relative_to(run)): sha256(file.read_bytes()).hexdigest() for file in states if file.exists()
             },
