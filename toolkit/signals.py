@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType
 
@@ -52,6 +53,18 @@ class StopRequest:
                 signal.signal(number, handler)
 
     @contextlib.contextmanager
+    def never_swallowed(self) -> Iterator[None]:
+        """Raise what the handler has raised, also where a library took it for its own: "Couldn't swap bias", say."""
+        try:
+            yield
+        except BaseException as error:
+            if self.raised and not isinstance(error, InterruptedRun):
+                raise self.raised from error
+            raise
+        if self.raised:
+            raise self.raised
+
+    @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
         """While training: only note the signal, so that the step ends and a checkpoint is written."""
         self._deferred = True
@@ -79,3 +92,20 @@ class StopRequest:
             self.raised = self.error(after if self._trained else "before training, so there was nothing to save")
         if self.raised:
             raise self.raised
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C wait for the end of this: an exception in the midst of torch's C++ aborts the process."""
+    if threading.current_thread() is not threading.main_thread():  # others receive none
+        yield
+        return
+    held: list[int] = []
+    before = {number: signal.signal(number, lambda number, frame: held.append(number)) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in held:
+            signal.raise_signal(number)

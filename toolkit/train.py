@@ -60,11 +60,12 @@ def run(
         processes.join(on_cpu=resolved.device.kind == "cpu")
         check_device(resolved)
         series = name or resolved.name
-        directory = processes.by_first(
-            lambda: _directory(
-                resolved, runs, series, fresh=fresh, parent=parent, rehearsal=rehearsal, listener=listener
+        with stop.never_swallowed():
+            directory = processes.by_first(
+                lambda: _directory(
+                    resolved, runs, series, fresh=fresh, parent=parent, rehearsal=rehearsal, listener=listener
+                )
             )
-        )
         resolved = with_choice_of(resolved, directory)
         with directory.locked() if processes.is_first() else contextlib.nullcontext():
             if directory.status == "finished":

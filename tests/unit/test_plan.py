@@ -226,8 +226,7 @@ def test_a_model_that_looks_at_its_values_is_told_what_to_do(tmp_path: Path) -> 
 
 
 def test_a_signal_while_it_is_planned_is_told_in_a_sentence(tmp_path: Path) -> None:
-    looks = "import os; os.kill(os.getpid(), 15); torch.zeros(2) + 1"
-    own_model(tmp_path, looks=looks)
+    own_model(tmp_path, looks="import os; os.kill(os.getpid(), 15); torch.zeros(2) + 1")
     process = command("recipe", "run", str(tmp_path / "tiny.yaml"), cwd=tmp_path)
     _, err = process.communicate()
     assert process.returncode == 143

@@ -19,6 +19,7 @@ from toolkit.assemble import Components, context_of, refusals_placed
 from toolkit.plan import skeleton
 from toolkit.plan.trace import Trace
 from toolkit.resolve import ResolvedRecipe
+from toolkit.signals import held_back
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +40,7 @@ def trace(resolved: ResolvedRecipe, *, micro_batch_size: int, accumulation: int)
 
     passes = min(accumulation, 2)
     with (
+        held_back(),  # for as long as a trace takes: seconds
         tempfile.TemporaryDirectory(prefix="planned-") as folder,  # the Trainer makes its folder at once
         random_state_preserved(),
         _as_one_process(),
