@@ -66,10 +66,12 @@ class Attempt:
                 self.memory_was_short = give_memory_back()
 
         record = self.directory.record
-        budget, planned = record.get("memory_budget_bytes"), record.get("planned_memory_bytes") or 0
-        if planned >= memory_watch.SHORT * (budget or self.resolved.device.memory_bytes):
-            when_short()  # before the first tensor: later, what lies in the heap's holes stays there
-        return memory_watch.watched(self.directory.folder, budget=budget, when_short=when_short)
+        return memory_watch.watched(
+            self.directory.folder,
+            limit=record.get("memory_budget_bytes") or self.resolved.device.memory_bytes,
+            planned=record.get("planned_memory_bytes"),
+            when_short=when_short,
+        )
 
     def _work(self, start: Start) -> None:
         try:

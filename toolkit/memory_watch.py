@@ -23,8 +23,10 @@ FILE = "memory"
 LAYOUT = struct.Struct("<QQ")
 SECONDS = 0.1
 """Between two readings."""
+KEPT = 0.25
+"""Share of the planned memory that the C library keeps beside it, of what was freed, unless it gives that back."""
 SHORT = 0.5
-"""A process that holds this share of what it may have is to give back what it frees."""
+"""Of a process without a plan: holding this share of what it may have, it is to give back what it frees."""
 NEAR = 0.9
 """A process that held this share of what it could have was near the limit."""
 
@@ -84,15 +86,26 @@ def forget_readings(folder: Path) -> None:
     (folder / FILE).unlink(missing_ok=True)
 
 
+def is_ample(planned: int, limit: int) -> bool:
+    """Whether a process with this planned peak may keep what it frees, which is faster than to give it back."""
+    return planned * (1 + KEPT) <= limit
+
+
 @contextmanager
-def watched(folder: Path, *, budget: int | None, when_short: Callable[[], object]) -> Iterator[None]:
+def watched(folder: Path, *, limit: int, planned: int | None, when_short: Callable[[], object]) -> Iterator[None]:
     """Read the memory of this process many times a second, for as long as the work lasts.
 
     Args:
         folder: the run directory.
-        budget: bytes that the run may take, where that is less than there is.
-        when_short: is called once, when half of what the process may have is taken.
+        limit: bytes that the run may take, or fewer where there are fewer.
+        planned: its planned peak.
+        when_short: is called once, when the process is to give back what it frees: at once where the plan says that
+            it will be near the limit, because what lies in the heap's holes by then would stay there.
     """
+    short_at = SHORT if planned is None else NEAR
+    ample = planned is None or is_ample(planned, limit)
+    if not ample:
+        when_short()
     done = threading.Event()
     with (folder / FILE).open("w+b") as file:
         file.write(bytes(LAYOUT.size))
@@ -100,16 +113,16 @@ def watched(folder: Path, *, budget: int | None, when_short: Callable[[], object
         readings = mmap.mmap(file.fileno(), LAYOUT.size)
 
     def read() -> None:
-        fullest, ample = 0.0, True
+        fullest, watching = 0.0, ample
         while True:
             resident = resident_bytes()
-            limit = resident + available_memory_bytes()
+            within = resident + available_memory_bytes()
             # The nearest and not the last: the kernel kills at a peak, which lasts less than what lies between two.
-            if resident / limit >= fullest:
-                fullest = resident / limit
-                LAYOUT.pack_into(readings, 0, resident, limit)
-            if ample and resident >= SHORT * min(limit, budget or limit):
-                ample = False
+            if resident / within >= fullest:
+                fullest = resident / within
+                LAYOUT.pack_into(readings, 0, resident, within)
+            if watching and resident >= short_at * min(within, limit):
+                watching = False
                 when_short()
             if done.wait(SECONDS):
                 return

@@ -117,6 +117,16 @@ def test_it_is_never_over_the_budget_and_keeps_the_global_batch(share: float, tm
     assert (choice.record["strategies"] == []) == (share > 1)
 
 
+def test_where_none_is_needed_one_is_taken_for_its_speed_alone(tmp_path: Path) -> None:
+    """A processor clears each page that it hands out, and a loss in chunks takes its memory once."""
+    recipe = auto(tmp_path)
+    ample = 10**12
+    _, choice = chosen(recipe, ample)
+    assert choice.record["strategies"] == []
+    _, choice = resolve_auto(recipe, ample, rates=replace(RATES, seconds_per_fresh_byte=1e-8))
+    assert [entry["plugin"] for entry in choice.record["strategies"]] == ["chunked-loss"]
+
+
 def test_no_choice_of_ones_own_that_fits_is_faster(tmp_path: Path) -> None:
     recipe = auto(tmp_path)
     budget = budget_for(plain(recipe), 0.5)

@@ -11,6 +11,7 @@ from typing import Any
 
 from toolkit.api import Change, Chooser, Device, Fidelity
 from toolkit.memory import StrategyChange
+from toolkit.memory_watch import is_ample
 from toolkit.plan.plan import Plan, plan
 from toolkit.plan.search import AS_FAST, Search
 from toolkit.plan.speed import Rates, measured
@@ -74,7 +75,9 @@ def resolve_auto(
     found = search.best(fidelity=chooser.lowest_fidelity())
     if found is None:
         raise resolved.recipe.error(too_small(search, limit, chooser.lowest_fidelity()), _place(resolved))
-    has_room = found.plan.peak_bytes + found.plan.state_bytes <= usable
+    peak, with_copy = found.plan.peak_bytes, found.plan.peak_bytes + found.plan.state_bytes
+    # Giving memory back costs more time in each step than a save that is waited for.
+    has_room = with_copy <= usable and is_ample(with_copy, limit) >= is_ample(peak, limit)
     record = {
         "strategies": [{"plugin": part.name, **part.plugin.model_dump(mode="json")} for part in found.added],
         "save_in_background": has_room if resolved.device.kind == "cpu" else None,

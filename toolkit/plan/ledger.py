@@ -39,7 +39,7 @@ class Ledger(TorchDispatchMode):
         outputs = list(_tensors(result))
         new = [tensor for tensor in outputs if self._entered(tensor)]
         if new or func._schema.is_mutable:  # else it is a view, which costs nothing
-            self._count(func, args, kwargs, result, outputs)
+            self._count(func, args, kwargs, result, outputs, new)
         return result
 
     def enter(self, tensors: Iterable[torch.Tensor], kind: Kind) -> None:
@@ -99,7 +99,9 @@ class Ledger(TorchDispatchMode):
     def _over_the_vocabulary(self, tensor: torch.Tensor) -> bool:
         return tensor.ndim > 1 and tensor.shape[-1] == self._vocabulary_size
 
-    def _count(self, func: Any, args: Any, kwargs: Any, result: Any, outputs: list[torch.Tensor]) -> None:
+    def _count(
+        self, func: Any, args: Any, kwargs: Any, result: Any, outputs: list[torch.Tensor], new: list[torch.Tensor]
+    ) -> None:
         inputs = [*_tensors(args), *_tensors(list(kwargs.values()))]
         formula = flop_registry.get(func._overloadpacket)
         work = Work(
@@ -107,6 +109,7 @@ class Ledger(TorchDispatchMode):
             precision=str((inputs or outputs)[0].dtype).removeprefix("torch.") if inputs or outputs else "",
             flops=formula(*args, **kwargs, out_val=result) if formula else 0,
             moved_bytes=sum(map(_size, inputs)) + sum(map(_size, outputs)),
+            fresh_bytes=sum(tensor.untyped_storage().nbytes() for tensor in new),
         )
         self._work.append(work)
 

@@ -15,8 +15,8 @@ from toolkit.plan.variants import FIDELITIES, Option, Planner, Set, candidates, 
 from toolkit.recipe.schema import Component
 from toolkit.resolve import ResolvedRecipe
 
-NEARLY_AS_FAST = 0.05
-"""A cut of the batch that costs less than this needs no comparison with what other strategies would cost."""
+WORTH_IT = 0.05
+"""Where none is needed, a strategy has to be faster by this."""
 AS_FAST = 0.01
 """Steps that differ by less than this are equally fast, and the one with fewer strategies is taken."""
 
@@ -54,10 +54,8 @@ class Search:
         """The best option that fits, with strategies of at least this fidelity."""
         whole = self.planned(frozenset(), None)
         if whole and whole.plan.peak_bytes <= self.limit_bytes:
-            return whole  # most often: nothing is needed
+            return self._if_worth_it(whole)  # most often: nothing is needed
         cut = self._best_batch(frozenset())
-        if cut and whole and cut.plan.seconds_per_step <= whole.plan.seconds_per_step * (1 + NEARLY_AS_FAST):
-            return cut
         for lowest in FIDELITIES[: FIDELITIES.index(fidelity) + 1]:
             usable = [part for part in self.others if rank(part) <= FIDELITIES.index(lowest)]
             found = self._let_go(usable) if any(rank(part) == FIDELITIES.index(lowest) for part in usable) else None
@@ -68,6 +66,17 @@ class Search:
     def smallest(self) -> Option:
         """The option with the lowest peak of those that were planned."""
         return min(self.seen.values(), key=lambda option: option.plan.peak_bytes)
+
+    def _if_worth_it(self, whole: Option) -> Option:
+        """An exact strategy that is faster than none, though none is needed: a loss in chunks on a CPU, say."""
+        alone = [self.planned(frozenset({part}), None) for part in self.others if rank(part) == 0]
+        faster = [
+            option
+            for option in filter(None, alone)
+            if option.plan.peak_bytes <= self.limit_bytes
+            and option.plan.seconds_per_step * (1 + WORTH_IT) < whole.plan.seconds_per_step
+        ]
+        return min(faster, key=lambda option: option.plan.seconds_per_step, default=whole)
 
     def _let_go(self, usable: Sequence[Component]) -> Option | None:
         """The best that is found from the smallest cut of the batch; or from none, for what goes with no cut."""

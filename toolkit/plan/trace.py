@@ -28,6 +28,8 @@ class Work:
     """0 for those that are no products of matrices."""
     moved_bytes: int
     """Read and written."""
+    fresh_bytes: int = 0
+    """Of the storages that the operation has made."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ class Trace:
                 mine,
                 flops=between(mine.flops, theirs.flops),
                 moved_bytes=between(mine.moved_bytes, theirs.moved_bytes),
+                fresh_bytes=between(mine.fresh_bytes, theirs.fresh_bytes),
             )
             for mine, theirs in zip(self.work, other.work, strict=True)
         )
