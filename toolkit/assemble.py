@@ -74,8 +74,6 @@ def assemble(resolved: ResolvedRecipe, context: RunContext) -> Components:
     """
     from transformers import set_seed
 
-    from toolkit.loss import ChunkedLoss, check_head, loss_for
-
     recipe = resolved.recipe
     documents = load_documents(resolved, context)
     tokenizer = _tokenizer(recipe, documents, context)
@@ -84,11 +82,8 @@ def assemble(resolved: ResolvedRecipe, context: RunContext) -> Components:
     objective: Objective = recipe.one("objective")
     _check_fit(recipe, tokenizer, model, objective)
     model = with_strategies(resolved, model, context)
-    _check_exporters(recipe, model, context)
-    with refusals_placed(recipe, resolved.set_at("loss_chunk_size")):
-        loss = loss_for(model, context.task, resolved.training)
-        if isinstance(loss, ChunkedLoss):
-            check_head(model, loss)
+    check_exporters(recipe, model, context)
+    loss = checked_loss(resolved, model, context)
     try:
         data = packing.prepare(documents, tokenizer, objective, cache=context.cache, seed=context.seed)
     except OptionError as error:
@@ -200,12 +195,23 @@ def _check_fit(
         _check_document_mask(collate, model, objective.document_end(tokenizer))
 
 
-def _check_exporters(recipe: Recipe, model: PreTrainedModel, context: RunContext) -> None:
+def check_exporters(recipe: Recipe, model: PreTrainedModel, context: RunContext) -> None:
     """Hear the exporters' objections before the training that they would come after."""
     for path, part in recipe.components.items():
         if path[0] == "exporters":
             with refusals_placed(recipe, path):
                 cast(Exporter, part.plugin).check(model, context)
+
+
+def checked_loss(resolved: ResolvedRecipe, model: PreTrainedModel, context: RunContext) -> Callable[..., torch.Tensor]:
+    """The loss that the settings ask for, if the model goes with it."""
+    from toolkit.loss import ChunkedLoss, check_head, loss_for
+
+    with refusals_placed(resolved.recipe, resolved.set_at("loss_chunk_size")):
+        loss = loss_for(model, context.task, resolved.training)
+        if isinstance(loss, ChunkedLoss):
+            check_head(model, loss)
+    return loss
 
 
 def _check_document_mask(collate: Any, model: PreTrainedModel, end: tuple[int, ...]) -> None:

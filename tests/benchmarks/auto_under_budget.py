@@ -33,7 +33,7 @@ from tests.benchmarks.random_models import AS_WHERE_MEMORY_IS_SHORT, COMMAND
 
 FAMILIES = ("gpt2", "llama", "bert")
 BUDGETS = (2, 3, 4, 6, 8, 12)
-SEQUENCES, BLOCK_SIZE, STEPS = 4, 512, 3
+SEQUENCES, BLOCK_SIZE, STEPS = 4, 512, 5
 FIDELITIES = ("exact", "approximate")
 
 

@@ -47,13 +47,31 @@ class Refusing(Memory):
 '''
 
 
+CAPPING = '''
+"""Made for a test."""
+
+from toolkit.api import Model
+
+
+class Capping(Model):
+    """Gemma 2, which caps its logits after its head."""
+
+    def build(self, tokenizer, run):
+        from transformers import Gemma2Config, Gemma2ForCausalLM
+
+        return Gemma2ForCausalLM(Gemma2Config(
+            vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, head_dim=16,
+            num_key_value_heads=1, intermediate_size=64, final_logit_softcapping=30.0))
+'''
+
+
 @pytest.fixture(autouse=True)
 def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All recipes here have one model, so that a set of strategies needs to be traced once."""
+    """Most recipes here have one model, so that a set of strategies needs to be traced once."""
 
     def remembered(recipe: ResolvedRecipe, *, micro_batch_size: int, accumulation: int) -> Trace:
         training = recipe.training.model_dump(exclude={"save_in_background", "micro_batch_size"})
-        key = repr((recipe.data()["memory"], training, micro_batch_size, accumulation))
+        key = repr((recipe.data()["model"], recipe.data()["memory"], training, micro_batch_size, accumulation))
         if key not in TRACES:
             TRACES[key] = trace(recipe, micro_batch_size=micro_batch_size, accumulation=accumulation)
         return TRACES[key]
@@ -161,6 +179,27 @@ def test_a_strategy_that_refuses_the_model_is_not_chosen(tmp_path: Path) -> None
     assert "refusing" not in [part.name for part in concrete.recipe.many("memory")]
 
 
+def test_strategies_that_the_run_would_refuse_are_no_choice(tmp_path: Path) -> None:
+    """A loss in chunks for capped logits, and an adapter whose base is saved nowhere."""
+    plugins = tmp_path / "plugins/model"
+    plugins.mkdir(parents=True)
+    (plugins / "capping.py").write_text(CAPPING, encoding="utf-8")
+    model = {"plugin": "capping"}
+    memory = [{"plugin": "auto", "fidelity": "different"}]
+    file = write_recipe(tmp_path, model=model, memory=memory, training=SETTINGS, plugin_paths=["plugins"])
+    recipe = resolved(file)
+    offered = {part.name for part in candidates(recipe)}
+    assert offered >= {"chunked-loss", "lora"}
+    made = plain(recipe)
+    for share in (4.0, 0.5, 0.3):
+        rates = replace(RATES, seconds_per_fresh_byte=1e-8)
+        concrete, _ = resolve_auto(recipe, budget_for(made, share), rates=rates)
+        assert not {part.name for part in concrete.recipe.many("memory")} & {"chunked-loss", "lora"}
+    by_hand = resolved(write_recipe(tmp_path, model=model, memory=["chunked-loss"], plugin_paths=["plugins"]))
+    with pytest.raises(RecipeError, match=r"memory\[0\]: the logits of Gemma2ForCausalLM are not those that its head"):
+        plan(by_hand, rates=RATES)
+
+
 def test_a_lower_fidelity_only_where_nothing_else_fits(tmp_path: Path) -> None:
     made = plain(auto(tmp_path))
     state = made.weights_bytes + made.gradients_bytes + made.optimizer_bytes  # which no exact strategy makes less
@@ -210,7 +249,8 @@ def test_it_says_what_and_why_and_what_more_memory_would_give(tmp_path: Path) ->
 
 
 def test_a_comparison_shows_each_strategy_and_sets_of_them(tmp_path: Path) -> None:
-    recipe = auto(tmp_path)
+    exporters = ["merge-lora"]  # the other one refuses an adapter whose base is saved nowhere
+    recipe = resolved(write_recipe(tmp_path, model=MODEL, memory=["auto"], training=SETTINGS, exporters=exporters))
     shown = list(rows(Search(recipe, rates=RATES, limit_bytes=10**12)))
     sets = [row.plan.strategies for row in shown]
     assert sets[0] == ()

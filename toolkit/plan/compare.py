@@ -28,14 +28,15 @@ def _sets(search: Search, smallest: Component | None) -> Iterator[tuple[Set, Com
     yield frozenset(), None
     for batch in reversed(search.batches):
         yield frozenset(), batch
-    for part in search.others:
+    others = search.accepted(search.others, None)
+    for part in others:
         yield frozenset({part}), None
     for lowest in range(len(FIDELITIES)):
-        before = search.everything([part for part in search.others if rank(part) < lowest], smallest)
-        of_this = [part for part in search.others if rank(part) == lowest]
+        before = search.everything([part for part in others if rank(part) < lowest], smallest)
+        of_this = [part for part in others if rank(part) == lowest]
         if lowest:
             yield from ((search.joined(before, part, smallest), smallest) for part in of_this)
         if of_this:
-            together = search.everything([part for part in search.others if rank(part) <= lowest], smallest)
+            together = search.everything([part for part in others if rank(part) <= lowest], smallest)
             yield together, None
             yield together, smallest

@@ -81,7 +81,11 @@ class Search:
     def _let_go(self, usable: Sequence[Component]) -> Option | None:
         """The best that is found from the smallest cut of the batch; or from none, for what goes with no cut."""
         for batch in (*self.batches[:1], None):
-            if found := self._let_go_from(self.everything(usable, batch), usable, batch):
+            everything = self.everything(usable, batch)
+            if self.planned(everything, batch) is None:  # one of them refuses the model, or what is built of it
+                usable = self.accepted(usable, batch)
+                everything = self.everything(usable, batch)
+            if found := self._let_go_from(everything, usable, batch):
                 return found
         return None
 
@@ -108,6 +112,10 @@ class Search:
             current = next(near for near, option in tried.items() if option is better)
         ends = [self._best_batch(current), self._best_batch(everything)]
         return choose(filter(None, ends), limit_bytes=self.limit_bytes)
+
+    def accepted(self, parts: Sequence[Component], batch: Component | None) -> list[Component]:
+        """Those which the model, and what is built of it, does not refuse."""
+        return [part for part in parts if self.planned(frozenset({part}), batch)]
 
     def everything(self, usable: Sequence[Component], batch: Component | None) -> Set:
         """As many strategies as go together; of those that exclude each other the one that is named last."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 from toolkit.api import Model, Objective, RunContext, Tokenizer
-from toolkit.assemble import Components, refusals_placed, with_strategies
+from toolkit.assemble import Components, check_exporters, checked_loss, refusals_placed, with_strategies
 from toolkit.errors import PluginError, ToolkitError
 from toolkit.resolve import ResolvedRecipe
 
@@ -63,7 +63,6 @@ def components(resolved: ResolvedRecipe, context: RunContext) -> tuple[Component
         RecipeError, UnavailableError: a plugin refuses, as it would in a run.
         PluginError: a plugin cannot work without values.
     """
-    from toolkit.loss import loss_for
     from toolkit.messages import libraries_quiet
 
     recipe = resolved.recipe
@@ -81,8 +80,10 @@ def components(resolved: ResolvedRecipe, context: RunContext) -> tuple[Component
         built_bytes = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
         with needs_no_values("memory strategy", None):
             model = with_strategies(resolved, model, context)
-        with refusals_placed(recipe, resolved.set_at("loss_chunk_size")):
-            loss = loss_for(model, context.task, resolved.training)
+        with needs_no_values("exporter", None):
+            check_exporters(recipe, model, context)
+        with needs_no_values("model", type(model_plugin)):
+            loss = checked_loss(resolved, model, context)
     objective: Objective = recipe.one("objective")
     return Components(tokenizer, model, cast(Any, _Data()), objective, loss), built_bytes
 
