@@ -12,14 +12,14 @@ from toolkit.allocator import give_memory_back
 from toolkit.api import Callback
 from toolkit.assemble import Components, assemble, context_of, refusals_placed
 from toolkit.cadence import Cadence
-from toolkit.errors import InterruptedRun, RunMismatchError, ToolkitError, TrainingError
+from toolkit.errors import InterruptedRun, OutOfMemoryError, RunMismatchError, ToolkitError, TrainingError
 from toolkit.export import export, final_sample
 from toolkit.files import read_json, write_json
 from toolkit.host import check_disk, seconds_to_write
 from toolkit.messages import libraries_quiet
 from toolkit.plan.plan import Sizes
 from toolkit.progress import DataPrepared, Listener, Message, TrainingStarted
-from toolkit.recovery import Start, begin_attempt
+from toolkit.recovery import Start, begin_attempt, remember_out_of_memory
 from toolkit.resolve import ResolvedRecipe
 from toolkit.run_directory import RunDirectory
 from toolkit.saving import Saver
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
     from toolkit.schedule import Schedule
     from toolkit.trainer import RecipeTrainer
+
+
+INDIVISIBLE = "release-gradients has moved some of the weights already; take a smaller global_batch_size"
 
 
 class Attempt:
@@ -92,12 +95,19 @@ class Attempt:
                 self._finish(components, trainer, step)
             processes.wait()
         except BaseException as error:
+            if isinstance(error, OutOfMemoryError):  # in whichever process
+                remember_out_of_memory(self.directory, error)
             if processes.is_first():
                 how = "interrupted" if self.stop.signal_number is not None else "failed"
                 with contextlib.suppress(OSError):  # a full disk is told by the error itself
                     self.directory.end_attempt(how=how, step=self._last_step(), error=_first_line(error))
             if self.stop.raised and not isinstance(error, InterruptedRun):
                 raise self.stop.raised from error  # a library took it for its own: "Can't load tokenizer", say
+            if processes.have_lost_one(error):
+                raise TrainingError(
+                    "another process of this run has ended, and says why; the same command goes on from the last "
+                    "checkpoint"
+                ) from error
             raise
 
     def _check_data(self, key: str) -> None:
@@ -180,9 +190,10 @@ class Attempt:
                 steps=SmallerSteps(
                     micro_batch_size=sizes.micro_batch_size,
                     pieces=start.pieces,
-                    refusal=self._no_repetition(sizes.micro_batch_size),
-                    refusal_in_optimizer=self._no_second_update(sizes.micro_batch_size),
                     tell=schedule.smaller,
+                    indivisible=INDIVISIBLE if training.release_gradients else None,
+                    unrepeatable="the run's other processes wait for it" if processes.count() > 1 else None,
+                    unrepeatable_in_optimizer="fp16 scaled its gradients" if training.precision == "fp16" else None,
                 ),
             )
         schedule.trainer = trainer
@@ -208,21 +219,6 @@ class Attempt:
         )
         saver.verified.update([start.step] if start.folder else [])
         return saver
-
-    def _no_repetition(self, micro: int) -> str | None:
-        """Why a step that ran out of memory cannot be done again in this run."""
-        smaller = f"set training.micro_batch_size to less than {micro}"
-        if processes.count() > 1:
-            return f"the other processes of the run would wait for this one; {smaller}"
-        if self.resolved.training.release_gradients:
-            return "release-gradients has moved some of the weights already; take a smaller global_batch_size"
-        return None
-
-    def _no_second_update(self, micro: int) -> str | None:
-        """Why a step that ran out of memory in the optimizer cannot be done again, where it can elsewhere."""
-        if self.resolved.training.precision == "fp16":
-            return f"fp16 has scaled its gradients back; set training.micro_batch_size to less than {micro}"
-        return None
 
     def _sizes(self) -> Sizes:
         """How a step is cut into passes."""

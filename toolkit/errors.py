@@ -8,6 +8,7 @@
     ├── RunMismatchError            2   a run directory belongs to other settings
     ├── UnavailableError            3   the machine or the network lacks something: Hub, device, disk space
     ├── TrainingError               1   training cannot go on: a loss that is not a number, say
+    │   └── OutOfMemoryError        1   memory ran out, and only the run's next start can take less at a time
     └── InterruptedRun        128 + n   signal n stopped the run; its work is saved
 
 These are a user's errors: the command line prints their message and no traceback. Everything else is a
@@ -113,6 +114,16 @@ class UnavailableError(ToolkitError):
 
 class TrainingError(ToolkitError):
     """Training cannot go on in a way that would be of use."""
+
+
+class OutOfMemoryError(TrainingError):
+    """Memory ran out where the step cannot be done again at once; the run's next start takes less at a time."""
+
+    def __init__(self, message: str, *, pieces: int = 1, evaluation_pieces: int = 1) -> None:
+        """The pieces are those that the next start is to run each micro-batch, or an evaluation's batch, in."""
+        super().__init__(message)
+        self.pieces = pieces
+        self.evaluation_pieces = evaluation_pieces
 
 
 class InterruptedRun(ToolkitError):  # noqa: N818 - named for what it tells: an interruption, not a failure

@@ -30,7 +30,22 @@ def join(*, on_cpu: bool) -> None:
     if count() > 1:
         from accelerate import PartialState
 
-        PartialState(cpu=on_cpu)
+        PartialState(cpu=on_cpu, **_own_store())
+
+
+def _own_store() -> dict[str, Any]:
+    """After a restart by torchrun: a part of its store where the addresses of the processes before are not.
+
+    It keeps one store for all its restarts, and they would be taken for the others'
+    (https://github.com/pytorch/pytorch/issues/135712).
+    """
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restarts == "0":
+        return {}
+    from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]  # documented, not in __all__
+
+    store, rank, world_size = next(rendezvous("env://"))
+    return {"store": PrefixStore(f"restart-{restarts}", store), "rank": rank, "world_size": world_size}
 
 
 def by_first(decide: Callable[[], T]) -> T:
@@ -78,6 +93,15 @@ def gathered(value: T) -> list[T]:
     from accelerate.utils import gather_object
 
     return list(gather_object([value]))
+
+
+def have_lost_one(error: BaseException) -> bool:
+    """Whether this error is the transport's, which says that another process is not there any more."""
+    if count() == 1:
+        return False
+    import torch
+
+    return isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
 
 
 def any_of(*flags: bool) -> tuple[bool, ...]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from toolkit import checkpoint, memory_watch
 from toolkit.checkpoint import Checkpoint
-from toolkit.files import read_json
+from toolkit.errors import OutOfMemoryError
+from toolkit.files import read_json, write_json
 from toolkit.host import environment
 from toolkit.progress import Listener, Message
 from toolkit.resolve import ResolvedRecipe
 from toolkit.run_directory import RunDirectory
 from toolkit.saving import STATE_FILE
+
+OUT_OF_MEMORY = "out-of-memory.json"
+"""In the run directory: what the next attempt has to do because memory ran out."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Start:
     pieces: int
     """Pieces that each micro-batch is run in, since memory ran out before."""
     evaluation_pieces: int
-    """The same for an evaluation's batch, which may be what the kernel has ended the run for."""
+    """The same for an evaluation's batch."""
     evaluation_left_out: bool
     """Whether that step was to be evaluated, and a signal left no time for it."""
     ended: bool
@@ -47,7 +52,9 @@ def begin_attempt(run: RunDirectory, resolved: ResolvedRecipe, listener: Listene
     pieces = max(state["pieces"], int(run.record.get("pieces", 1)))
     if resolved.training.release_gradients:  # a parent without it may have cut its micro-batches
         pieces = 1
-    if held := killed_for_want_of_memory(run):
+    if (run.folder / OUT_OF_MEMORY).exists():
+        pieces = max(pieces, _smaller_as_noted(run, listener))
+    elif held := killed_for_want_of_memory(run):
         pieces = _smaller(run, held, resolved, pieces=pieces, listener=listener)
     memory_watch.forget_readings(run.folder)
     _tell_other_environment(run, resolved, listener)
@@ -59,7 +66,7 @@ def begin_attempt(run: RunDirectory, resolved: ResolvedRecipe, listener: Listene
         step=step,
         seconds_trained=float(state["seconds_trained"]),
         pieces=pieces,
-        evaluation_pieces=int(run.record.get("pieces", 1)),
+        evaluation_pieces=int(run.record.get("evaluation_pieces", 1)),
         evaluation_left_out=bool(state.get("evaluation_left_out")),
         ended=bool(state.get("ended")) and not of_parent,
         of_parent=of_parent,
@@ -75,6 +82,32 @@ def _newest_checkpoint(run: RunDirectory, listener: Listener) -> Checkpoint | No
     elif skipped:
         listener(Message("no checkpoint is intact, so the run begins again at step 0"))
     return found
+
+
+def remember_out_of_memory(run: RunDirectory, error: OutOfMemoryError) -> None:
+    """Note for the next attempt that it has to take less at a time.
+
+    Beside run.json, which the first process alone writes.
+    """
+    noted = {"pieces": error.pieces, "evaluation_pieces": error.evaluation_pieces}
+    with contextlib.suppress(OSError):  # a full disk must not hide what has happened
+        write_json(run.folder / OUT_OF_MEMORY, noted)
+
+
+def _smaller_as_noted(run: RunDirectory, listener: Listener) -> int:
+    """Cut batches as the last attempt has asked for."""
+    noted = read_json(run.folder / OUT_OF_MEMORY)
+    cut = {name: max(int(run.record.get(name, 1)), int(noted[name])) for name in ("pieces", "evaluation_pieces")}
+    run.update(**cut)
+    (run.folder / OUT_OF_MEMORY).unlink()
+    what = "micro-batches" if noted["pieces"] > 1 else "evaluation batches"
+    listener(
+        Message(
+            f"memory ran out in the last attempt, so this one runs its {what} in {max(noted.values())} pieces; "
+            f"a step still has as many sequences"
+        )
+    )
+    return cut["pieces"]
 
 
 def killed_for_want_of_memory(run: RunDirectory) -> str | None:
@@ -101,7 +134,7 @@ def _smaller(run: RunDirectory, held: str, resolved: ResolvedRecipe, *, pieces: 
         would = "toolkit recipe plan shows what would need less"
         listener(Message(f"{ended}, and it had one sequence at a time already; {would}"))
         return pieces
-    run.update(pieces=2 * pieces)
+    run.update(pieces=2 * pieces, evaluation_pieces=2 * pieces)  # it may have been an evaluation
     sequences = micro_batch_size // (2 * pieces)
     listener(Message(f"{ended}, so this one goes on with micro-batches of {sequences}; a step still has as many"))
     return 2 * pieces

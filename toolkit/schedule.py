@@ -25,7 +25,7 @@ from toolkit.progress import CheckpointSaved, Evaluated, Listener, Message, Step
 from toolkit.run_directory import RunDirectory
 from toolkit.saving import Saved
 from toolkit.signals import EndedByEvaluation, EvaluationLeftOut, StopRequest
-from toolkit.smaller_steps import Smaller
+from toolkit.smaller_steps import Smaller, counted
 
 if TYPE_CHECKING:
     from toolkit.trainer import RecipeTrainer
@@ -249,11 +249,10 @@ class Schedule(DefaultFlowCallback):
     def smaller(self, smaller: Smaller) -> None:
         """Record that memory ran out, and what is done about it."""
         self.metrics.write({"step": smaller.step, "kind": "memory", **asdict(smaller)})
-        counted = "one sequence" if smaller.sequences == 1 else f"{smaller.sequences} sequences"
         self.listener(
             Message(
                 f"memory ran out in {smaller.during} of step {smaller.step:,}: the step is done again, and training "
-                f"goes on, with {counted} at a time; a step still has as many as before"
+                f"goes on, with {counted(smaller.sequences)} at a time; a step still has as many as before"
             )
         )
 

@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-from toolkit.errors import TrainingError
+from toolkit.errors import OutOfMemoryError, TrainingError
 from toolkit.random_state import RandomState
 
 PASSES, OPTIMIZER = "the forward or backward pass", "the optimizer"
@@ -61,6 +61,11 @@ class Smaller:
     during: str
 
 
+def counted(sequences: int) -> str:
+    """So many sequences, in words."""
+    return "one sequence" if sequences == 1 else f"{sequences} sequences"
+
+
 class SmallerSteps:
     """Runs the micro-batches of a step, each in as many pieces as memory asks for."""
 
@@ -69,24 +74,27 @@ class SmallerSteps:
         *,
         micro_batch_size: int,
         pieces: int,
-        refusal: str | None,
-        refusal_in_optimizer: str | None = None,
         tell: Callable[[Smaller], None],
+        indivisible: str | None = None,
+        unrepeatable: str | None = None,
+        unrepeatable_in_optimizer: str | None = None,
     ) -> None:
         """Begin with so many pieces.
 
         Args:
             micro_batch_size: sequences in a micro-batch of the data loader.
             pieces: pieces that each is run in.
-            refusal: why a step of this run cannot be repeated; None if it can.
-            refusal_in_optimizer: why it cannot once the optimizer has begun.
             tell: hears of it when there are more pieces.
+            indivisible: why this run's micro-batches cannot be cut, and what to do; None if they can.
+            unrepeatable: why this attempt cannot do a step again, so that the next one has to begin with more pieces.
+            unrepeatable_in_optimizer: the same once the optimizer has begun.
         """
         self.micro_batch_size = micro_batch_size
         self.pieces = pieces
-        self.refusal = refusal
-        self.refusal_in_optimizer = refusal_in_optimizer
         self.tell = tell
+        self.indivisible = indivisible
+        self.unrepeatable = unrepeatable
+        self.unrepeatable_in_optimizer = unrepeatable_in_optimizer
         self._micro_batches: list[Mapping[str, Any]] = []
         self._random_state: RandomState | None = None
 
@@ -117,7 +125,8 @@ class SmallerSteps:
             step: the number of the step, for messages.
 
         Raises:
-            TrainingError: not even one sequence at a time fits, or the step cannot be repeated.
+            OutOfMemoryError: the step cannot be repeated in this attempt.
+            TrainingError: not even one sequence at a time fits, or micro-batches cannot be cut.
         """
         if self._random_state is None:
             self._random_state = RandomState.now()
@@ -153,28 +162,45 @@ class SmallerSteps:
         return torch.stack(losses).sum()
 
     def _halve(self, step: int, during: str) -> None:
-        if refusal := self.refusal or (self.refusal_in_optimizer if during == OPTIMIZER else None):
-            raise TrainingError(f"memory ran out in {during} of step {step}, and it cannot be repeated: {refusal}")
+        why = self.unrepeatable or (self.unrepeatable_in_optimizer if during == OPTIMIZER else None)
+        if why or self.indivisible or self.sequences == 1:
+            raise self.end(step, during, why or "")
+        self.pieces *= 2
+        self.tell(Smaller(step, self.sequences, during))
+
+    def end(self, step: int, during: str, why: str) -> TrainingError:
+        """The error with which an attempt ends that cannot do the step again.
+
+        Args:
+            step: the number of the step.
+            during: where memory ran out.
+            why: reason why the step cannot be repeated, while the next attempt can go on with more pieces.
+        """
+        if self.indivisible:
+            return TrainingError(f"memory ran out in {during} of step {step}: {self.indivisible}")
         if self.sequences == 1:
-            raise TrainingError(
+            return TrainingError(
                 f"memory ran out in {during} of step {step}, with a single sequence at a time; `toolkit recipe plan` "
                 f"shows what the memory goes to and which strategies need less: gradient-checkpointing, "
                 f"chunked-loss; or take a shorter objective.block_size or a smaller model"
             )
-        self.pieces *= 2
-        self.tell(Smaller(step, self.sequences, during))
+        pieces = 2 * self.pieces
+        return OutOfMemoryError(
+            f"memory ran out in {during} of step {step}, and this attempt cannot do it again: {why}; the same command "
+            f"goes on from the last checkpoint, with {counted(max(1, self.micro_batch_size // pieces))} at a time",
+            pieces=pieces,
+        )
 
 
-def survive_in(optimizer: torch.optim.Optimizer, *, passes_again: Callable[[], None], step: Callable[[], int]) -> None:
+def survive_in(
+    optimizer: torch.optim.Optimizer, *, passes_again: Callable[[], None], half_moved: Callable[[], TrainingError]
+) -> None:
     """Where the optimizer's step finds no memory, let it be taken again after smaller passes.
 
     Args:
         optimizer: its `step` is replaced.
         passes_again: computes the step's gradients again, in smaller pieces.
-        step: the number of the step, for messages.
-
-    Raises:
-        TrainingError: from the optimizer's step, where some weights were moved and others not.
+        half_moved: the error to raise where some weights were moved and others not.
     """
     plain = optimizer.step
 
@@ -185,10 +211,7 @@ def survive_in(optimizer: torch.optim.Optimizer, *, passes_again: Callable[[], N
             with OutOfMemoryCaught():
                 return plain(*args, **kwargs)
             if any(mark != before.get(name, 0) for name, mark in _marks(optimizer).items()):
-                raise TrainingError(
-                    f"memory ran out in the middle of the optimizer's step {step()}, when some weights were moved and "
-                    f"others not; the same command goes on from the last checkpoint"
-                )
+                raise half_moved()
             passes_again()
 
     cast(Any, optimizer).step = surviving

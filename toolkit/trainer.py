@@ -36,7 +36,7 @@ from toolkit import checkpoint, processes
 from toolkit.api import Optimizer, RunContext
 from toolkit.blocks import BLOCK_NUMBERS, IndexedCollator
 from toolkit.branch import load_with_new_settings
-from toolkit.errors import TrainingError
+from toolkit.errors import OutOfMemoryError, TrainingError
 from toolkit.files import read_json
 from toolkit.guards import Guard, named_state
 from toolkit.loss import ChunkedLoss
@@ -45,7 +45,7 @@ from toolkit.random_state import random_state_preserved
 from toolkit.released_gradients import ReleasedGradients
 from toolkit.saving import STATE_FILE, Saver
 from toolkit.signals import EvaluationLeftOut
-from toolkit.smaller_steps import OPTIMIZER, OutOfMemoryCaught, SmallerSteps, free_memory, survive_in
+from toolkit.smaller_steps import OPTIMIZER, OutOfMemoryCaught, SmallerSteps, counted, free_memory, survive_in
 from toolkit.snapshot import Snapshot
 from toolkit.stochastic_rounding import StochasticRounding
 
@@ -171,14 +171,15 @@ class RecipeTrainer(Trainer):
 
     def _evaluate_smaller(self) -> None:
         """Memory ran out in an evaluation: halve its batch, and leave training's alone."""
-        size = self.args.per_device_eval_batch_size
-        if self.args.world_size > 1:
-            raise TrainingError(
-                f"memory ran out in the evaluation after step {self.state.global_step}, and the other processes would "
-                f"wait for this one; set training.micro_batch_size to less than {size}"
-            )
+        size, step = self.args.per_device_eval_batch_size, self.state.global_step
         if size == 1:
-            raise TrainingError(f"memory ran out in the evaluation after step {self.state.global_step}, at batch 1")
+            raise TrainingError(f"memory ran out in the evaluation after step {step}, at batch 1")
+        if why := self.steps.unrepeatable:
+            raise OutOfMemoryError(
+                f"memory ran out in the evaluation after step {step}, and this attempt cannot do it again: {why}; the "
+                f"same command goes on from the last checkpoint, and evaluates {counted(size // 2)} at a time",
+                evaluation_pieces=self.steps.micro_batch_size // (size // 2),
+            )
         self.args.per_device_eval_batch_size = size // 2
         logging.getLogger("toolkit").info("memory ran out in an evaluation: it goes on with batches of %s", size // 2)
         free_memory()
@@ -216,7 +217,10 @@ class RecipeTrainer(Trainer):
             if self.args.max_grad_norm > 0:
                 self._clip_grad_norm(self.model_wrapped)
 
-        survive_in(cast(Any, self.optimizer), passes_again=passes_again, step=lambda: self.state.global_step + 1)
+        def half_moved() -> TrainingError:
+            return self.steps.end(self.state.global_step + 1, OPTIMIZER, "it has moved some weights and others not")
+
+        survive_in(cast(Any, self.optimizer), passes_again=passes_again, half_moved=half_moved)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs.pop(BLOCK_NUMBERS, None)  # an evaluation's

@@ -7,7 +7,7 @@ import pytest
 
 from tests.faults.test_saving import callback
 from tests.tiny import assert_same_run, command, train, train_in_two, weights, write_recipe
-from toolkit.errors import TrainingError
+from toolkit.errors import OutOfMemoryError, TrainingError
 from toolkit.progress import Message
 
 FORWARD = """
@@ -241,13 +241,43 @@ def test_in_the_middle_of_the_optimizers_step_nothing_is_stepped_twice(optimizer
         plain()
 
     made.step = failing  # type: ignore[method-assign]
-    survive_in(made, passes_again=lambda: again.append(1), step=lambda: 1)
+    survive_in(made, passes_again=lambda: again.append(1), half_moved=lambda: TrainingError("half moved"))
     if weight:
-        with pytest.raises(TrainingError, match="in the middle of the optimizer's step 1"):
+        with pytest.raises(TrainingError, match="half moved"):
             made.step()
     else:
         made.step()
         assert again == [1]
+
+
+HALF_MOVED = """
+def on_train_begin(self, args, state, control, optimizer=None, **kwargs):
+    made = optimizer.optimizer
+    weights = [weight for group in made.param_groups for weight in group["params"]]
+    def fail(*arguments):
+        if state.global_step == {step} and self.sequences > 2:
+            weights[0].detach().add_(1.0)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+    made.register_step_pre_hook(fail)
+def on_step_begin(self, args, state, control, model=None, **kwargs):
+    if not hasattr(self, "sequences"):
+        def count(module, arguments, output):
+            self.sequences = len(output.logits)
+        model.register_forward_hook(count)
+"""
+
+
+def test_what_cannot_be_done_again_begins_smaller_at_the_next_start(tmp_path: Path) -> None:
+    """Where the optimizer has moved some weights and others not: from the last checkpoint, as if by hand."""
+    recipe = failing(tmp_path, HALF_MOVED, step=5, training={"save_steps": 4, "save_total_limit": 9})
+    with pytest.raises(OutOfMemoryError, match=r"of step 6, and this attempt .* with 2 sequences at a time"):
+        train(recipe, "callbacks=[failing]", name="survived")
+    survived, events = train(recipe, "callbacks=[failing]", name="survived")
+    (told,) = [e.text for e in events if isinstance(e, Message) and "memory ran out" in e.text]
+    assert "runs its micro-batches in 2 pieces" in told
+    assert not (survived.folder / "out-of-memory.json").exists()
+    first, second = weights(survived.folder), smaller_from(recipe, 4)
+    assert [name for name in first if not bool((first[name] == second[name]).all())] == []
 
 
 def test_memory_is_in_the_metrics(tmp_path: Path) -> None:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.test_saving import callback
 from tests.tiny import assert_same_run, losses, train, write_recipe
 
 
-def torchrun(recipe: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def torchrun(recipe: Path, *words: str, restarts: int = 0) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         "--max-restarts", str(restarts),
          "--no-python", sys.executable, "-c", "from toolkit.cli.main import main; main()",
          "recipe", "run", str(recipe), *words],
         cwd=recipe.parent,
@@ -32,7 +34,7 @@ def test_two_processes_train_what_one_trains(tmp_path: Path, monkeypatch: pytest
     one, _ = train(recipe, name="one")
     done = torchrun(recipe, "--name", "two")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("perplexity") >= 1
+    assert done.stdout.count("Finished: two") == done.stdout.count("a model of") == 1
     for alone, together in zip(losses(one.folder), losses(tmp_path / "runs" / "two"), strict=True):
         assert together[:2] == alone[:2]
         assert together[2] == pytest.approx(alone[2], rel=1e-4)
@@ -42,6 +44,43 @@ def test_two_processes_train_what_one_trains(tmp_path: Path, monkeypatch: pytest
     rest = torchrun(recipe, "--name", "parts")
     assert rest.returncode == 0, rest.stdout + rest.stderr
     assert_same_run(tmp_path / "runs" / "two", tmp_path / "runs" / "parts")
+
+
+MEMORY_OF_ONE = """
+def on_train_begin(self, args, state, control, model=None, **kwargs):
+    def fail(module, arguments, output):
+        if module.training == {training} and len(output.logits) > 1 and state.global_step == 4 and args.process_index:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+    model.register_forward_hook(fail)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [True, False])
+def test_where_one_of_two_runs_out_of_memory_both_begin_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: bool
+) -> None:
+    """It cannot do the step again, because the other waits; torchrun starts both again, and nobody has to be there."""
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+    callback(tmp_path, "failing", MEMORY_OF_ONE.format(training=training))
+    recipe = write_recipe(
+        tmp_path, model={"dropout": 0.0}, callbacks=["failing"], plugin_paths=["plugins"], training={"save_steps": 3}
+    )
+    one, _ = train(recipe, name="one")
+    failed = torchrun(recipe, "--name", "two")
+    assert failed.returncode != 0
+    assert "this attempt cannot do it again: the run's other processes wait for it" in failed.stderr
+    assert "error: another process of this run has ended" in failed.stderr
+    assert "Connection closed" not in failed.stderr
+    rest = torchrun(recipe, "--name", "two")
+    assert rest.returncode == 0, rest.stdout + rest.stderr
+    assert f"so this one runs its {'micro-batches' if training else 'evaluation batches'} in 2 pieces" in rest.stdout
+    alone = torchrun(recipe, "--name", "restarted", restarts=1)
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    assert_same_run(tmp_path / "runs" / "two", tmp_path / "runs" / "restarted")
+    for own, together in zip(losses(one.folder), losses(tmp_path / "runs" / "two"), strict=True):
+        assert together[:2] == own[:2]
+        assert together[2] == pytest.approx(own[2], rel=1e-4)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,11 @@ def real_model(recipe: ResolvedRecipe) -> Any:
     return with_strategies(recipe, model, context).train()
 
 
+def exporters_for(memory: Sequence[Any]) -> list[str]:
+    """An adapter whose base is saved nowhere is of no use, and a model without one has nothing to merge."""
+    return ["merge-lora" if "lora" in memory else "model-folder"]
+
+
 def bytes_of(tensors: Any) -> int:
     """Of all storages, each once."""
     return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
@@ -81,7 +87,9 @@ def test_weights_gradients_and_optimizer_are_the_real_ones(
 ) -> None:
     import torch
 
-    recipe = recipe_for(tmp_path, model=MODELS[family], optimizer=optimizer, memory=list(memory))
+    recipe = recipe_for(
+        tmp_path, model=MODELS[family], optimizer=optimizer, memory=list(memory), exporters=exporters_for(memory)
+    )
     totals = traced(recipe).totals()
     model = real_model(recipe)
     parameters = list(model.parameters())
@@ -152,7 +160,8 @@ def test_steps_of_another_course_are_on_no_line(tmp_path: Path) -> None:
 
 def test_every_strategy_shows(tmp_path: Path) -> None:
     def peak(*memory: Any) -> Plan:
-        return planned(recipe_for(tmp_path, memory=list(memory), training={"save_in_background": False}))
+        settings, exporters = {"save_in_background": False}, exporters_for(memory)
+        return planned(recipe_for(tmp_path, memory=list(memory), training=settings, exporters=exporters))
 
     plain = peak()
     assert peak("gradient-checkpointing").phases["loss"] < plain.phases["loss"] - plain.parts["activations"] / 2

@@ -218,6 +218,10 @@ def run(
 
             begun_at = branch.parent(parent, runs) if parent else None
             result = train.run(resolved, runs=runs, name=run_name, fresh=fresh, parent=begun_at, listener=listener)
+    from toolkit import processes
+
+    if not processes.is_first():
+        return
     if as_json:
         from dataclasses import asdict
 

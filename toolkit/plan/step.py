@@ -8,9 +8,11 @@ optimizer state; in it at most two passes, because the third finds what the seco
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -47,7 +49,7 @@ def trace(resolved: ResolvedRecipe, *, micro_batch_size: int, accumulation: int)
         skeleton.fake_tensors() as mode,
         _attention_as_on(resolved.device.kind),
     ):
-        context = context_of(resolved, Path(folder))
+        context = replace(context_of(resolved, Path(folder)), log=_UNHEARD)  # the run's own build is told
         built, built_bytes = skeleton.components(resolved, context)
         ledger = Ledger(vocabulary_size=_vocabulary_size(built))
         objective = type(built.objective)
@@ -97,9 +99,13 @@ def _trainer(
             guard=cast(Any, _NoGuard()),
             saver=unused,
             steps=SmallerSteps(
-                micro_batch_size=micro_batch_size, pieces=1, refusal="it is a plan's", tell=lambda smaller: None
+                micro_batch_size=micro_batch_size, pieces=1, tell=lambda smaller: None, indivisible="it is a plan's"
             ),
         )
+
+
+_UNHEARD = logging.Logger("toolkit.plan")
+_UNHEARD.disabled = True
 
 
 class _NoGuard:

@@ -61,7 +61,7 @@ def candidates(resolved: ResolvedRecipe) -> list[Component]:
         try:
             plugin = cast(type[Memory], registry.load("memory", name))
         except PluginError as error:
-            logging.getLogger("toolkit").info("not among what can be chosen: %s", error)
+            logging.getLogger("toolkit").debug("not among what can be chosen: %s", error)
             continue
         settings = recipe.training.model_dump()
         for variant in plugin.candidates(settings, resolved.device):
@@ -121,7 +121,7 @@ class Planner:
         except (RecipeError, PluginError) as error:
             if not added:
                 raise
-            logging.getLogger("toolkit").info("%s cannot be chosen: %s", ", ".join(named(parts)), error)
+            logging.getLogger("toolkit").debug("%s cannot be chosen: %s", ", ".join(named(parts)), error)
             return None
         made = reckon(resolved, traced, sizes, rates=self.rates, limit_bytes=self.limit_bytes)
         return Option(parts, resolved, made)
