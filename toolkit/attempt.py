@@ -17,6 +17,7 @@ from toolkit.export import export, final_sample
 from toolkit.files import read_json, write_json
 from toolkit.host import check_disk, seconds_to_write
 from toolkit.messages import libraries_quiet
+from toolkit.plan.choose import own_share
 from toolkit.plan.plan import Sizes
 from toolkit.progress import DataPrepared, Listener, Message, TrainingStarted
 from toolkit.recovery import Start, begin_attempt, remember_out_of_memory
@@ -59,8 +60,11 @@ class Attempt:
 
     def run(self) -> None:
         """Assemble, resume, train, export; note in run.json how it ended."""
-        start = processes.by_first(lambda: begin_attempt(self.directory, self.resolved, self.listener))
-        with self._memory_watched() if processes.is_first() else contextlib.nullcontext():
+        micro_batch_size = self._sizes().micro_batch_size
+        start = processes.by_first(
+            lambda: begin_attempt(self.directory, self.resolved, self.listener, micro_batch_size=micro_batch_size)
+        )
+        with self._memory_watched():
             self._work(start)
 
     def _memory_watched(self) -> contextlib.AbstractContextManager[None]:
@@ -68,12 +72,13 @@ class Attempt:
             if self.resolved.device.kind == "cpu":
                 self.memory_was_short = give_memory_back()
 
-        record = self.directory.record
+        record, device = self.directory.record, self.resolved.device
         return memory_watch.watched(
             self.directory.folder,
-            limit=record.get("memory_budget_bytes") or self.resolved.device.memory_bytes,
+            limit=record.get("memory_budget_bytes") or own_share(device.memory_bytes, device, processes.count()),
             planned=record.get("planned_memory_bytes"),
             when_short=when_short,
+            rank=processes.rank(),
         )
 
     def _work(self, start: Start) -> None:
@@ -100,13 +105,18 @@ class Attempt:
             if processes.is_first():
                 how = "interrupted" if self.stop.signal_number is not None else "failed"
                 with contextlib.suppress(OSError):  # a full disk is told by the error itself
-                    self.directory.end_attempt(how=how, step=self._last_step(), error=_first_line(error))
+                    self.directory.end_attempt(
+                        how=how,
+                        step=self._last_step(),
+                        error=_first_line(error),
+                        lost_a_process=processes.have_lost_one(error),
+                    )
             if self.stop.raised and not isinstance(error, InterruptedRun):
                 raise self.stop.raised from error  # a library took it for its own: "Can't load tokenizer", say
             if processes.have_lost_one(error):
                 raise TrainingError(
-                    "another process of this run has ended, and says why; the same command goes on from the last "
-                    "checkpoint"
+                    f"another process of this run has ended or cannot be reached; if it does not say why, this may: "
+                    f"{_first_line(error)}. The same command goes on from the last checkpoint"
                 ) from error
             raise
 
@@ -179,7 +189,7 @@ class Attempt:
                     accumulation=sizes.accumulation,
                     device_kind=self.resolved.device.kind,
                     evaluates=components.data.validation is not None,
-                    evaluation_pieces=start.evaluation_pieces,
+                    evaluation_sequences=start.evaluation_sequences,
                 ),
                 optimizer=self.resolved.recipe.one("optimizer"),
                 settings=training,
@@ -189,7 +199,7 @@ class Attempt:
                 saver=self._saver(schedule, components, start),
                 steps=SmallerSteps(
                     micro_batch_size=sizes.micro_batch_size,
-                    pieces=start.pieces,
+                    sequences=start.sequences,
                     tell=schedule.smaller,
                     indivisible=INDIVISIBLE if training.release_gradients else None,
                     unrepeatable="the run's other processes wait for it" if processes.count() > 1 else None,
@@ -222,14 +232,7 @@ class Attempt:
 
     def _sizes(self) -> Sizes:
         """How a step is cut into passes."""
-        sizes = Sizes.of(self.resolved, processes=processes.count())
-        if self.resolved.training.release_gradients and sizes.processes > 1:
-            raise self.resolved.recipe.error(
-                f"{sizes.processes} processes must exchange their gradients before a step, and then none can be freed "
-                f"before; train in one process, or leave release-gradients out",
-                self.resolved.set_at("release_gradients"),
-            )
-        return sizes
+        return Sizes.of(self.resolved, processes=processes.count())
 
     def _plugin_callbacks(self) -> list[TrainerCallback]:
         recipe, callbacks = self.resolved.recipe, []

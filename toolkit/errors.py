@@ -119,11 +119,11 @@ class TrainingError(ToolkitError):
 class OutOfMemoryError(TrainingError):
     """Memory ran out where the step cannot be done again at once; the run's next start takes less at a time."""
 
-    def __init__(self, message: str, *, pieces: int = 1, evaluation_pieces: int = 1) -> None:
-        """The pieces are those that the next start is to run each micro-batch, or an evaluation's batch, in."""
+    def __init__(self, message: str, *, sequences: int | None = None, evaluation_sequences: int | None = None) -> None:
+        """The numbers are those of sequences that the next start is to take at a time, where it is to take fewer."""
         super().__init__(message)
-        self.pieces = pieces
-        self.evaluation_pieces = evaluation_pieces
+        self.sequences = sequences
+        self.evaluation_sequences = evaluation_sequences
 
 
 class InterruptedRun(ToolkitError):  # noqa: N818 - named for what it tells: an interruption, not a failure

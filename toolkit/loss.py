@@ -37,9 +37,8 @@ def token_mean_loss(task: Task) -> Callable[..., torch.Tensor]:
 
     def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
         flat, targets = _predictions(outputs.logits.float(), labels, task)
-        if num_items_in_batch is None:
-            return cross_entropy(flat, targets)
-        return cross_entropy(flat, targets, reduction="sum") / num_items_in_batch
+        total = cross_entropy(flat, targets, reduction="sum")
+        return total / (_predicted(targets) if num_items_in_batch is None else num_items_in_batch)
 
     return loss
 
@@ -93,7 +92,7 @@ class ChunkedLoss:
         dtype = self.dtype or self.head.weight.dtype
         apply: Callable[..., torch.Tensor] = _SummedCrossEntropy.apply
         total = apply(*inputs, targets, self.chunk_size, dtype)
-        return total / ((targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
+        return total / (_predicted(targets) if num_items_in_batch is None else num_items_in_batch)
 
 
 def loss_for(model: PreTrainedModel, task: Task, training: Training) -> Callable[..., torch.Tensor]:
@@ -149,6 +148,11 @@ def _predictions(outputs: torch.Tensor, labels: torch.Tensor, task: Task) -> tup
     if task == "causal-lm":
         outputs, labels = outputs[:, :-1], labels[:, 1:]
     return outputs.reshape(-1, outputs.shape[-1]), labels.reshape(-1)
+
+
+def _predicted(targets: torch.Tensor) -> torch.Tensor:
+    """How many tokens are predicted; 1 where none is, whose loss is 0 and no number would come of it."""
+    return (targets != IGNORED).sum().clamp(min=1)
 
 
 class _SummedCrossEntropy(torch.autograd.Function):

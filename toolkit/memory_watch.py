@@ -7,11 +7,11 @@ memory: a reading costs no file operation, and is there after the kill. The next
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import psutil
 from toolkit.host import available_memory_bytes
 
 FILE = "memory"
+"""Of the first process; the others of a run write beside it, `memory.1` and so on."""
 LAYOUT = struct.Struct("<QQ")
 SECONDS = 0.1
 """Between two readings."""
@@ -40,10 +41,14 @@ class Reading:
     limit: int
     """Bytes that it could have held: those, and what was still free then."""
 
+    def share(self) -> float:
+        """Of what it could have held."""
+        return self.resident / self.limit
+
     @property
     def is_near_the_limit(self) -> bool:
         """Whether little was left."""
-        return self.resident >= NEAR * self.limit
+        return self.share() >= NEAR
 
 
 def resident_bytes() -> int:
@@ -73,17 +78,21 @@ def peak_bytes(device_kind: str) -> int:
 
 
 def last_reading(folder: Path) -> Reading | None:
-    """What the process that worked in this run directory before has left."""
-    file = folder / FILE
-    if not file.exists() or file.stat().st_size != LAYOUT.size:
-        return None
-    reading = Reading(*LAYOUT.unpack(file.read_bytes()))
-    return reading if reading.limit > 0 else None  # it was ended before it had read anything
+    """What was left by those of the processes before that were ended, of which it was nearest to its limit."""
+    contents = [file.read_bytes() for file in _files(folder)]
+    readings = [Reading(*LAYOUT.unpack(content)) for content in contents if len(content) == LAYOUT.size]
+    # One whose limit is 0 was ended before it had read anything.
+    return max((reading for reading in readings if reading.limit), key=Reading.share, default=None)
 
 
 def forget_readings(folder: Path) -> None:
-    """Remove what the process before has left; a power cut must not bring it back to be blamed on the next."""
-    (folder / FILE).unlink(missing_ok=True)
+    """Remove what the processes before have left; a power cut must not bring it back to be blamed on the next."""
+    for file in _files(folder):
+        file.unlink()
+
+
+def _files(folder: Path) -> list[Path]:
+    return [*folder.glob(FILE), *folder.glob(f"{FILE}.[0-9]*")]
 
 
 def is_ample(planned: int, limit: int) -> bool:
@@ -91,9 +100,13 @@ def is_ample(planned: int, limit: int) -> bool:
     return planned * (1 + KEPT) <= limit
 
 
-@contextmanager
-def watched(folder: Path, *, limit: int, planned: int | None, when_short: Callable[[], object]) -> Iterator[None]:
+@contextlib.contextmanager
+def watched(
+    folder: Path, *, limit: int, planned: int | None, when_short: Callable[[], object], rank: int = 0
+) -> Iterator[None]:
     """Read the memory of this process many times a second, for as long as the work lasts.
+
+    What it has read stays for the next start only if the process is ended from outside.
 
     Args:
         folder: the run directory.
@@ -101,13 +114,15 @@ def watched(folder: Path, *, limit: int, planned: int | None, when_short: Callab
         planned: its planned peak.
         when_short: is called once, when the process is to give back what it frees: at once where the plan says that
             it will be near the limit, because what lies in the heap's holes by then would stay there.
+        rank: the number of this process among those of the run.
     """
     short_at = SHORT if planned is None else NEAR
     ample = planned is None or is_ample(planned, limit)
     if not ample:
         when_short()
     done = threading.Event()
-    with (folder / FILE).open("w+b") as file:
+    path = folder / (f"{FILE}.{rank}" if rank else FILE)
+    with path.open("w+b") as file:
         file.write(bytes(LAYOUT.size))
         file.flush()
         readings = mmap.mmap(file.fileno(), LAYOUT.size)
@@ -135,3 +150,5 @@ def watched(folder: Path, *, limit: int, planned: int | None, when_short: Callab
         done.set()
         thread.join()
         readings.close()
+        with contextlib.suppress(OSError):
+            path.unlink()

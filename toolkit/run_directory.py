@@ -110,10 +110,15 @@ class RunDirectory:
         }
         self.update(status="running", attempts=[*self.record["attempts"], attempt])
 
-    def end_attempt(self, *, how: str, step: int, error: str | None = None) -> None:
-        """Note how the attempt of this process ended: `finished`, `interrupted` or `failed`, and why."""
+    def end_attempt(self, *, how: str, step: int, error: str | None = None, lost_a_process: bool = False) -> None:
+        """Note how the attempt of this process ended: `finished`, `interrupted` or `failed`, and why.
+
+        And whether it was because another process of the run ended.
+        """
         *earlier, last = self.record["attempts"]
         attempt = last | {"ended": now(), "how": how, "step": step, "error": error}
+        if lost_a_process:
+            attempt["lost_a_process"] = True
         self.update(status=how, attempts=[*earlier, attempt])
 
     @property

@@ -20,12 +20,13 @@ from toolkit.cadence import Cadence
 from toolkit.errors import UnavailableError
 from toolkit.guards import Spike
 from toolkit.memory_watch import resident_bytes
+from toolkit.messages import counted
 from toolkit.metrics_log import MetricsLog
 from toolkit.progress import CheckpointSaved, Evaluated, Listener, Message, StepDone
 from toolkit.run_directory import RunDirectory
 from toolkit.saving import Saved
 from toolkit.signals import EndedByEvaluation, EvaluationLeftOut, StopRequest
-from toolkit.smaller_steps import Smaller, counted
+from toolkit.smaller_steps import Smaller
 
 if TYPE_CHECKING:
     from toolkit.trainer import RecipeTrainer

@@ -18,8 +18,11 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from toolkit.errors import OutOfMemoryError, TrainingError
+from toolkit.messages import counted
 from toolkit.random_state import RandomState
 
+OTHER_WORDS = ("CUDA error: out of memory", "'out of memory'", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What the CUDA runtime, NCCL and cuBLAS say, beside what accelerate knows."""
 PASSES, OPTIMIZER = "the forward or backward pass", "the optimizer"
 """Where in a step memory may run out."""
 
@@ -28,7 +31,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed: on a GPU, on the processor, or Python's own."""
     if isinstance(error, MemoryError):
         return True
-    return isinstance(error, Exception) and bool(should_reduce_batch_size(error))
+    if not isinstance(error, Exception):
+        return False
+    told = isinstance(error, RuntimeError) and any(words in str(error) for words in OTHER_WORDS)
+    return told or bool(should_reduce_batch_size(error))
 
 
 class OutOfMemoryCaught:
@@ -61,11 +67,6 @@ class Smaller:
     during: str
 
 
-def counted(sequences: int) -> str:
-    """So many sequences, in words."""
-    return "one sequence" if sequences == 1 else f"{sequences} sequences"
-
-
 class SmallerSteps:
     """Runs the micro-batches of a step, each in as many pieces as memory asks for."""
 
@@ -73,24 +74,25 @@ class SmallerSteps:
         self,
         *,
         micro_batch_size: int,
-        pieces: int,
+        sequences: int | None,
         tell: Callable[[Smaller], None],
         indivisible: str | None = None,
         unrepeatable: str | None = None,
         unrepeatable_in_optimizer: str | None = None,
     ) -> None:
-        """Begin with so many pieces.
+        """Begin with so many sequences at a time.
 
         Args:
             micro_batch_size: sequences in a micro-batch of the data loader.
-            pieces: pieces that each is run in.
+            sequences: the most to run at a time, since memory ran out before; None for whole micro-batches.
             tell: hears of it when there are more pieces.
             indivisible: why this run's micro-batches cannot be cut, and what to do; None if they can.
-            unrepeatable: why this attempt cannot do a step again, so that the next one has to begin with more pieces.
+            unrepeatable: why this attempt cannot do a step again, so that the next one has to begin with less.
             unrepeatable_in_optimizer: the same once the optimizer has begun.
         """
         self.micro_batch_size = micro_batch_size
-        self.pieces = pieces
+        self.sequences = min(sequences or micro_batch_size, micro_batch_size)
+        """That are run at a time."""
         self.tell = tell
         self.indivisible = indivisible
         self.unrepeatable = unrepeatable
@@ -99,9 +101,9 @@ class SmallerSteps:
         self._random_state: RandomState | None = None
 
     @property
-    def sequences(self) -> int:
-        """Sequences in a piece."""
-        return max(1, self.micro_batch_size // self.pieces)
+    def most_sequences(self) -> int | None:
+        """What to begin with after a resume."""
+        return self.sequences if self.sequences < self.micro_batch_size else None
 
     def step_begins(self) -> None:
         """Forget the micro-batches of the step before."""
@@ -152,9 +154,9 @@ class SmallerSteps:
     def _in_pieces(
         self, micro_batch: Mapping[str, Any], compute: Callable[[Mapping[str, Any]], torch.Tensor]
     ) -> torch.Tensor:
-        if self.pieces == 1:
-            return compute(micro_batch)
         whole = len(micro_batch["input_ids"])
+        if whole <= self.sequences:
+            return compute(micro_batch)
         losses = [
             compute({name: tensor[start : start + self.sequences] for name, tensor in micro_batch.items()})
             for start in range(0, whole, self.sequences)
@@ -165,7 +167,7 @@ class SmallerSteps:
         why = self.unrepeatable or (self.unrepeatable_in_optimizer if during == OPTIMIZER else None)
         if why or self.indivisible or self.sequences == 1:
             raise self.end(step, during, why or "")
-        self.pieces *= 2
+        self.sequences //= 2
         self.tell(Smaller(step, self.sequences, during))
 
     def end(self, step: int, during: str, why: str) -> TrainingError:
@@ -174,7 +176,7 @@ class SmallerSteps:
         Args:
             step: the number of the step.
             during: where memory ran out.
-            why: reason why the step cannot be repeated, while the next attempt can go on with more pieces.
+            why: reason why the step cannot be repeated, while the next attempt can go on with less at a time.
         """
         if self.indivisible:
             return TrainingError(f"memory ran out in {during} of step {step}: {self.indivisible}")
@@ -184,11 +186,11 @@ class SmallerSteps:
                 f"shows what the memory goes to and which strategies need less: gradient-checkpointing, "
                 f"chunked-loss; or take a shorter objective.block_size or a smaller model"
             )
-        pieces = 2 * self.pieces
+        fewer = self.sequences // 2
         return OutOfMemoryError(
             f"memory ran out in {during} of step {step}, and this attempt cannot do it again: {why}; the same command "
-            f"goes on from the last checkpoint, with {counted(max(1, self.micro_batch_size // pieces))} at a time",
-            pieces=pieces,
+            f"goes on from the last checkpoint, with {counted(fewer)} at a time",
+            sequences=fewer,
         )
 
 
@@ -207,11 +209,18 @@ def survive_in(
     @functools.wraps(plain)
     def surviving(*args: Any, **kwargs: Any) -> Any:
         while True:
-            before = _marks(optimizer)
+            before, had_state = _marks(optimizer), {id(weight) for weight, state in optimizer.state.items() if state}
+            groups = optimizer.param_groups
+            counts = [{name: value for name, value in group.items() if name != "params"} for group in groups]
             with OutOfMemoryCaught():
                 return plain(*args, **kwargs)
             if any(mark != before.get(name, 0) for name, mark in _marks(optimizer).items()):
                 raise half_moved()
+            # An optimizer takes a state that it has begun to make for a whole one.
+            for weight in [weight for weight in optimizer.state if id(weight) not in had_state]:
+                del optimizer.state[weight]
+            for group, count in zip(groups, counts, strict=True):
+                group.update(count)
             passes_again()
 
     cast(Any, optimizer).step = surviving

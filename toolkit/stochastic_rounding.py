@@ -65,8 +65,11 @@ class StochasticRounding(torch.optim.Optimizer):
         weight.grad = parameter.grad.float()
         self.inner.param_groups = [{**group, "params": [weight]}]
         self.inner.state = defaultdict(dict, {weight: self.state[parameter]})
-        self.inner.step()
-        self.state[parameter] = self.inner.state[weight]
+        try:
+            self.inner.step()
+            self.state[parameter] = self.inner.state[weight]
+        finally:  # where memory ran out, the copy is not to stay
+            self.inner.param_groups, self.inner.state = [], defaultdict(dict)
         return weight
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

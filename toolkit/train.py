@@ -20,7 +20,7 @@ from toolkit.plan.choose import NOTHING_CHOSEN, chooser_of, resolve_auto, with_c
 from toolkit.plan.plan import peak_bytes
 from toolkit.plan.words import in_gb
 from toolkit.progress import Event, Listener, Message, RunResult
-from toolkit.recovery import killed_for_want_of_memory
+from toolkit.recovery import has_run_out_of_memory
 from toolkit.resolve import ResolvedRecipe
 from toolkit.run_directory import RunDirectory
 from toolkit.signals import StopRequest
@@ -114,8 +114,8 @@ def _directory(
     if newest and (parent is None or parent.is_of(RunDirectory(newest))):
         directory = RunDirectory(newest)
         blank = directory.is_blank
-        # One that the kernel has ended in its first step is gone on with, or it would be ended there again.
-        if not blank or killed_for_want_of_memory(directory):
+        # One that has found no memory in its first step is gone on with, or it would find none again.
+        if not blank or has_run_out_of_memory(directory):
             differences = directory.differences(with_choice_of(resolved, directory))
             if not differences:
                 return directory

@@ -40,12 +40,13 @@ from toolkit.errors import OutOfMemoryError, TrainingError
 from toolkit.files import read_json
 from toolkit.guards import Guard, named_state
 from toolkit.loss import ChunkedLoss
+from toolkit.messages import counted
 from toolkit.named_optimizer import build_named
 from toolkit.random_state import random_state_preserved
 from toolkit.released_gradients import ReleasedGradients
 from toolkit.saving import STATE_FILE, Saver
 from toolkit.signals import EvaluationLeftOut
-from toolkit.smaller_steps import OPTIMIZER, OutOfMemoryCaught, SmallerSteps, counted, free_memory, survive_in
+from toolkit.smaller_steps import OPTIMIZER, OutOfMemoryCaught, SmallerSteps, free_memory, survive_in
 from toolkit.snapshot import Snapshot
 from toolkit.stochastic_rounding import StochasticRounding
 
@@ -153,7 +154,8 @@ class RecipeTrainer(Trainer):
         """Evaluate without a trace: the same run without evaluations ends with the same weights."""
         stopping = self.control.should_training_stop
         try:
-            metrics = self._evaluated(*args, **kwargs)
+            with random_state_preserved():
+                metrics = super().evaluate(*args, **kwargs)
         except EvaluationLeftOut:
             self.evaluation_left_out = True
             self.control.should_evaluate = False
@@ -163,11 +165,13 @@ class RecipeTrainer(Trainer):
             self.ended = self.control.should_save = True
         return metrics
 
-    def _evaluated(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        """Where memory runs out, begin again with a smaller batch; callbacks hear of the evaluation once."""
         while True:
-            with random_state_preserved(), OutOfMemoryCaught():
-                return super().evaluate(*args, **kwargs)
+            with OutOfMemoryCaught():
+                return super().evaluation_loop(dataloader, *args, **kwargs)
             self._evaluate_smaller()
+            dataloader = self.get_eval_dataloader(dataloader.dataset)
 
     def _evaluate_smaller(self) -> None:
         """Memory ran out in an evaluation: halve its batch, and leave training's alone."""
@@ -178,7 +182,7 @@ class RecipeTrainer(Trainer):
             raise OutOfMemoryError(
                 f"memory ran out in the evaluation after step {step}, and this attempt cannot do it again: {why}; the "
                 f"same command goes on from the last checkpoint, and evaluates {counted(size // 2)} at a time",
-                evaluation_pieces=self.steps.micro_batch_size // (size // 2),
+                evaluation_sequences=size // 2,
             )
         self.args.per_device_eval_batch_size = size // 2
         logging.getLogger("toolkit").info("memory ran out in an evaluation: it goes on with batches of %s", size // 2)
@@ -213,7 +217,8 @@ class RecipeTrainer(Trainer):
         """Repeat the step in smaller pieces also where it is the optimizer that finds no memory."""
 
         def passes_again() -> None:
-            self._tr_loss += self._repeat_step(during=OPTIMIZER)
+            loss = self._repeat_step(during=OPTIMIZER)  # which sets the sum of losses back
+            self._tr_loss += loss
             if self.args.max_grad_norm > 0:
                 self._clip_grad_norm(self.model_wrapped)
 
@@ -257,7 +262,7 @@ class RecipeTrainer(Trainer):
                 "total_loss": float(self._total_loss_scalar).hex(),
                 "last_logged_step": self._globalstep_last_logged,
                 "seconds_trained": self.seconds_trained,
-                "pieces": self.steps.pieces,
+                "sequences": self.steps.most_sequences,
                 "evaluation_left_out": self.evaluation_left_out,
                 "ended": self.ended,
             },

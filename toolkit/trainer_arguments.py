@@ -17,7 +17,7 @@ def training_arguments(
     accumulation: int,
     device_kind: str,
     evaluates: bool = True,
-    evaluation_pieces: int = 1,
+    evaluation_sequences: int | None = None,
 ) -> TrainingArguments:
     """A recipe's settings as the Trainer takes them. When to log, evaluate and save is `Schedule`'s business.
 
@@ -28,12 +28,12 @@ def training_arguments(
         accumulation: passes in a step.
         device_kind: cpu, cuda or mps.
         evaluates: whether anything is held out.
-        evaluation_pieces: that an evaluation's batch is cut into, since memory ran out before.
+        evaluation_sequences: the most in a batch of an evaluation, since memory ran out before.
     """
     arguments = TrainingArguments(
         output_dir=str(output),
         per_device_train_batch_size=micro_batch_size,
-        per_device_eval_batch_size=max(1, micro_batch_size // evaluation_pieces),
+        per_device_eval_batch_size=min(evaluation_sequences or micro_batch_size, micro_batch_size),
         gradient_accumulation_steps=accumulation,
         num_train_epochs=training.num_train_epochs,
         max_steps=training.max_steps or -1,

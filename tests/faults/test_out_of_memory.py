@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.test_saving import callback
-from tests.tiny import assert_same_run, command, train, train_in_two, weights, write_recipe
+from tests.tiny import assert_same_run, command, losses, train, train_in_two, weights, write_recipe
 from toolkit.errors import OutOfMemoryError, TrainingError
 from toolkit.progress import Message
 
@@ -70,23 +70,28 @@ def test_the_step_is_done_again_in_smaller_pieces(tmp_path: Path, place: str, st
     assert f"of step {step + 1}: the step is done again" in told
     assert "with 2 sequences at a time" in told
     # The same settings up to that step, then half the micro-batch: the run that never ran out.
-    whole = smaller_from(recipe, step)
-    first, second = weights(survived.folder), whole
+    smaller = smaller_from(recipe, step)
+    first, second = weights(survived.folder), weights(smaller)
     assert [name for name in first if not bool((first[name] == second[name]).all())] == []
+    told_losses, expected = (
+        [loss for at, kind, loss in losses(folder) if kind != "memory" and at > step]
+        for folder in (survived.folder, smaller)
+    )
+    assert told_losses == pytest.approx(expected, rel=1e-6)
     lines = [json.loads(line) for line in (survived.folder / "metrics.jsonl").read_text().splitlines()]
     (recorded,) = [line for line in lines if line["kind"] == "memory"]
     assert (recorded["step"], recorded["sequences"]) == (step + 1, 2)
 
 
-def smaller_from(recipe: Path, step: int) -> dict[str, object]:
-    """The weights of a run that has micro-batches of 4 up to this step, and of 2 from there on."""
+def smaller_from(recipe: Path, step: int) -> Path:
+    """A run that has micro-batches of 4 up to this step, and of 2 from there on."""
     small = "memory=[{plugin: small-batch, micro_batch_size: 2}]"
     if step == 0:
-        return weights(train(recipe, small, name="smaller")[0].folder)
+        return train(recipe, small, name="smaller")[0].folder
     from tests.faults.test_branch import from_
 
     train(recipe, f"training.save_steps={step}", "training.save_total_limit=9", name="larger")
-    return weights(from_(recipe, f"larger@{step}", small, name="smaller")[0].folder)
+    return from_(recipe, f"larger@{step}", small, name="smaller")[0].folder
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -168,7 +173,7 @@ def test_after_the_kernel_has_ended_it_the_same_command_begins_smaller(tmp_path:
     (run / FILE).write_bytes(LAYOUT.pack(95 * 2**30, 100 * 2**30))
     (message,) = told()
     assert "when it held 95.00 of 100.00 GiB" in message
-    assert "micro-batches of 2" in message
+    assert "with 2 sequences at a time" in message
     train(recipe, "training.save_total_limit=9", name="larger")
     from tests.faults.test_branch import from_
 
@@ -188,7 +193,7 @@ def test_killed_in_its_first_step_it_begins_smaller_too(tmp_path: Path) -> None:
     assert process.returncode == -9
     (tmp_path / "runs/tiny" / FILE).write_bytes(LAYOUT.pack(95 * 2**30, 100 * 2**30))
     result, events = train(recipe)
-    assert any("micro-batches of 2" in event.text for event in events if isinstance(event, Message))
+    assert any("with 2 sequences at a time" in event.text for event in events if isinstance(event, Message))
     assert result.steps == 8
 
 
@@ -274,10 +279,78 @@ def test_what_cannot_be_done_again_begins_smaller_at_the_next_start(tmp_path: Pa
         train(recipe, "callbacks=[failing]", name="survived")
     survived, events = train(recipe, "callbacks=[failing]", name="survived")
     (told,) = [e.text for e in events if isinstance(e, Message) and "memory ran out" in e.text]
-    assert "runs its micro-batches in 2 pieces" in told
+    assert "trains on 2 sequences at a time" in told
     assert not (survived.folder / "out-of-memory.json").exists()
-    first, second = weights(survived.folder), smaller_from(recipe, 4)
+    first, second = weights(survived.folder), weights(smaller_from(recipe, 4))
     assert [name for name in first if not bool((first[name] == second[name]).all())] == []
+
+
+def test_in_the_first_step_too(tmp_path: Path) -> None:
+    """Nothing of such an attempt could be lost, but what it has found out would be."""
+    recipe = failing(tmp_path, HALF_MOVED.replace("if not hasattr", "if True or not hasattr"), step=0)
+    with pytest.raises(OutOfMemoryError, match="of step 1, "):
+        train(recipe, "callbacks=[failing]")
+    result, events = train(recipe, "callbacks=[failing]")
+    assert any("trains on 2 sequences at a time" in event.text for event in events if isinstance(event, Message))
+    assert result.steps == 8
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "rounding"])
+@pytest.mark.parametrize("allocation", [1, 2, 3])
+def test_a_state_that_was_half_made_is_made_again(
+    optimizer: str, allocation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adam takes memory for its two averages in its first step, a weight at a time: the likeliest place of all."""
+    import torch
+
+    from toolkit.smaller_steps import survive_in
+    from toolkit.stochastic_rounding import StochasticRounding
+
+    def made() -> tuple[list[torch.nn.Parameter], torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        kind = torch.bfloat16 if optimizer == "rounding" else torch.float32
+        weights = [torch.nn.Parameter(torch.randn(8, 8).to(kind)) for _ in range(3)]
+        for parameter in weights:
+            parameter.grad = torch.ones_like(parameter)
+        inner = torch.optim.AdamW(weights, lr=0.1)
+        return weights, StochasticRounding(inner, seed=1) if optimizer == "rounding" else inner
+
+    expected, plain = made()
+    plain.step()
+    weights, surviving = made()
+    allocations, again, real = [], [], torch.zeros_like
+
+    def zeros_like(*args: object, **kwargs: object) -> torch.Tensor:
+        allocations.append(1)
+        if len(allocations) == allocation:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "zeros_like", zeros_like)
+    moved = optimizer == "rounding" and allocation == 3  # it steps one weight after the other
+    survive_in(surviving, passes_again=lambda: again.append(1), half_moved=lambda: TrainingError("half moved"))
+    if moved:
+        with pytest.raises(TrainingError, match="half moved"):
+            surviving.step()
+        return
+    surviving.step()
+    assert again == [1]
+    assert all(torch.equal(one, other) for one, other in zip(expected, weights, strict=True))
+
+
+def test_of_several_processes_the_fullest_that_was_ended_counts(tmp_path: Path) -> None:
+    from toolkit.memory_watch import FILE, LAYOUT, forget_readings, last_reading, watched
+
+    (tmp_path / FILE).write_bytes(LAYOUT.pack(10, 100))
+    (tmp_path / f"{FILE}.1").write_bytes(LAYOUT.pack(95, 100))
+    reading = last_reading(tmp_path)
+    assert reading is not None
+    assert (reading.resident, reading.is_near_the_limit) == (95, True)
+    forget_readings(tmp_path)
+    assert last_reading(tmp_path) is None
+    with watched(tmp_path, limit=10**15, planned=None, when_short=lambda: None, rank=1):
+        assert (tmp_path / f"{FILE}.1").exists()
+    assert list(tmp_path.iterdir()) == []  # what comes to its end by itself leaves nothing
 
 
 def test_memory_is_in_the_metrics(tmp_path: Path) -> None:

@@ -71,10 +71,10 @@ def test_where_one_of_two_runs_out_of_memory_both_begin_smaller(
     assert failed.returncode != 0
     assert "this attempt cannot do it again: the run's other processes wait for it" in failed.stderr
     assert "error: another process of this run has ended" in failed.stderr
-    assert "Connection closed" not in failed.stderr
+    assert "torch/autograd" not in failed.stderr  # no traceback
     rest = torchrun(recipe, "--name", "two")
     assert rest.returncode == 0, rest.stdout + rest.stderr
-    assert f"so this one runs its {'micro-batches' if training else 'evaluation batches'} in 2 pieces" in rest.stdout
+    assert f"so this one {'trains on' if training else 'evaluates'} one sequence at a time" in rest.stdout
     alone = torchrun(recipe, "--name", "restarted", restarts=1)
     assert alone.returncode == 0, alone.stdout + alone.stderr
     assert_same_run(tmp_path / "runs" / "two", tmp_path / "runs" / "restarted")

@@ -91,7 +91,7 @@ class Sizes:
         """As the run will cut it.
 
         Raises:
-            RecipeError: the processes cannot share the global batch.
+            RecipeError: the processes cannot share the global batch, or a step.
         """
         whole = resolved.training.global_batch_size
         micro = resolved.training.micro_batch_size or max(1, whole // processes)
@@ -100,6 +100,12 @@ class Sizes:
                 f"{processes} processes with micro-batches of {micro} cannot share {whole} sequences per step evenly; "
                 f"set global_batch_size to a multiple of {micro * processes}",
                 ("training", "global_batch_size"),
+            )
+        if resolved.training.release_gradients and processes > 1:
+            raise resolved.recipe.error(
+                f"{processes} processes must exchange their gradients before a step, and then none can be freed "
+                f"before; train in one process, or leave release-gradients out",
+                resolved.set_at("release_gradients"),
             )
         return cls(micro, whole // (micro * processes), processes)
 

@@ -99,7 +99,10 @@ def _trainer(
             guard=cast(Any, _NoGuard()),
             saver=unused,
             steps=SmallerSteps(
-                micro_batch_size=micro_batch_size, pieces=1, tell=lambda smaller: None, indivisible="it is a plan's"
+                micro_batch_size=micro_batch_size,
+                sequences=None,
+                tell=lambda smaller: None,
+                indivisible="it is a plan's",
             ),
         )
 
