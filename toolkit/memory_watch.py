@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from toolkit.api import Device
 from toolkit.host import available_memory_bytes
 
 FILE = "memory"
@@ -54,6 +55,16 @@ class Reading:
 def resident_bytes() -> int:
     """What this process holds in memory now."""
     return int(psutil.Process().memory_info().rss)
+
+
+def bytes_to_be_had(device: Device, processes: int) -> int:
+    """What each of a run's processes can have of its device's memory: of a processor's, what other programs leave.
+
+    To be asked before the process has taken anything but the libraries.
+    """
+    if device.kind != "cpu":
+        return device.memory_bytes
+    return min(device.memory_bytes // processes, resident_bytes() + available_memory_bytes() // processes)
 
 
 def peak_resident_bytes() -> int:

@@ -13,10 +13,10 @@ from toolkit.attempt import Attempt
 from toolkit.branch import Parent
 from toolkit.errors import PluginError, RunMismatchError, UnavailableError
 from toolkit.export import load_line
-from toolkit.host import DISK_FAULTS, available_memory_bytes, check_device, environment
-from toolkit.memory_watch import resident_bytes
+from toolkit.host import DISK_FAULTS, check_device, environment
+from toolkit.memory_watch import bytes_to_be_had
 from toolkit.messages import plugin_messages_told
-from toolkit.plan.choose import NOTHING_CHOSEN, chooser_of, resolve_auto, with_choice
+from toolkit.plan.choose import NOTHING_CHOSEN, chooser_of, own_share, resolve_auto, with_choice
 from toolkit.plan.plan import peak_bytes
 from toolkit.plan.words import in_gb
 from toolkit.progress import Event, Listener, Message, RunResult
@@ -24,6 +24,9 @@ from toolkit.recovery import has_run_out_of_memory
 from toolkit.resolve import ResolvedRecipe
 from toolkit.run_directory import RunDirectory
 from toolkit.signals import StopRequest
+
+TELLING = 0.9
+"""Where other programs leave less than this share of what a run could take, a person is told so."""
 
 
 def run(
@@ -140,36 +143,30 @@ def _directory(
 
 def _with_planned_memory(resolved: ResolvedRecipe, listener: Listener) -> tuple[ResolvedRecipe, dict[str, Any]]:
     """The recipe with what `auto` chooses, and what the run notes of its plan."""
-    sharing = 1 if resolved.device.kind == "cuda" else processes.count()
+    device, count = resolved.device, processes.count()
+    to_be_had = bytes_to_be_had(device, count)
     try:
         if chooser := chooser_of(resolved):
-            limit = min(chooser.limit(resolved.device), _to_be_had(resolved))
-            resolved, chosen = resolve_auto(resolved, limit // sharing, processes=processes.count())
+            allowed = own_share(chooser.limit(device), device, count)
+            if to_be_had < TELLING * allowed:
+                listener(Message(f"auto: other programs leave {in_gb(to_be_had)} of {in_gb(allowed)}"))
+            resolved, chosen = resolve_auto(resolved, min(allowed, to_be_had), processes=count)
             for sentence in chosen.why:
                 listener(Message(f"auto: {sentence}"))
             planned = {"planned_memory_bytes": chosen.plan.peak_bytes, "memory_budget_bytes": chosen.plan.limit_bytes}
             return resolved, {"choice": chosen.record, **planned}
-        peak = peak_bytes(resolved, processes=processes.count())
+        peak = peak_bytes(resolved, processes=count)
     except PluginError as error:  # a run needs no plan
         listener(Message(f"{error}. The run goes on without a plan"))
         return (with_choice(resolved, NOTHING_CHOSEN) if chooser_of(resolved) else resolved), {}
-    limit = _to_be_had(resolved) // sharing
-    if peak > limit:
+    if peak > to_be_had:
         listener(
             Message(
-                f"the planned peak of {in_gb(peak)} is more than the {in_gb(limit)} here: the run may end for want of "
-                f"memory; memory: [auto] chooses what fits"
+                f"the planned peak of {in_gb(peak)} is more than the {in_gb(to_be_had)} here: the run may end for want "
+                f"of memory; memory: [auto] chooses what fits"
             )
         )
     return resolved, {"planned_memory_bytes": peak}
-
-
-def _to_be_had(resolved: ResolvedRecipe) -> int:
-    """The device's memory, without what other programs hold of a processor's."""
-    device = resolved.device
-    if device.kind != "cpu":
-        return device.memory_bytes
-    return min(device.memory_bytes, resident_bytes() + available_memory_bytes())
 
 
 def _result(directory: RunDirectory, *, already_finished: bool) -> RunResult:

@@ -66,6 +66,7 @@ def plan(
         device = replace(device, memory_bytes=_bytes(memory))
     resolved = resolve.resolve(resolve.load(name, overrides=overrides, plugin_folders=plugin_folders), device)
     rates = _rates(device_name, resolved)
+    from toolkit.memory_watch import bytes_to_be_had
     from toolkit.plan import compare as comparison
     from toolkit.plan.choose import chooser_of, own_share, resolve_auto, usable_bytes
     from toolkit.plan.plan import plan as planned
@@ -74,10 +75,12 @@ def plan(
     chooser = chooser_of(resolved)
     whole = chooser.limit(resolved.device) if chooser else resolved.device.memory_bytes
     limit = own_share(whole, resolved.device, processes)
+    if device_name is None and not memory:  # here and now, as the run would find it
+        limit = min(limit, bytes_to_be_had(resolved.device, processes))
     search = Search(resolved, rates=rates, limit_bytes=usable_bytes(limit, resolved.device), processes=processes)
     why: Sequence[str] = ()
     if chooser:
-        resolved, choice = resolve_auto(resolved, rates=rates, processes=processes)
+        resolved, choice = resolve_auto(resolved, limit, rates=rates, processes=processes)
         why = choice.why
     blocks = _known_blocks(resolved, runs)
     made = planned(resolved, rates=rates, limit_bytes=limit, processes=processes, training_blocks=blocks)
@@ -110,7 +113,12 @@ def _bytes(text: str) -> int:
 def _rates(device_name: str | None, resolved: ResolvedRecipe) -> Rates:
     from toolkit.plan import devices, speed
 
-    return speed.measured(resolved.device) if device_name is None else speed.published(devices.known(device_name))
+    if device_name is not None:
+        return speed.published(devices.known(device_name))
+    from toolkit.host import check_device
+
+    check_device(resolved)
+    return speed.measured(resolved.device)
 
 
 def _known_blocks(resolved: ResolvedRecipe, runs: Path) -> int | None:
@@ -134,7 +142,7 @@ def _as_data(made: Plan, why: Sequence[str], rows: Sequence[Option], help_: Opti
     if rows:
         data["compared"] = [_summary(row.plan) for row in rows]
     if not made.fits:
-        data["would_fit"] = _summary(help_.plan) if help_ else None
+        data["would_fit"] = {**_summary(help_.plan), "save_in_background": False} if help_ else None
     return data
 
 
@@ -203,6 +211,8 @@ def _time(made: Plan) -> str:
 
 
 def _show_rows(rows: Sequence[Option]) -> None:
+    from toolkit.plan.choose import SPARE
+
     first = rows[0].plan
     render.table(
         ["PEAK", "SPEED", "FITS", "FIDELITY", "STRATEGIES"],
@@ -217,7 +227,10 @@ def _show_rows(rows: Sequence[Option]) -> None:
             for row in rows
         ],
     )
-    render.text("Without the copy of the state for saves in the background, which is taken where it has room.")
+    render.text(
+        "Without the copy of the state for saves in the background, which is taken where it has room. What fits leaves "
+        f"{SPARE[first.device.kind]:.0%} free, as auto does."
+    )
 
 
 def _what_would_fit(search: Any, found: Option | None, made: Plan) -> str:
@@ -225,11 +238,12 @@ def _what_would_fit(search: Any, found: Option | None, made: Plan) -> str:
 
     if found is None:
         return too_small(search, made.limit_bytes, "different")
-    entries = "; ".join(found.plan.strategies)
+    entries = "; ".join(found.plan.strategies) or "[]"
+    waiting = ", and training.save_in_background: false" if made.snapshot_bytes else ""
     slower = found.plan.seconds_per_step / made.seconds_per_step - 1
     return (
         f"It would fit in {in_gb(found.plan.peak_bytes)}, with {slower:+.0%} time a step and fidelity "
-        f"{found.plan.fidelity}: memory: {entries}"
+        f"{found.plan.fidelity}: memory: {entries}{waiting}"
     )
 
 

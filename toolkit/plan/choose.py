@@ -146,7 +146,7 @@ def _why(found: Option, made: Plan, search: Search) -> Iterator[str]:
     names = listed(named(found.added))
     peak = f"{in_gb(made.peak_bytes)} of {in_gb(made.limit_bytes)}"
     yield f"{names}: planned peak {peak}, in the {made.peak_phase} phase"
-    seen = list(search.seen.values())
+    seen = [option for option in search.seen.values() if option.plan.peak_bytes > search.limit_bytes]
     fastest = [option for option in seen if option.plan.seconds_per_step < made.seconds_per_step * (1 - AS_FAST)]
     if FIDELITIES.index(made.fidelity) == 0:
         fastest = [option for option in fastest if option.plan.fidelity == "exact"]

@@ -68,9 +68,12 @@ KNOWN: dict[str, Published] = {
     "rtx-3090": _cuda("NVIDIA GeForce RTX 3090", 24576, (8, 6), bandwidth=936, fp32=35.6, bf16=71, fp16=71),
     "rtx-3060": _cuda("NVIDIA GeForce RTX 3060", 12288, (8, 6), bandwidth=360, fp32=12.7, bf16=25, fp16=25),
     # https://research.google.com/colaboratory/faq.html names no machine; a session without a GPU shows 12.67 GiB and
-    # two hyperthreads of one Xeon core at 2.2 GHz: 32 operations a cycle with AVX2, and about 10 GB/s.
+    # two hyperthreads of one Xeon core at 2.2 GHz: 32 operations a cycle with AVX2, and about 10 GB/s. bfloat16 is not
+    # in its hardware, and 40 times slower (plugins/toolkit_plugins/optimizer/muon.py).
     "colab-cpu": Published(
-        Device("cpu", "Colab's processor", 12_977 * MEBI), bandwidth=10 * GIGA, flops={"fp32": 70 * GIGA}
+        Device("cpu", "Colab's processor", 12_977 * MEBI),
+        bandwidth=10 * GIGA,
+        flops={"fp32": 70 * GIGA, "bf16": 70 / 40 * GIGA},
     ),
 }
 

@@ -18,6 +18,16 @@ from torch.utils.flop_counter import flop_registry
 from toolkit import checkpoint
 from toolkit.plan.trace import Event, Kind, Phase, Trace, Work
 
+ELSEWHERE = "meta"
+"""A strategy puts a plan's tensors there that would leave the device: copies on the host, say."""
+SAME_WORK = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: torch.ops.aten._scaled_dot_product_flash_attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        torch.ops.aten._scaled_dot_product_flash_attention_backward
+    ),
+}
+"""Operations for which torch has no formula, and such that begin with the same arguments."""
+
 
 class Ledger(TorchDispatchMode):
     """The books of a step, kept while it is the current dispatch mode."""
@@ -37,7 +47,7 @@ class Ledger(TorchDispatchMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         outputs = list(_tensors(result))
-        new = [tensor for tensor in outputs if self._entered(tensor)]
+        new = [tensor for tensor in outputs if tensor.device.type != ELSEWHERE and self._entered(tensor)]
         if new or func._schema.is_mutable:  # else it is a view, which costs nothing
             self._count(func, args, kwargs, result, outputs, new)
         return result
@@ -103,7 +113,8 @@ class Ledger(TorchDispatchMode):
         self, func: Any, args: Any, kwargs: Any, result: Any, outputs: list[torch.Tensor], new: list[torch.Tensor]
     ) -> None:
         inputs = [*_tensors(args), *_tensors(list(kwargs.values()))]
-        formula = flop_registry.get(func._overloadpacket)
+        packet = func._overloadpacket
+        formula = flop_registry.get(SAME_WORK.get(packet, packet))
         work = Work(
             phase=self._phase_now,
             precision=str((inputs or outputs)[0].dtype).removeprefix("torch.") if inputs or outputs else "",

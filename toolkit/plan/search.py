@@ -81,11 +81,11 @@ class Search:
     def _let_go(self, usable: Sequence[Component]) -> Option | None:
         """The best that is found from the smallest cut of the batch; or from none, for what goes with no cut."""
         for batch in (*self.batches[:1], None):
-            everything = self.everything(usable, batch)
+            parts, everything = usable, self.everything(usable, batch)
             if self.planned(everything, batch) is None:  # one of them refuses the model, or what is built of it
-                usable = self.accepted(usable, batch)
-                everything = self.everything(usable, batch)
-            if found := self._let_go_from(everything, usable, batch):
+                parts = self.accepted(usable, batch)
+                everything = self.everything(parts, batch)
+            if found := self._let_go_from(everything, parts, batch):
                 return found
         return None
 
@@ -110,7 +110,7 @@ class Search:
                 break
             best = better
             current = next(near for near, option in tried.items() if option is better)
-        ends = [self._best_batch(current), self._best_batch(everything)]
+        ends = [best, self._best_batch(current), self._best_batch(everything)]
         return choose(filter(None, ends), limit_bytes=self.limit_bytes)
 
     def accepted(self, parts: Sequence[Component], batch: Component | None) -> list[Component]:

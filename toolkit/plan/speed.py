@@ -25,6 +25,8 @@ SECONDS_PER_FRESH_BYTE = 2e-10
 """On a processor that is not here: just under a microsecond for a page of 4 KiB."""
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 PROBE_SIDE, PROBE_BYTES, PROBE_SECONDS = 1024, 64 * 2**20, 0.2
+SLOW_SIDE = 128
+"""Where bfloat16 is not in the hardware, a product of the other size may take seconds."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,14 @@ def measured(device: Device) -> Rates:
     import torch
 
     place = torch.device(device.kind)
-    formats = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if device.bf16 else {})
+    formats = {"fp32": torch.float32, "bf16": torch.bfloat16}
     if device.kind == "cuda":
         formats["fp16"] = torch.float16
     flops = {}
     for name, dtype in formats.items():
-        square = torch.ones(PROBE_SIDE, PROBE_SIDE, dtype=dtype, device=place)
-        flops[name] = 2 * PROBE_SIDE**3 / _seconds(lambda square=square: square @ square, device)  # type: ignore[misc]
+        side = PROBE_SIDE if name == "fp32" or device.bf16 else SLOW_SIDE
+        square = torch.ones(side, side, dtype=dtype, device=place)
+        flops[name] = 2 * side**3 / _seconds(lambda square=square: square @ square, device)  # type: ignore[misc]
     many = torch.ones(PROBE_BYTES // 4, device=place)
     in_place, to_fresh = _seconds(lambda: many.add_(1), device), _seconds(lambda: many + 1, device)
     bandwidth = 2 * PROBE_BYTES / in_place

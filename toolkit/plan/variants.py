@@ -112,6 +112,8 @@ class Planner:
             resolved = resolve(recipe, self.resolved.device)
             sizes = Sizes.of(resolved, processes=self.processes)
         except RecipeError:
+            if not parts:
+                raise
             return None
         if resolved.training.save_in_background is None:
             # Whether a copy of the state has room is asked when the strategies are chosen.

@@ -57,7 +57,7 @@ class HostCopies:
         import torch
 
         # Looked up at each pass: the weights move to the device after the strategies are applied.
-        self._weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        self._weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         saving = torch.autograd.graph.saved_tensors_hooks(self.pack, self.unpack)
         self._passes.append(saving if torch.is_grad_enabled() else nullcontext())
         self._passes[-1].__enter__()
@@ -69,11 +69,14 @@ class HostCopies:
     def pack(self, tensor: torch.Tensor) -> Any:
         """The tensor's device and copy; the tensor itself where a copy would not pay."""
         import torch
+        from torch._subclasses.fake_tensor import FakeTensor
 
         # A weight's transpose shares its storage.
-        stays = tensor.nbytes < self.least_bytes or tensor.untyped_storage().data_ptr() in self._weights
+        stays = tensor.nbytes < self.least_bytes or tensor.untyped_storage()._cdata in self._weights
         if stays or not tensor.is_floating_point():
             return tensor
+        if isinstance(tensor, FakeTensor):  # a plan's, whose device is the processor: this is elsewhere
+            return tensor.device, tensor.to("meta")
         host = torch.empty_like(tensor, device="cpu", pin_memory=self.pinned)
         host.copy_(tensor, non_blocking=self.pinned)
         return tensor.device, host

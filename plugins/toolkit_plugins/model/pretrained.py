@@ -75,8 +75,7 @@ class PretrainedModel(Model):
         self._check_positions(config, run)
         self._check_vocabulary(config, tokenizer, run)
         with self._refusals():
-            model: PreTrainedModel = _auto_class(run).from_config(config)
-        return model
+            return self._from(config, run)
 
     def _config(self) -> tuple[PreTrainedConfig, dict[str, Any]]:
         """The config, and where the weights are: keyword arguments for `from_pretrained`."""
@@ -118,6 +117,13 @@ class PretrainedModel(Model):
             )
         return model
 
+    def _from(self, config: PreTrainedConfig, run: RunContext) -> PreTrainedModel:
+        """A model with weights of the type that `_load` gives them, whatever was published."""
+        import torch
+
+        model: PreTrainedModel = _auto_class(run).from_config(config, dtype=torch.float32)
+        return model
+
     def _build_small(self, tokenizer: PreTrainedTokenizerBase, run: RunContext) -> PreTrainedModel:
         try:
             config, _ = self._config()
@@ -130,7 +136,7 @@ class PretrainedModel(Model):
             )
         self._check_positions(config, run)
         with self._refusals():
-            model: PreTrainedModel = _auto_class(run).from_config(shrunk(config, tokenizer))
+            model = self._from(shrunk(config, tokenizer), run)
         model.name_or_path = self.path  # where an adapter's base is to be found
         return model
 
