@@ -45,6 +45,19 @@ def test_what_does_not_fit_is_told_with_what_would() -> None:
     assert "would fit" in out
 
 
+def test_where_only_the_copy_for_saves_does_not_fit_that_is_the_cure() -> None:
+    settings = ("model.hidden_size=512", "training.global_batch_size=320", "memory=[]")
+    words = ("recipe", "plan", "mine.yaml", *(word for setting in settings for word in ("--set", setting)))
+    made = toolkit(*words, "--json").json
+    without = made["peak_bytes"] - made["snapshot_bytes"]
+    enough = round(without / 0.97) + 1_000_000  # with what a choice leaves free
+    assert without < enough < made["peak_bytes"]
+    small = (*words, "--memory", f"{enough}B")
+    assert "memory: [], and training.save_in_background: false" in toolkit(*small).out
+    would = toolkit(*small, "--json").json["would_fit"]
+    assert (would["strategies"], would["save_in_background"]) == ([], False)
+
+
 def test_a_comparison_has_a_row_for_each_set_of_strategies() -> None:
     out = toolkit("recipe", "plan", "mine.yaml", "--device", "a100-80g", "--compare").out
     for words in ("STRATEGIES", "1.00x", "exact", "approximate", "gradient-checkpointing", "mixed-precision"):
@@ -66,6 +79,11 @@ def test_auto_is_planned_as_what_it_chooses() -> None:
         (["--memory", "much"], "--memory much: write a size, 12GiB"),
         (["--memory", "0"], "a run needs some memory"),
         (["--processes", "3"], "3 processes with micro-batches of 2 cannot share 4 sequences"),
+        (["--processes", "3", "--set", "memory=[auto]"], "3 processes with micro-batches of 1 cannot share 4"),
+        (
+            ["--processes", "2", "--set", "memory=[release-gradients]", "--set", "training.max_grad_norm=0"],
+            "2 processes must exchange their gradients before a step",
+        ),
     ],
 )
 def test_what_cannot_be_planned(words: list[str], text: str) -> None:

@@ -16,7 +16,7 @@ from toolkit.plan.plan import Plan, Sizes, plan
 from toolkit.plan.speed import Rates
 from toolkit.plan.step import trace
 from toolkit.plan.trace import Trace
-from toolkit.resolve import ResolvedRecipe
+from toolkit.resolve import ResolvedRecipe, load, resolve
 
 RATES = Rates(flops={"fp32": 1e9, "bf16": 4e9}, bandwidth=1e9, seconds_per_kernel=1e-6, source="made up")
 SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2}
@@ -141,6 +141,50 @@ def at_the_turn(made: Trace) -> int:
             return held
         held += event.size
     raise AssertionError("there is no backward pass")
+
+
+def test_the_weights_are_those_that_a_run_loads_whatever_was_published(tmp_path: Path) -> None:
+    """Most models are published in 16 bits, and trained in 32 unless a strategy says otherwise."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+    )
+    LlamaForCausalLM(config).bfloat16().save_pretrained(tmp_path / "published")
+    recipe = recipe_for(tmp_path, model={"plugin": "pretrained", "path": str(tmp_path / "published")})
+    made = planned(recipe)
+    assert made.weights_bytes == pytest.approx(4 * made.parameters, rel=0.01)
+    assert made.gradients_bytes == 4 * made.trained_parameters
+
+
+def test_what_is_offloaded_is_not_on_the_device(tmp_path: Path) -> None:
+    gpu = Device(kind="cuda", name="a GPU", memory_bytes=10**10, bf16=True, compute_capability=(8, 0))
+
+    def made(*memory: Any) -> Plan:
+        file = write_recipe(tmp_path, model={"plugin": "llama", **SMALL, "num_hidden_layers": 6}, memory=list(memory))
+        return plan(resolve(load(str(file)), gpu), rates=RATES)
+
+    offload = {"plugin": "activation-offload", "least_bytes": 0}
+    assert made(offload).peak_bytes < made().peak_bytes
+    borders = 5 * 4 * 32 * 32 * 4  # of layers x sequences x tokens x features x bytes
+    both, checkpointed = (made("gradient-checkpointing", *more).phases["loss"] for more in ((offload,), ()))
+    assert checkpointed - both >= borders
+
+
+def test_attention_is_counted_as_the_products_that_it_is() -> None:
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from toolkit.plan.ledger import Ledger
+
+    with FakeTensorMode():
+        query = torch.empty(2, 4, 64, 16, requires_grad=True)
+        with Ledger(vocabulary_size=1) as ledger:
+            out = torch.nn.functional.scaled_dot_product_attention(query, query, query, is_causal=True)
+            out.sum().backward()
+    product = 2 * 2 * 4 * 64 * 64 * 16
+    # Two products; on the way back the scores again, and two for each of the two.
+    assert [work.flops for work in ledger._work if work.flops] == [2 * product, 5 * product]
 
 
 def test_two_sizes_of_micro_batch_give_all_others(tmp_path: Path) -> None:

@@ -142,7 +142,8 @@ def _as_data(made: Plan, why: Sequence[str], rows: Sequence[Option], help_: Opti
     if rows:
         data["compared"] = [_summary(row.plan) for row in rows]
     if not made.fits:
-        data["would_fit"] = {**_summary(help_.plan), "save_in_background": False} if help_ else None
+        saves = {"save_in_background": help_.resolved.training.save_in_background} if help_ else {}
+        data["would_fit"] = {**_summary(help_.plan), **saves} if help_ else None
     return data
 
 
@@ -239,7 +240,9 @@ def _what_would_fit(search: Any, found: Option | None, made: Plan) -> str:
     if found is None:
         return too_small(search, made.limit_bytes, "different")
     entries = "; ".join(found.plan.strategies) or "[]"
-    waiting = ", and training.save_in_background: false" if made.snapshot_bytes else ""
+    waiting = (
+        ", and training.save_in_background: false" if made.snapshot_bytes and not found.plan.snapshot_bytes else ""
+    )
     slower = found.plan.seconds_per_step / made.seconds_per_step - 1
     return (
         f"It would fit in {in_gb(found.plan.peak_bytes)}, with {slower:+.0%} time a step and fidelity "
