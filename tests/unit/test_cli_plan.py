@@ -46,7 +46,7 @@ def test_what_does_not_fit_is_told_with_what_would() -> None:
 
 
 def test_where_only_the_copy_for_saves_does_not_fit_that_is_the_cure() -> None:
-    settings = ("model.hidden_size=512", "training.global_batch_size=320", "memory=[]")
+    settings = ("model.hidden_size=512", "training.global_batch_size=192", "memory=[]")
     words = ("recipe", "plan", "mine.yaml", *(word for setting in settings for word in ("--set", setting)))
     made = toolkit(*words, "--json").json
     without = made["peak_bytes"] - made["snapshot_bytes"]
