@@ -17,9 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.planned_memory import Case, recipe
-from tests.benchmarks.random_models import AS_WHERE_MEMORY_IS_SHORT, COMMAND
+from tests.benchmarks.random_models import AS_WHERE_MEMORY_IS_SHORT, COMMAND, peak_of
 
 FAMILIES = ("gpt2", "llama", "bert")
 BUDGETS = (2, 3, 4, 6, 8, 12)
@@ -97,27 +94,20 @@ def measured(
             data["memory"] = [{"plugin": "auto", "budget": budget * 2**30}]
         file.write_text(json.dumps(data), encoding="utf-8")
         start = AS_WHERE_MEMORY_IS_SHORT if short and not budget else COMMAND
-        log = (folder / "log.txt").open("w+")
-        process = subprocess.Popen(
-            [sys.executable, "-c", start, "recipe", "run", str(file), "--quiet"],
-            cwd=folder, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1", "TOOLKIT_CACHE": place},
-        )  # fmt: skip
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            log.seek(0)
-            raise SystemExit(f"{family}, {words(memory)}, {budget}: {log.read()}")
+        command = ["recipe", "run", str(file), "--quiet"]
+        peak = peak_of(start, command, folder, {"OMP_NUM_THREADS": "1", "TOOLKIT_CACHE": place})
         run = folder / "runs" / file.stem
         record = json.loads((run / "run.json").read_text(encoding="utf-8"))
         lines = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
         speeds = [line["tokens_per_second"] for line in lines if line["kind"] == "train"]
         if budget:
+            assert record["memory_budget_bytes"] == budget * 2**30, "the neighbour leaves less than the budget"
             memory = record["choice"]["strategies"]
             approximate = {"low-memory-optimizer", "weights-in-bf16", "mixed-precision"}
             fidelity = FIDELITIES[any(entry["plugin"] in approximate for entry in memory)]
             memory = [entry["plugin"] if entry["plugin"] != "small-batch" else entry for entry in memory]
         planned = record.get("planned_memory_bytes")
-        outcome = Outcome(words(memory), fidelity, usage.ru_maxrss * 1024, max(speeds[1:]), planned)
+        outcome = Outcome(words(memory), fidelity, peak, max(speeds[1:]), planned)
         print(f"# {family}, {f'{budget} GiB' if budget else 'short' if short else 'ample'}: {outcome}", flush=True)
         return outcome
 

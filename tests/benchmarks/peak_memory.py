@@ -4,7 +4,7 @@
     python tests/benchmarks/peak_memory.py --sets plain exact --global-batch-size 2 --steps 3
 
 Each set is a run of `toolkit recipe run` in a process of its own: start-up, data, training, evaluation, a checkpoint,
-export and the reload that proves it. The peak is the kernel's count for the process (ru_maxrss, which is VmHWM). The
+export and the reload that proves it. The peak is the kernel's count for the process (VmHWM). The
 weights are random, the tokens too: neither changes what memory is needed. Linux, one run at a time on a quiet machine.
 """
 
@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
+import resource
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.random_models import AS_WHERE_MEMORY_IS_SHORT, tokenizer_folder
+from tests.benchmarks.random_models import AS_WHERE_MEMORY_IS_SHORT, peak_of, tokenizer_folder
 
 VOCABULARY = 50257
 BLOCK_SIZE = 1024
@@ -72,29 +71,19 @@ def main() -> None:
 def measured(folder: Path, memory: list[Any], asked: argparse.Namespace) -> str:
     """Run one set, and say its peak, speed and losses."""
     recipe = written(folder, memory, asked)
-    begun = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-c", AS_WHERE_MEMORY_IS_SHORT, "recipe", "run", str(recipe), "--json"],
-        cwd=folder,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": str(asked.threads),
-            "TOOLKIT_CACHE": str(folder / "cache"),
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert process.stdout is not None
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        return f"failed after {time.monotonic() - begun:.0f} s: {output[-2000:]}"
+    environment = {"OMP_NUM_THREADS": str(asked.threads), "TOOLKIT_CACHE": str(folder / "cache")}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    try:
+        peak = peak_of(AS_WHERE_MEMORY_IS_SHORT, ["recipe", "run", str(recipe), "--quiet"], folder, environment)
+    except SystemExit as error:
+        return f"failed: {error}"
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     lines = map(json.loads, (folder / "runs" / recipe.stem / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     steps = [line for line in lines if line["kind"] == "train"]
-    cpu = usage.ru_utime + usage.ru_stime  # on a busy machine it says more than the speed does
+    # On a busy machine the processor's time says more than the speed does.
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     losses = " ".join(f"{line['loss']:.6f}" for line in steps)
-    return f"{usage.ru_maxrss * 1024 / 1e9:8.2f} {steps[-1]['tokens_per_second']:9.1f} {cpu:7.0f} {losses}"
+    return f"{peak / 1e9:8.2f} {steps[-1]['tokens_per_second']:9.1f} {cpu:7.0f} {losses}"
 
 
 def written(folder: Path, memory: list[Any], asked: argparse.Namespace) -> Path:

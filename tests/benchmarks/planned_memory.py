@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.random_models import AS_WHERE_MEMORY_IS_SHORT, COMMAND, bert_folder, tokenizer_folder
+from tests.benchmarks.random_models import AS_WHERE_MEMORY_IS_SHORT, COMMAND, bert_folder, peak_of, tokenizer_folder
 
 SIZES = {"tiny": (2, 128, 4096), "small": (6, 384, 16384), "124M": (12, 768, 50257)}
 """Layers, width and vocabulary."""
@@ -144,16 +143,9 @@ def planned(file: Path) -> dict[str, Any]:
 
 def measured(file: Path) -> int:
     """The peak of the run, in bytes."""
-    words = [sys.executable, "-c", AS_WHERE_MEMORY_IS_SHORT, "recipe", "run", str(file), "--quiet"]
-    with (file.parent / "log.txt").open("w+") as log:
-        environment = {**os.environ, "TOOLKIT_CACHE": str(file.parent / "cache")}
-        process = subprocess.Popen(words, stdout=log, stderr=log, cwd=file.parent, env=environment)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            log.seek(0)
-            raise SystemExit(log.read())
-    return usage.ru_maxrss * 1024  # Linux counts in KiB
+    words = ["recipe", "run", str(file), "--quiet"]
+    cache = {"TOOLKIT_CACHE": str(file.parent / "cache")}
+    return peak_of(AS_WHERE_MEMORY_IS_SHORT, words, file.parent, cache)
 
 
 def main() -> None:

@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-COMMAND = "from toolkit.cli.main import main; main()"
-AS_WHERE_MEMORY_IS_SHORT = f"from toolkit.allocator import give_memory_back; give_memory_back(); {COMMAND}"
-"""A run does this by itself once half of the memory is taken; here there is more than that."""
+NOTED = "peak"
+COMMAND = f"""
+import atexit, pathlib
+from toolkit.memory_watch import peak_resident_bytes
+atexit.register(lambda: pathlib.Path({NOTED!r}).write_text(str(peak_resident_bytes())))
+from toolkit.cli.main import main
+main()
+"""
+"""The toolkit, which notes at its end what it held at most (VmHWM). Not what wait4 says of it (ru_maxrss): there the
+kernel counts the memory that this process had when it began that one, too."""
+AS_WHERE_MEMORY_IS_SHORT = f"from toolkit.allocator import give_memory_back; give_memory_back()\n{COMMAND}"
+"""A run does this by itself where its plan comes near its limit; here there is more than that."""
+
+
+def peak_of(start: str, words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> int:
+    """Run the toolkit in a process of its own, in this folder, and return the most bytes that it held.
+
+    Raises:
+        SystemExit: it failed; with what it said.
+    """
+    with (folder / "log.txt").open("w+") as log:
+        done = subprocess.run(
+            [sys.executable, "-c", start, *words],
+            stdout=log, stderr=log, cwd=folder, env={**os.environ, **environment}, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            log.seek(0)
+            raise SystemExit(f"{' '.join(words)}: {log.read()[-4000:]}")
+    return int((folder / NOTED).read_text(encoding="utf-8"))
 
 
 def tokenizer_folder(folder: Path, vocabulary: int) -> Path:
