@@ -38,7 +38,7 @@ def token_mean_loss(task: Task) -> Callable[..., torch.Tensor]:
     def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
         flat, targets = _predictions(outputs.logits.float(), labels, task)
         total = cross_entropy(flat, targets, reduction="sum")
-        return total / (_predicted(targets) if num_items_in_batch is None else num_items_in_batch)
+        return total / _divisor(targets, num_items_in_batch)
 
     return loss
 
@@ -92,7 +92,7 @@ class ChunkedLoss:
         dtype = self.dtype or self.head.weight.dtype
         apply: Callable[..., torch.Tensor] = _SummedCrossEntropy.apply
         total = apply(*inputs, targets, self.chunk_size, dtype)
-        return total / (_predicted(targets) if num_items_in_batch is None else num_items_in_batch)
+        return total / _divisor(targets, num_items_in_batch)
 
 
 def loss_for(model: PreTrainedModel, task: Task, training: Training) -> Callable[..., torch.Tensor]:
@@ -143,6 +143,11 @@ def _unchanged(hidden: torch.Tensor) -> torch.Tensor:
     return hidden
 
 
+def predicted_tokens(labels: torch.Tensor, task: Task) -> torch.Tensor:
+    """How many tokens of a batch are predicted."""
+    return ((labels[:, 1:] if task == "causal-lm" else labels) != IGNORED).sum()
+
+
 def _predictions(outputs: torch.Tensor, labels: torch.Tensor, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
     """What is predicted from, (tokens, features), and the labels, (tokens,)."""
     if task == "causal-lm":
@@ -150,9 +155,10 @@ def _predictions(outputs: torch.Tensor, labels: torch.Tensor, task: Task) -> tup
     return outputs.reshape(-1, outputs.shape[-1]), labels.reshape(-1)
 
 
-def _predicted(targets: torch.Tensor) -> torch.Tensor:
-    """How many tokens are predicted; 1 where none is, whose loss is 0 and no number would come of it."""
-    return (targets != IGNORED).sum().clamp(min=1)
+def _divisor(targets: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor:
+    """How many tokens are predicted; 1 where none is, whose loss is 0, and would be no number."""
+    tokens = (targets != IGNORED).sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+    return tokens.clamp(min=1).to(targets.device)
 
 
 class _SummedCrossEntropy(torch.autograd.Function):

@@ -31,6 +31,7 @@ from transformers import (
 )
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import CallbackHandler
+from transformers.trainer_utils import EvalLoopOutput
 
 from toolkit import checkpoint, processes
 from toolkit.api import Optimizer, RunContext
@@ -39,7 +40,7 @@ from toolkit.branch import load_with_new_settings
 from toolkit.errors import OutOfMemoryError, TrainingError
 from toolkit.files import read_json
 from toolkit.guards import Guard, named_state
-from toolkit.loss import ChunkedLoss
+from toolkit.loss import ChunkedLoss, predicted_tokens
 from toolkit.messages import counted
 from toolkit.named_optimizer import build_named
 from toolkit.random_state import random_state_preserved
@@ -165,13 +166,39 @@ class RecipeTrainer(Trainer):
             self.ended = self.control.should_save = True
         return metrics
 
-    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
-        """Where memory runs out, begin again with a smaller batch; callbacks hear of the evaluation once."""
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """The mean loss of a predicted token; the Trainer's is one of batches, which changes with their size.
+
+        Where memory runs out, it begins again with a smaller batch; callbacks hear of the evaluation once.
+        """
         while True:
             with OutOfMemoryCaught():
-                return super().evaluation_loop(dataloader, *args, **kwargs)
+                output = super().evaluation_loop(
+                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+                )
+                loss, tokens = cast(Any, output.predictions).sum(axis=0, dtype="float64")
+                cast(Any, output.metrics)[f"{metric_key_prefix}_loss"] = float(loss / max(tokens, 1))
+                return output
             self._evaluate_smaller()
             dataloader = self.get_eval_dataloader(dataloader.dataset)
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[torch.Tensor, torch.Tensor, None]:
+        """The loss; and for each sequence, in the place of logits, its share of the batch's loss and tokens, (n, 2)."""
+        labels = inputs["labels"]
+        loss, _, _ = super().prediction_step(model, inputs, prediction_loss_only=True, ignore_keys=ignore_keys)
+        assert loss is not None
+        tokens = predicted_tokens(labels, self.context.task).to(loss)
+        share = torch.stack([loss * tokens, tokens]) / len(labels)
+        return loss, share.repeat(len(labels), 1), None
 
     def _evaluate_smaller(self) -> None:
         """Memory ran out in an evaluation: halve its batch, and leave training's alone."""

@@ -8,9 +8,9 @@ Models of 124M parameters, 4 x 512 tokens a step, AdamW in fp32 where no strateg
 command, whole, in a process of its own with one thread, two beside each other; its peak is the kernel's count. The
 speed is that of the fastest step after the first.
 
-By hand means: every set of `BY_HAND`, once as where memory is short and once with the memory that this machine has,
-which is faster and takes more. For each budget the fastest of those that stayed within it is what `auto` is compared
-with, among those whose fidelity is no lower than that of its own choice: it is told to prefer exact ones.
+By hand means: every set of `BY_HAND`, once as where memory is short, and some once more with the memory that this
+machine has, which is faster and takes more. For each budget the fastest of those that stayed within it, of the highest
+fidelity that has one, is run once more beside `auto`, at the same time: what else the machine does then slows both.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from tests.benchmarks.random_models import AS_WHERE_MEMORY_IS_SHORT, COMMAND, pe
 
 FAMILIES = ("gpt2", "llama", "bert")
 BUDGETS = (2, 3, 4, 6, 8, 12)
-SEQUENCES, BLOCK_SIZE, STEPS = 4, 512, 5
+SEQUENCES, BLOCK_SIZE, STEPS, STEPS_BESIDE = 4, 512, 3, 6
 FIDELITIES = ("exact", "approximate")
 
 
@@ -66,11 +65,17 @@ AMPLE = ([], [micro(2)], [CHUNKED])
 class Outcome:
     """What became of a run."""
 
-    strategies: str
+    memory: list[Any]
     fidelity: str
+    short: bool
     peak_bytes: int
     tokens_per_second: float
     planned_bytes: int | None = None
+
+    @property
+    def strategies(self) -> str:
+        """In words."""
+        return words(self.memory)
 
 
 def words(memory: Sequence[Any]) -> str:
@@ -80,15 +85,15 @@ def words(memory: Sequence[Any]) -> str:
 
 
 def measured(
-    family: str, memory: list[Any], fidelity: str, *, budget: int | None = None, short: bool = True
+    family: str, memory: list[Any], fidelity: str, *, budget: int | None = None, short: bool = True, steps: int = STEPS
 ) -> Outcome:
-    """Run a recipe with these strategies in a process of its own."""
+    """Run a recipe with these strategies in a process of its own, or with what `auto` chooses for a budget in GiB."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         file = recipe(Case(family, "124M", BLOCK_SIZE, SEQUENCES, tuple(memory), accumulation=1), folder)
         data = json.loads(file.read_text(encoding="utf-8"))
         del data["training"]["micro_batch_size"]
-        data["training"] |= {"max_steps": STEPS, "logging_steps": 1}
+        data["training"] |= {"max_steps": steps, "logging_steps": 1}
         if budget:
             del data["training"]["save_in_background"]
             data["memory"] = [{"plugin": "auto", "budget": budget * 2**30}]
@@ -107,7 +112,7 @@ def measured(
             fidelity = FIDELITIES[any(entry["plugin"] in approximate for entry in memory)]
             memory = [entry["plugin"] if entry["plugin"] != "small-batch" else entry for entry in memory]
         planned = record.get("planned_memory_bytes")
-        outcome = Outcome(words(memory), fidelity, peak, max(speeds[1:]), planned)
+        outcome = Outcome(memory, fidelity, short, peak, max(speeds[1:]), planned)
         print(f"# {family}, {f'{budget} GiB' if budget else 'short' if short else 'ample'}: {outcome}", flush=True)
         return outcome
 
@@ -121,22 +126,43 @@ def by_hand(family: str) -> Iterator[tuple[str, list[Any], str, bool]]:
                 yield family, memory, fidelity, False
 
 
-def table(family: str, budgets: Sequence[int], chosen: Sequence[Outcome], others: Sequence[Outcome]) -> Iterator[str]:
+def fastest_within(budget: int, others: Sequence[Outcome]) -> Outcome | None:
+    """The fastest run by hand that stayed within so many GiB, of the highest fidelity that has one."""
+    for fidelity in FIDELITIES:
+        fitting = [other for other in others if other.peak_bytes <= budget * 2**30 and other.fidelity == fidelity]
+        if fitting:
+            return max(fitting, key=lambda other: other.tokens_per_second)
+    return None
+
+
+def compared(family: str, budgets: Sequence[int], pool: ThreadPoolExecutor) -> Iterator[str]:
     """The lines for one family."""
-    yield f"{family} 124M, {SEQUENCES} x {BLOCK_SIZE} tokens a step, {STEPS} steps, one thread"
-    yield "by hand                                                    peak GB  tokens/s"
+    runs = [pool.submit(measured, f, memory, kept, short=s) for f, memory, kept, s in by_hand(family)]
+    others = [run.result() for run in runs]
+    yield f"{family} 124M, {SEQUENCES} x {BLOCK_SIZE} tokens a step, one thread"
+    yield "by hand                                                                      peak GB  tokens/s"
     for other in others:
-        yield f"  {other.strategies:<56} {other.peak_bytes / 1e9:7.2f} {other.tokens_per_second:9.1f}"
-    yield "auto      planned    peak  tokens/s  of the fastest by hand that fits"
-    for budget, own in zip(budgets, chosen, strict=True):
-        allowed = FIDELITIES[: FIDELITIES.index(own.fidelity) + 1]
-        fitting = [other for other in others if other.peak_bytes <= budget * 2**30 and other.fidelity in allowed]
-        fastest = max((other.tokens_per_second for other in fitting), default=None)
-        share = f"{own.tokens_per_second / fastest:5.2f}" if fastest else "none fits"
+        given = other.strategies + ("" if other.short else ", with ample memory")
+        yield f"  {given:<74} {other.peak_bytes / 1e9:7.2f} {other.tokens_per_second:9.1f}"
+    yield "auto      planned    peak  tokens/s   beside the fastest by hand that fits"
+    for budget in budgets:
+        run = pool.submit(measured, family, [], "exact", budget=budget, steps=STEPS_BESIDE)
+        best = fastest_within(budget, others)
+        beside = (
+            pool.submit(measured, family, best.memory, best.fidelity, short=best.short, steps=STEPS_BESIDE)
+            if best
+            else None
+        )
+        own, other = run.result(), beside.result() if beside else None
+        share = f"{own.tokens_per_second / other.tokens_per_second:5.2f} of" if other else "none fits"
         over = "" if own.peak_bytes <= budget * 2**30 else "  OVER THE BUDGET"
+        lower = (
+            "  OF LOWER FIDELITY" if other and FIDELITIES.index(own.fidelity) > FIDELITIES.index(other.fidelity) else ""
+        )
         yield (
             f"{budget:3} GiB {(own.planned_bytes or 0) / 1e9:8.2f} {own.peak_bytes / 1e9:7.2f} "
-            f"{own.tokens_per_second:9.1f}  {share}  {own.strategies}{over}"
+            f"{own.tokens_per_second:9.1f}  {share} {other.tokens_per_second if other else 0:.1f}  "
+            f"{own.strategies}{over}{lower}"
         )
 
 
@@ -152,10 +178,7 @@ def main() -> None:
     lines = []
     with ThreadPoolExecutor(max_workers=2) as pool:
         for family in asked.families:
-            automatic = [pool.submit(measured, f, [], "exact", budget=b) for f, b in product([family], asked.budgets)]
-            manual = [pool.submit(measured, f, memory, kept, short=s) for f, memory, kept, s in by_hand(family)]
-            made = table(family, asked.budgets, [a.result() for a in automatic], [m.result() for m in manual])
-            for line in made:
+            for line in compared(family, asked.budgets, pool):
                 lines.append(line)
                 print(line, flush=True)
     if asked.output:
