@@ -18,7 +18,7 @@ from typing import Any
 from tests.faults.command_server import CommandServer, Fault, Outcome
 from tests.faults.power_cut import Disk, Journal
 from tests.tiny import losses, write_recipe
-from toolkit import checkpoint
+from toolkit import checkpoint, memory_watch
 from toolkit.files import read_json
 from toolkit.run_directory import all_runs
 
@@ -47,7 +47,7 @@ class End:
     files: dict[str, str]
     """Digests of the model and of the state of training in each checkpoint."""
     names: set[str]
-    """Of all files and folders."""
+    """Of all files and folders, but for the readings of memory, which a process that is ended leaves."""
     steps: list[int]
     """Of the checkpoints."""
 
@@ -67,7 +67,7 @@ class End:
             files={
                 str(file.relative_to(run)): sha256(file.read_bytes()).hexdigest() for file in states if file.exists()
             },
-            names={str(path.relative_to(run)) for path in run.rglob("*")},
+            names={str(path.relative_to(run)) for path in run.rglob("*") if path.name != memory_watch.FILE},
             steps=[step for step, _ in checkpoints],
         )
 
