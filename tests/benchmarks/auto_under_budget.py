@@ -30,7 +30,9 @@ from tests.benchmarks.random_models import AS_WHERE_MEMORY_IS_SHORT, COMMAND, pe
 
 FAMILIES = ("gpt2", "llama", "bert")
 BUDGETS = (2, 3, 4, 6, 8, 12)
-SEQUENCES, BLOCK_SIZE, STEPS, STEPS_BESIDE = 4, 512, 3, 5
+SEQUENCES, BLOCK_SIZE = 4, 512
+STEPS, STEPS_BESIDE, QUICK_STEPS, QUICK_STEPS_BESIDE = 3, 6, 2, 3
+"""Of a run by hand, and of one beside another."""
 FIDELITIES = ("exact", "approximate")
 
 
@@ -58,7 +60,7 @@ BY_HAND: dict[str, tuple[list[Any], ...]] = {
         [ADAFACTOR, BF16_WEIGHTS, CHUNKED, CHECKPOINTED, micro(1)],
     ),
 }
-AMPLE = ([], [micro(2)], [CHUNKED])
+AMPLE: tuple[list[Any], ...] = ([], [micro(2)], [CHUNKED])
 """Those that are measured with the memory that this machine has, too: where all fits, nothing else is chosen."""
 
 QUICK = (
@@ -148,19 +150,23 @@ def fastest_within(budget: int, others: Sequence[Outcome]) -> Outcome | None:
 
 def compared(family: str, budgets: Sequence[int], pool: ThreadPoolExecutor, *, quick: bool) -> Iterator[str]:
     """The lines for one family."""
-    runs = [pool.submit(measured, f, memory, kept, short=s) for f, memory, kept, s in by_hand(family, quick=quick)]
+    steps, steps_beside = (QUICK_STEPS, QUICK_STEPS_BESIDE) if quick else (STEPS, STEPS_BESIDE)
+    runs = [
+        pool.submit(measured, f, memory, kept, short=s, steps=steps)
+        for f, memory, kept, s in by_hand(family, quick=quick)
+    ]
     others = [run.result() for run in runs]
     yield f"{family} 124M, {SEQUENCES} x {BLOCK_SIZE} tokens a step, one thread"
     yield "by hand                                                                      peak GB  tokens/s"
-    for other in others:
-        given = other.strategies + ("" if other.short else ", with ample memory")
-        yield f"  {given:<74} {other.peak_bytes / 1e9:7.2f} {other.tokens_per_second:9.1f}"
+    for made in others:
+        given = made.strategies + ("" if made.short else ", with ample memory")
+        yield f"  {given:<74} {made.peak_bytes / 1e9:7.2f} {made.tokens_per_second:9.1f}"
     yield "auto      planned    peak  tokens/s   beside the fastest by hand that fits"
     for budget in budgets:
-        run = pool.submit(measured, family, [], "exact", budget=budget, steps=STEPS_BESIDE)
+        run = pool.submit(measured, family, [], "exact", budget=budget, steps=steps_beside)
         best = fastest_within(budget, others)
         beside = (
-            pool.submit(measured, family, best.memory, best.fidelity, short=best.short, steps=STEPS_BESIDE)
+            pool.submit(measured, family, best.memory, best.fidelity, short=best.short, steps=steps_beside)
             if best
             else None
         )
