@@ -7,20 +7,19 @@ import math
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, cast
 
-from toolkit import branch, checkpoint, memory_watch, processes
+from toolkit import branch, checkpoint, ending, memory_watch, processes
 from toolkit.allocator import give_memory_back
 from toolkit.api import Callback
 from toolkit.assemble import Components, assemble, context_of, refusals_placed
 from toolkit.cadence import Cadence
-from toolkit.errors import InterruptedRun, OutOfMemoryError, RunMismatchError, ToolkitError, TrainingError
+from toolkit.errors import InterruptedRun, RunMismatchError, TrainingError
 from toolkit.export import export, final_sample
 from toolkit.files import read_json, write_json
 from toolkit.host import check_disk, seconds_to_write
 from toolkit.messages import libraries_quiet
-from toolkit.plan.choose import own_share
 from toolkit.plan.plan import Sizes
 from toolkit.progress import DataPrepared, Listener, Message, TrainingStarted
-from toolkit.recovery import Start, begin_attempt, remember_out_of_memory
+from toolkit.recovery import INDIVISIBLE, Start, begin_attempt
 from toolkit.resolve import ResolvedRecipe
 from toolkit.run_directory import RunDirectory
 from toolkit.saving import Saver
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
 
     from toolkit.schedule import Schedule
     from toolkit.trainer import RecipeTrainer
-
-
-INDIVISIBLE = "release-gradients has moved some of the weights already; take a smaller global_batch_size"
 
 
 class Attempt:
@@ -56,13 +52,14 @@ class Attempt:
         self.listener = listener
         self.stop_after = stop_after
         self.memory_was_short = False
+        self.sizes = Sizes.of(resolved, processes=processes.count())
         self.context = context_of(resolved, directory.folder, rehearsal=rehearsal)
 
     def run(self) -> None:
         """Assemble, resume, train, export; note in run.json how it ended."""
-        micro_batch_size = self._sizes().micro_batch_size
+        size = self.sizes.micro_batch_size
         start = processes.by_first(
-            lambda: begin_attempt(self.directory, self.resolved, self.listener, micro_batch_size=micro_batch_size)
+            lambda: begin_attempt(self.directory, self.resolved, self.listener, micro_batch_size=size)
         )
         with self._memory_watched():
             self._work(start)
@@ -73,16 +70,17 @@ class Attempt:
                 self.memory_was_short = give_memory_back()
 
         record, device = self.directory.record, self.resolved.device
+        share = memory_watch.own_share(device.memory_bytes, device, processes.count())
         return memory_watch.watched(
             self.directory.folder,
-            limit=record.get("memory_budget_bytes") or own_share(device.memory_bytes, device, processes.count()),
+            limit=record.get("memory_budget_bytes") or share,
             planned=record.get("planned_memory_bytes"),
             when_short=when_short,
             rank=processes.rank(),
         )
 
     def _work(self, start: Start) -> None:
-        try:
+        with ending.noted(self.directory, self.stop):
             components = processes.first_then_others(lambda: assemble(self.resolved, self.context))
             processes.by_first(lambda: self._check_data(components.data.account.key))
             cadence = self._prepare(components)
@@ -99,26 +97,6 @@ class Attempt:
             if processes.is_first():
                 self._finish(components, trainer, step)
             processes.wait()
-        except BaseException as error:
-            if isinstance(error, OutOfMemoryError):  # in whichever process
-                remember_out_of_memory(self.directory, error)
-            if processes.is_first():
-                how = "interrupted" if self.stop.signal_number is not None else "failed"
-                with contextlib.suppress(OSError):  # a full disk is told by the error itself
-                    self.directory.end_attempt(
-                        how=how,
-                        step=self._last_step(),
-                        error=_first_line(error),
-                        lost_a_process=processes.have_lost_one(error),
-                    )
-            if self.stop.raised and not isinstance(error, InterruptedRun):
-                raise self.stop.raised from error  # a library took it for its own: "Can't load tokenizer", say
-            if processes.have_lost_one(error):
-                raise TrainingError(
-                    f"another process of this run has ended or cannot be reached; if it does not say why, this may: "
-                    f"{_first_line(error)}. The same command goes on from the last checkpoint"
-                ) from error
-            raise
 
     def _check_data(self, key: str) -> None:
         """The documents are part of a run's identity, and known only now."""
@@ -171,7 +149,6 @@ class Attempt:
         from toolkit.trainer_arguments import training_arguments
 
         training = self.resolved.training
-        sizes = self._sizes()
         guard = Guard(
             on_spike=training.on_spike,
             scaled_gradients=training.precision == "fp16",
@@ -185,8 +162,8 @@ class Attempt:
                 arguments=training_arguments(
                     training,
                     output=self.directory.checkpoints,
-                    micro_batch_size=sizes.micro_batch_size,
-                    accumulation=sizes.accumulation,
+                    micro_batch_size=self.sizes.micro_batch_size,
+                    accumulation=self.sizes.accumulation,
                     device_kind=self.resolved.device.kind,
                     evaluates=components.data.validation is not None,
                     evaluation_sequences=start.evaluation_sequences,
@@ -198,7 +175,7 @@ class Attempt:
                 guard=guard,
                 saver=self._saver(schedule, components, start),
                 steps=SmallerSteps(
-                    micro_batch_size=sizes.micro_batch_size,
+                    micro_batch_size=self.sizes.micro_batch_size,
                     sequences=start.sequences,
                     tell=schedule.smaller,
                     indivisible=INDIVISIBLE if training.release_gradients else None,
@@ -229,10 +206,6 @@ class Attempt:
         )
         saver.verified.update([start.step] if start.folder else [])
         return saver
-
-    def _sizes(self) -> Sizes:
-        """How a step is cut into passes."""
-        return Sizes.of(self.resolved, processes=processes.count())
 
     def _plugin_callbacks(self) -> list[TrainerCallback]:
         recipe, callbacks = self.resolved.recipe, []
@@ -297,12 +270,3 @@ class Attempt:
         exports = export(self.resolved, model, components, results, self.context, self.listener)
         self.directory.update(results=results, exports=exports)
         self.directory.end_attempt(how="finished", step=step)
-
-    def _last_step(self) -> int:
-        steps = [line["step"] for line in self.directory.metrics()]
-        return max(steps, default=0)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error) if isinstance(error, ToolkitError) else f"{type(error).__name__}: {error}"
-    return text.splitlines()[0] if text else type(error).__name__

@@ -145,14 +145,19 @@ def _unchanged(hidden: torch.Tensor) -> torch.Tensor:
 
 def predicted_tokens(labels: torch.Tensor, task: Task) -> torch.Tensor:
     """How many tokens of a batch are predicted."""
-    return ((labels[:, 1:] if task == "causal-lm" else labels) != IGNORED).sum()
+    return (_targets(labels, task) != IGNORED).sum()
 
 
 def _predictions(outputs: torch.Tensor, labels: torch.Tensor, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
     """What is predicted from, (tokens, features), and the labels, (tokens,)."""
     if task == "causal-lm":
-        outputs, labels = outputs[:, :-1], labels[:, 1:]
-    return outputs.reshape(-1, outputs.shape[-1]), labels.reshape(-1)
+        outputs = outputs[:, :-1]
+    return outputs.reshape(-1, outputs.shape[-1]), _targets(labels, task).reshape(-1)
+
+
+def _targets(labels: torch.Tensor, task: Task) -> torch.Tensor:
+    """What is predicted: for causal-lm each token from those before it, so not the first."""
+    return labels[:, 1:] if task == "causal-lm" else labels
 
 
 def _divisor(targets: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor:

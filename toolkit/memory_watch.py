@@ -57,14 +57,18 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def own_share(size: int, device: Device, processes: int) -> int:
+    """Of this much memory, what one of the run's processes may take: each has a GPU of its own, all one processor."""
+    return size if device.kind == "cuda" else size // processes
+
+
 def bytes_to_be_had(device: Device, processes: int) -> int:
     """What each of a run's processes can have of its device's memory: of a processor's, what other programs leave.
 
     To be asked before the process has taken anything but the libraries.
     """
-    if device.kind != "cpu":
-        return device.memory_bytes
-    return min(device.memory_bytes // processes, resident_bytes() + available_memory_bytes() // processes)
+    share = own_share(device.memory_bytes, device, processes)
+    return min(share, resident_bytes() + available_memory_bytes() // processes) if device.kind == "cpu" else share
 
 
 def peak_resident_bytes() -> int:

@@ -47,10 +47,11 @@ def _own_store() -> dict[str, Any]:
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if restarts == "0":
         return {}
-    from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]  # documented, not in __all__
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
-    store, rank, world_size = next(rendezvous("env://"))
-    return {"store": PrefixStore(f"restart-{restarts}", store), "rank": rank, "world_size": world_size}
+    store, own_rank, world_size = next(rendezvous("env://"))
+    return {"store": PrefixStore(f"restart-{restarts}", store), "rank": own_rank, "world_size": world_size}
 
 
 def by_first(decide: Callable[[], T]) -> T:

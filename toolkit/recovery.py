@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from toolkit.saving import STATE_FILE
 
 OUT_OF_MEMORY = "out-of-memory.json"
 """In the run directory: what the next attempt has to do because memory ran out."""
+INDIVISIBLE = (
+    "release-gradients takes a step's gradients once, so it cannot go on with less at a time: take a smaller "
+    "global_batch_size, or leave release-gradients out"
+)
 
 
 @dataclass(frozen=True)
@@ -31,10 +36,10 @@ class Start:
     step: int
     seconds_trained: float
     """Over all attempts, up to that step."""
-    sequences: int | None
-    """The most to run at a time, where memory ran out before."""
-    evaluation_sequences: int | None
-    """The most in a batch of an evaluation, likewise."""
+    sequences: int
+    """To run at a time: a micro-batch, or fewer since memory ran out."""
+    evaluation_sequences: int
+    """In a batch of an evaluation, likewise."""
     evaluation_left_out: bool
     """Whether that step was to be evaluated, and a signal left no time for it."""
     ended: bool
@@ -51,13 +56,14 @@ def begin_attempt(run: RunDirectory, resolved: ResolvedRecipe, listener: Listene
     step = found.step if found else 0
     of_parent = found is not None and (run.record.get("parent") or {}).get("step") == step
     run.note_loss(from_step=step, seconds=state["seconds_trained"])
-    limits = _Limits.of(run, {} if of_parent else state)  # other settings may need less
+    whole = _AtATime(micro_batch_size, micro_batch_size)
+    at_a_time = whole.at_most(run.record).at_most({} if of_parent else state)  # other settings may need less
     if (run.folder / OUT_OF_MEMORY).exists():
-        limits = _as_noted(run, limits, listener)
+        at_a_time = at_a_time.at_most(_noted(run, listener))
     elif held := killed_for_want_of_memory(run):
-        limits = _after_a_kill(held, limits, resolved, micro_batch_size=micro_batch_size, listener=listener)
-    if limits != _Limits():
-        run.update(sequences=limits.sequences, evaluation_sequences=limits.evaluation_sequences)
+        at_a_time = _after_a_kill(held, at_a_time, resolved, listener)
+    if at_a_time != whole:
+        run.update(**{name: size for name, size in asdict(at_a_time).items() if size < micro_batch_size})
     (run.folder / OUT_OF_MEMORY).unlink(missing_ok=True)
     memory_watch.forget_readings(run.folder)
     _tell_other_environment(run, resolved, listener)
@@ -67,8 +73,7 @@ def begin_attempt(run: RunDirectory, resolved: ResolvedRecipe, listener: Listene
         folder=found.folder if found else None,
         step=step,
         seconds_trained=float(state["seconds_trained"]),
-        sequences=limits.sequences,
-        evaluation_sequences=limits.evaluation_sequences,
+        **asdict(at_a_time),
         evaluation_left_out=bool(state.get("evaluation_left_out")),
         ended=bool(state.get("ended")) and not of_parent,
         of_parent=of_parent,
@@ -87,20 +92,18 @@ def _newest_checkpoint(run: RunDirectory, listener: Listener) -> Checkpoint | No
 
 
 @dataclass(frozen=True)
-class _Limits:
-    """The most sequences at a time; None for whole batches."""
+class _AtATime:
+    """How many sequences go through the model together."""
 
-    sequences: int | None = None
-    evaluation_sequences: int | None = None
+    sequences: int
+    evaluation_sequences: int
 
-    @classmethod
-    def of(cls, run: RunDirectory, state: dict[str, Any]) -> _Limits:
-        """As the run has them, and the checkpoint that it goes on from."""
-        return cls(_least(run.record.get("sequences"), state.get("sequences")), run.record.get("evaluation_sequences"))
+    def at_most(self, limits: Mapping[str, Any]) -> _AtATime:
+        """These, or fewer where a run, a checkpoint or a note says so under the same names."""
+        return _AtATime(**{name: min(size, limits.get(name) or size) for name, size in asdict(self).items()})
 
 
-def _least(*numbers: int | None) -> int | None:
-    return min((number for number in numbers if number is not None), default=None)
+LIMITS = tuple(field.name for field in fields(_AtATime))
 
 
 def remember_out_of_memory(run: RunDirectory, error: OutOfMemoryError) -> None:
@@ -115,25 +118,23 @@ def remember_out_of_memory(run: RunDirectory, error: OutOfMemoryError) -> None:
 
 def has_run_out_of_memory(run: RunDirectory) -> bool:
     """Whether what the run has of its attempts, if nothing else, is that they found too little memory."""
-    noted = (run.folder / OUT_OF_MEMORY).exists() or _Limits.of(run, {}) != _Limits()
+    noted = (run.folder / OUT_OF_MEMORY).exists() or not run.record.keys().isdisjoint(LIMITS)
     return noted or killed_for_want_of_memory(run) is not None
 
 
-def _as_noted(run: RunDirectory, limits: _Limits, listener: Listener) -> _Limits:
-    """Take less at a time, as the last attempt has asked for."""
+def _noted(run: RunDirectory, listener: Listener) -> Mapping[str, Any]:
+    """What the last attempt has asked for."""
     noted = read_json(run.folder / OUT_OF_MEMORY)
-    training = noted["sequences"] is not None
-    at_a_time = counted(noted["sequences"] if training else noted["evaluation_sequences"])
+    does, size = (
+        ("trains on", noted["sequences"]) if noted["sequences"] else ("evaluates", noted["evaluation_sequences"])
+    )
     listener(
         Message(
-            f"memory ran out in the last attempt, so this one {'trains on' if training else 'evaluates'} {at_a_time} "
-            f"at a time; a step still has as many as before"
+            f"memory ran out in the last attempt, so this one {does} {counted(size)} at a time; a step still has as "
+            f"many as before"
         )
     )
-    return _Limits(
-        _least(limits.sequences, noted["sequences"]),
-        _least(limits.evaluation_sequences, noted["evaluation_sequences"]),
-    )
+    return noted
 
 
 def killed_for_want_of_memory(run: RunDirectory) -> str | None:
@@ -150,9 +151,7 @@ def killed_for_want_of_memory(run: RunDirectory) -> str | None:
     return f"{reading.resident / 2**30:.2f} of {reading.limit / 2**30:.2f} GiB"
 
 
-def _after_a_kill(
-    held: str, limits: _Limits, resolved: ResolvedRecipe, *, micro_batch_size: int, listener: Listener
-) -> _Limits:
+def _after_a_kill(held: str, now: _AtATime, resolved: ResolvedRecipe, listener: Listener) -> _AtATime:
     """Take half as much at a time from now on, in evaluations too: it may have been one; if that can help."""
     ended = (
         f"the last attempt ended without a word when it held {held}: the kernel seems to have ended it for want of "
@@ -162,21 +161,17 @@ def _after_a_kill(
         takes = "copies of the state for saves in the background, and the processes that load data"
         cure = "training.save_in_background: false and dataloader_num_workers: 0 do without them"
         listener(Message(f"{ended} of the host, where a run on a GPU has {takes}; {cure}"))
-        return limits
+        return now
     if resolved.training.release_gradients:
-        would = "release-gradients takes a step's gradients once, so it cannot go on with less at a time"
-        listener(Message(f"{ended}; {would}: take a smaller global_batch_size, or leave release-gradients out"))
-        return limits
-    now = _least(micro_batch_size, limits.sequences) or 1
-    evaluated = _least(micro_batch_size, limits.evaluation_sequences) or 1
-    if now == evaluated == 1:
+        listener(Message(f"{ended}; {INDIVISIBLE}"))
+        return now
+    half = _AtATime(max(1, now.sequences // 2), max(1, now.evaluation_sequences // 2))
+    if half == now:
         would = "toolkit recipe plan shows what would need less"
         listener(Message(f"{ended}, and it had one sequence at a time already; {would}"))
-        return limits
-    half = _Limits(max(1, now // 2), max(1, evaluated // 2))
-    listener(
-        Message(f"{ended}, so this one goes on with {counted(half.sequences or 1)} at a time; a step still has as many")
-    )
+        return now
+    goes_on = f"goes on with {counted(half.sequences)} at a time; a step still has as many as before"
+    listener(Message(f"{ended}, so this one {goes_on}"))
     return half
 
 

@@ -74,7 +74,7 @@ class SmallerSteps:
         self,
         *,
         micro_batch_size: int,
-        sequences: int | None,
+        sequences: int,
         tell: Callable[[Smaller], None],
         indivisible: str | None = None,
         unrepeatable: str | None = None,
@@ -84,15 +84,14 @@ class SmallerSteps:
 
         Args:
             micro_batch_size: sequences in a micro-batch of the data loader.
-            sequences: the most to run at a time, since memory ran out before; None for whole micro-batches.
+            sequences: those that are run at a time; fewer than a micro-batch has, where memory ran out before.
             tell: hears of it when there are more pieces.
             indivisible: why this run's micro-batches cannot be cut, and what to do; None if they can.
             unrepeatable: why this attempt cannot do a step again, so that the next one has to begin with less.
             unrepeatable_in_optimizer: the same once the optimizer has begun.
         """
         self.micro_batch_size = micro_batch_size
-        self.sequences = min(sequences or micro_batch_size, micro_batch_size)
-        """That are run at a time."""
+        self.sequences = sequences
         self.tell = tell
         self.indivisible = indivisible
         self.unrepeatable = unrepeatable
@@ -101,8 +100,8 @@ class SmallerSteps:
         self._random_state: RandomState | None = None
 
     @property
-    def most_sequences(self) -> int | None:
-        """What to begin with after a resume."""
+    def limit(self) -> int | None:
+        """The most to run at a time after a resume; None where memory has not run out, and more processes may share."""
         return self.sequences if self.sequences < self.micro_batch_size else None
 
     def step_begins(self) -> None:

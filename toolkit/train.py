@@ -14,9 +14,9 @@ from toolkit.branch import Parent
 from toolkit.errors import PluginError, RunMismatchError, UnavailableError
 from toolkit.export import load_line
 from toolkit.host import DISK_FAULTS, check_device, environment
-from toolkit.memory_watch import bytes_to_be_had
+from toolkit.memory_watch import bytes_to_be_had, own_share
 from toolkit.messages import plugin_messages_told
-from toolkit.plan.choose import NOTHING_CHOSEN, chooser_of, own_share, resolve_auto, with_choice
+from toolkit.plan.choose import NOTHING_CHOSEN, chooser_of, resolve_auto, with_choice
 from toolkit.plan.plan import peak_bytes
 from toolkit.plan.words import in_gb
 from toolkit.progress import Event, Listener, Message, RunResult

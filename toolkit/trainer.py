@@ -289,7 +289,7 @@ class RecipeTrainer(Trainer):
                 "total_loss": float(self._total_loss_scalar).hex(),
                 "last_logged_step": self._globalstep_last_logged,
                 "seconds_trained": self.seconds_trained,
-                "sequences": self.steps.most_sequences,
+                "sequences": self.steps.limit,
                 "evaluation_left_out": self.evaluation_left_out,
                 "ended": self.ended,
             },

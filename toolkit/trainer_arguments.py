@@ -28,12 +28,12 @@ def training_arguments(
         accumulation: passes in a step.
         device_kind: cpu, cuda or mps.
         evaluates: whether anything is held out.
-        evaluation_sequences: the most in a batch of an evaluation, since memory ran out before.
+        evaluation_sequences: sequences in a batch of an evaluation on one device; a pass of training's, if not given.
     """
     arguments = TrainingArguments(
         output_dir=str(output),
         per_device_train_batch_size=micro_batch_size,
-        per_device_eval_batch_size=min(evaluation_sequences or micro_batch_size, micro_batch_size),
+        per_device_eval_batch_size=evaluation_sequences or micro_batch_size,
         gradient_accumulation_steps=accumulation,
         num_train_epochs=training.num_train_epochs,
         max_steps=training.max_steps or -1,

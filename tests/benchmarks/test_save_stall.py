@@ -64,7 +64,7 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Any:
             tell=lambda spike: None,
         ),
         saver=saver,
-        steps=SmallerSteps(micro_batch_size=1, sequences=None, tell=lambda smaller: None),
+        steps=SmallerSteps(micro_batch_size=1, sequences=1, tell=lambda smaller: None),
     )
     made._tr_loss, made._total_loss_scalar, made._globalstep_last_logged = torch.tensor(0.0), 0.0, 0
     made.create_optimizer_and_scheduler(num_training_steps=10)

@@ -66,9 +66,9 @@ def plan(
         device = replace(device, memory_bytes=_bytes(memory))
     resolved = resolve.resolve(resolve.load(name, overrides=overrides, plugin_folders=plugin_folders), device)
     rates = _rates(device_name, resolved)
-    from toolkit.memory_watch import bytes_to_be_had
+    from toolkit.memory_watch import bytes_to_be_had, own_share
     from toolkit.plan import compare as comparison
-    from toolkit.plan.choose import chooser_of, own_share, resolve_auto, usable_bytes
+    from toolkit.plan.choose import chooser_of, resolve_auto, usable_bytes
     from toolkit.plan.plan import plan as planned
     from toolkit.plan.search import Search
 

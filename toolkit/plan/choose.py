@@ -11,7 +11,7 @@ from typing import Any
 
 from toolkit.api import Change, Chooser, Device, Fidelity
 from toolkit.memory import StrategyChange
-from toolkit.memory_watch import is_ample
+from toolkit.memory_watch import is_ample, own_share
 from toolkit.plan.plan import Plan, plan
 from toolkit.plan.search import AS_FAST, Search
 from toolkit.plan.speed import Rates, measured
@@ -111,11 +111,6 @@ def with_choice(resolved: ResolvedRecipe, record: Mapping[str, Any]) -> Resolved
         training=chosen.training.model_copy(update={"save_in_background": in_background}),
         changes=(*chosen.changes, StrategyChange("auto", _place(resolved), "save_in_background", change)),
     )
-
-
-def own_share(limit: int, device: Device, processes: int) -> int:
-    """What one of the run's processes may take: each has a GPU of its own, and all have one processor."""
-    return limit if device.kind == "cuda" else limit // processes
 
 
 def usable_bytes(limit: int, device: Device) -> int:

@@ -12,10 +12,14 @@ import functools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from toolkit.api import Device
 from toolkit.plan.devices import GIGA, TERA, Published
 from toolkit.plan.trace import Work
+
+if TYPE_CHECKING:
+    import torch
 
 REACHED = 0.8
 """Share of the published rates that large operations reach: 790 of 989 TFLOP/s in a bf16 product on an H200."""
@@ -73,16 +77,13 @@ def measured(device: Device) -> Rates:
     """The rates of this machine's device, tried for about a second."""
     import torch
 
-    place = torch.device(device.kind)
-    formats = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    flops = {
+        "fp32": _product_rate(torch.float32, PROBE_SIDE, device),
+        "bf16": _product_rate(torch.bfloat16, PROBE_SIDE if device.bf16 else SLOW_SIDE, device),
+    }
     if device.kind == "cuda":
-        formats["fp16"] = torch.float16
-    flops = {}
-    for name, dtype in formats.items():
-        side = PROBE_SIDE if name == "fp32" or device.bf16 else SLOW_SIDE
-        square = torch.ones(side, side, dtype=dtype, device=place)
-        flops[name] = 2 * side**3 / _seconds(lambda square=square: square @ square, device)  # type: ignore[misc]
-    many = torch.ones(PROBE_BYTES // 4, device=place)
+        flops["fp16"] = _product_rate(torch.float16, PROBE_SIDE, device)
+    many = torch.ones(PROBE_BYTES // 4, device=device.kind)
     in_place, to_fresh = _seconds(lambda: many.add_(1), device), _seconds(lambda: many + 1, device)
     bandwidth = 2 * PROBE_BYTES / in_place
     shown = ", ".join(f"{_rate(rate)} in {name}" for name, rate in flops.items())
@@ -93,6 +94,14 @@ def measured(device: Device) -> Rates:
         seconds_per_fresh_byte=max(0.0, to_fresh - in_place) / PROBE_BYTES if device.kind == "cpu" else 0.0,
         source=f"measured here: {shown}, {bandwidth / GIGA:.1f} GB/s",
     )
+
+
+def _product_rate(dtype: torch.dtype, side: int, device: Device) -> float:
+    """Floating-point operations per second in the product of two square matrices."""
+    import torch
+
+    square = torch.ones(side, side, dtype=dtype, device=device.kind)
+    return 2 * side**3 / _seconds(lambda: square @ square, device)
 
 
 def _seconds(work: Callable[[], object], device: Device) -> float:

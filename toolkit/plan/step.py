@@ -99,10 +99,7 @@ def _trainer(
             guard=cast(Any, _NoGuard()),
             saver=unused,
             steps=SmallerSteps(
-                micro_batch_size=micro_batch_size,
-                sequences=None,
-                tell=lambda smaller: None,
-                indivisible="it is a plan's",
+                micro_batch_size=micro_batch_size, sequences=micro_batch_size, tell=lambda smaller: None
             ),
         )
 

@@ -1,0 +1,49 @@
+"""How an attempt ends that does not finish: what run.json says of it, and what the person is told."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from toolkit import processes
+from toolkit.errors import InterruptedRun, OutOfMemoryError, ToolkitError, TrainingError
+from toolkit.recovery import remember_out_of_memory
+from toolkit.run_directory import RunDirectory
+from toolkit.signals import StopRequest
+
+
+@contextlib.contextmanager
+def noted(run: RunDirectory, stop: StopRequest) -> Iterator[None]:
+    """Note how the work ended that did not come to its end.
+
+    Raises:
+        TrainingError: another process of the run is gone, of which this one has a transport's error alone.
+        BaseException: whatever ended it.
+    """
+    try:
+        yield
+    except BaseException as error:
+        has_lost_one = processes.have_lost_one(error)
+        if isinstance(error, OutOfMemoryError):  # in whichever process
+            remember_out_of_memory(run, error)
+        if processes.is_first():
+            how = "interrupted" if stop.signal_number is not None else "failed"
+            with contextlib.suppress(OSError):  # a full disk is told by the error itself
+                run.end_attempt(how=how, step=_last_step(run), error=_first_line(error), lost_a_process=has_lost_one)
+        if stop.raised and not isinstance(error, InterruptedRun):
+            raise stop.raised from error  # a library took it for its own: "Can't load tokenizer", say
+        if has_lost_one:
+            raise TrainingError(
+                f"another process of this run has ended or cannot be reached; if it does not say why, this may: "
+                f"{_first_line(error)}. The same command goes on from the last checkpoint"
+            ) from error
+        raise
+
+
+def _last_step(run: RunDirectory) -> int:
+    return max((line["step"] for line in run.metrics()), default=0)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error) if isinstance(error, ToolkitError) else f"{type(error).__name__}: {error}"
+    return text.splitlines()[0] if text else type(error).__name__
