@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
-import statistics
 import time
-from collections import deque
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +20,7 @@ from toolkit.guards import Spike
 from toolkit.memory_watch import resident_bytes
 from toolkit.messages import counted
 from toolkit.metrics_log import MetricsLog
+from toolkit.pace import Pace, grace_seconds
 from toolkit.progress import CheckpointSaved, Evaluated, Listener, Message, StepDone
 from toolkit.run_directory import RunDirectory
 from toolkit.saving import Saved
@@ -31,14 +30,8 @@ from toolkit.smaller_steps import Smaller
 if TYPE_CHECKING:
     from toolkit.trainer import RecipeTrainer
 
-SPEED_WINDOW = 20
-"""Steps that the shown tokens per second are the mean of."""
 RETRY_MINUTES = 1.0
 """After a save that the disk has refused."""
-MEASURED_STEPS = 5
-"""Steps after which it is known how long one takes."""
-LEAVING_SECONDS = 2.0
-"""From the last save to the end of the process."""
 DOCKER_GRACE_SECONDS = 10
 """What `docker stop` gives, unless it is told otherwise."""
 
@@ -68,16 +61,14 @@ class Schedule(DefaultFlowCallback):
         """End this attempt after so many steps of the run, as a signal would."""
         self.last_save_step: int | None = None
         self._next_save = math.inf
-        self._recent: deque[tuple[float, int]] = deque(maxlen=SPEED_WINDOW + 1)
-        self._step_begun = time.monotonic()
-        self._step_seconds: list[float] = []
+        self._pace = Pace()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Put the running sums back, now that the Trainer has set them to zero."""
         assert self.trainer is not None
-        self._recent.append((time.monotonic(), int(state.num_input_tokens_seen)))
+        self._pace.seen(int(state.num_input_tokens_seen))
         if self.resumed_from:
             self.trainer.restore_sums(self.resumed_from)
             self.last_save_step = state.global_step
@@ -91,7 +82,7 @@ class Schedule(DefaultFlowCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Look at the clock."""
-        self._step_begun = time.monotonic()
+        self._pace.step_begins()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -100,7 +91,8 @@ class Schedule(DefaultFlowCallback):
         assert self.trainer is not None
         self.trainer.saver.take_result_if_done()
         cadence, step = self.cadence, state.global_step
-        self._measure_grace()
+        self._pace.step_ends()
+        self._tell_grace()
         if self.stop_after is not None and step >= self.stop_after:
             self.stop.signal_number = self.stop.signal_number or signal.SIGTERM
         save_due = time.monotonic() >= self._next_save or self.stop.save_requested
@@ -114,7 +106,7 @@ class Schedule(DefaultFlowCallback):
         if control.should_training_stop:  # a callback's decision
             self.trainer.ended = True
         last = step >= cadence.total_steps or stop or self.trainer.ended
-        self._recent.append((time.monotonic(), int(state.num_input_tokens_seen)))
+        self._pace.seen(int(state.num_input_tokens_seen))
         control.should_log |= step == 1 or step % cadence.logging_steps == 0 or step >= cadence.total_steps
         every = cadence.eval_steps
         evaluation_due = every is not None and (step >= cadence.total_steps or step % every == 0)
@@ -155,7 +147,7 @@ class Schedule(DefaultFlowCallback):
                 "learning_rate": logs["learning_rate"],
                 "epoch": state.epoch,
                 "tokens_seen": int(state.num_input_tokens_seen),
-                "tokens_per_second": self._speed(),
+                "tokens_per_second": self._pace.tokens_per_second,
                 "memory_bytes": resident_bytes(),
                 **_device_memory(args.device),
                 "seconds": self.trainer.seconds_trained,
@@ -192,7 +184,7 @@ class Schedule(DefaultFlowCallback):
             }
         )
         self.listener(Evaluated(state.global_step, loss, perplexity))
-        self._restart_clock(state)
+        self._pace.restart(int(state.num_input_tokens_seen))
 
     def make_up_evaluation(self, step: int) -> None:
         """Evaluate the step to go on from, if that was left out.
@@ -234,7 +226,7 @@ class Schedule(DefaultFlowCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Leave the save out of the shown speed."""
-        self._restart_clock(state)
+        self._pace.restart(int(state.num_input_tokens_seen))
 
     def spiked(self, spike: Spike) -> None:
         """Record a loss that is far above those before it."""
@@ -266,37 +258,20 @@ class Schedule(DefaultFlowCallback):
     def _save_in(self, minutes: float | None) -> None:
         self._next_save = time.monotonic() + 60 * (math.inf if minutes is None else minutes)
 
-    def _measure_grace(self) -> None:
+    def _tell_grace(self) -> None:
         """After a few steps, say how long the run needs between SIGTERM and its end."""
-        self._step_seconds.append(time.monotonic() - self._step_begun)
-        if len(self._step_seconds) != MEASURED_STEPS or not processes.is_first():
+        step = self._pace.measured_step_seconds()
+        if step is None or not processes.is_first():
             return
-        # The first step warms up. A write may be in flight when the signal comes, and the last one follows it.
-        step = statistics.median(self._step_seconds[1:])
-        grace = math.ceil(step + 2 * self.save_seconds + LEAVING_SECONDS)
+        grace = grace_seconds(step=step, save=self.save_seconds)
         with contextlib.suppress(OSError):  # a full disk is the saves' business
             self.run.update(grace_seconds=grace)
         words = f"to stop without loss this run needs {grace} s after SIGTERM: a step takes {step:.2g} s, "
         words += f"a save about {self.save_seconds:.2g} s"
         self.listener(Message(words + (f"; docker stop --time {grace}" if grace > DOCKER_GRACE_SECONDS else "")))
 
-    def _restart_clock(self, state: TrainerState) -> None:
-        """Evaluations and saves are not steps: leave them out of the shown speed."""
-        speed = self._speed()
-        tokens = int(state.num_input_tokens_seen)
-        self._recent.clear()
-        if speed:  # keep the mean: one second at the speed so far
-            self._recent.append((time.monotonic() - 1, int(tokens - speed)))
-        self._recent.append((time.monotonic(), tokens))
-
-    def _speed(self) -> float:
-        if not self._recent:  # an evaluation that is made up for, and no training
-            return 0.0
-        (since, before), (now, tokens) = self._recent[0], self._recent[-1]
-        return (tokens - before) / (now - since) if now > since else 0.0
-
     def _tell(self, state: TrainerState, *, loss: float | None = None, learning_rate: float | None = None) -> None:
-        speed, seen, step = self._speed(), int(state.num_input_tokens_seen), state.global_step
+        speed, seen, step = self._pace.tokens_per_second, int(state.num_input_tokens_seen), state.global_step
         left = self.cadence.total_steps - step
         self.listener(
             StepDone(

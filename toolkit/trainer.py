@@ -1,17 +1,16 @@
 """The Hugging Face Trainer, taught what this toolkit promises: whole checkpoints, exact resume, true sums.
 
 The Trainer computes every number and writes every byte of state. What is overridden here is where a save goes,
-how the loss is normalized, and what may disturb the random numbers. The private methods this leans on
-(`_save_checkpoint`, `_save`, `_save_optimizer_and_scheduler`, `_load_optimizer_and_scheduler`, `_get_output_dir`,
-`_get_grad_norm`, `_prepare_inputs`) are held by the version range in pyproject and by tests/unit/test_trainer.py.
+how a step is repeated, and which optimizer takes it; in `undisturbed_training`, what may disturb it. The private
+methods this leans on (`_save_checkpoint`, `_save`, `_save_optimizer_and_scheduler`, `_load_optimizer_and_scheduler`,
+`_get_output_dir`, `_get_grad_norm`, `_prepare_inputs`) are held by the version range in pyproject and by
+tests/unit/test_trainer.py.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import logging
-import math
 import tempfile
 import time
 from collections.abc import Mapping
@@ -25,39 +24,33 @@ from transformers import (
     PrinterCallback,
     Trainer,
     TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
 )
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
-from transformers.trainer_callback import CallbackHandler
-from transformers.trainer_utils import EvalLoopOutput
 
 from toolkit import checkpoint, processes
 from toolkit.api import Optimizer, RunContext
 from toolkit.blocks import BLOCK_NUMBERS, IndexedCollator
 from toolkit.branch import load_with_new_settings
-from toolkit.errors import OutOfMemoryError, TrainingError
+from toolkit.errors import TrainingError
 from toolkit.files import read_json
 from toolkit.guards import Guard, named_state
-from toolkit.loss import ChunkedLoss, predicted_tokens
-from toolkit.messages import counted
+from toolkit.loss import ChunkedLoss
 from toolkit.named_optimizer import build_named
-from toolkit.random_state import random_state_preserved
 from toolkit.released_gradients import ReleasedGradients
 from toolkit.saving import STATE_FILE, Saver
-from toolkit.signals import EvaluationLeftOut
-from toolkit.smaller_steps import OPTIMIZER, OutOfMemoryCaught, SmallerSteps, free_memory, survive_in
+from toolkit.smaller_steps import OPTIMIZER, SmallerSteps, survive_in
 from toolkit.snapshot import Snapshot
 from toolkit.stochastic_rounding import StochasticRounding
+from toolkit.undisturbed_training import UndisturbedTrainer
 
 if TYPE_CHECKING:
     from toolkit.assemble import Components
     from toolkit.recipe.training import Training
 
 
-class RecipeTrainer(Trainer):
-    """A Trainer whose checkpoints are committed whole and whose evaluation cannot change training."""
+class RecipeTrainer(UndisturbedTrainer):
+    """A Trainer whose checkpoints are committed whole, and whose steps are repeated where memory runs out."""
 
     def __init__(
         self,
@@ -73,6 +66,8 @@ class RecipeTrainer(Trainer):
         steps: SmallerSteps,
     ) -> None:
         super().__init__(
+            task=context.task,
+            steps=steps,
             model=components.model,
             args=arguments,
             train_dataset=components.data.train,
@@ -84,10 +79,6 @@ class RecipeTrainer(Trainer):
         )
         self.remove_callback(DefaultFlowCallback)  # the first of its class: the Trainer's own, not our Schedule
         self.remove_callback(PrinterCallback)  # the listener shows
-        handler = self.callback_handler
-        self.callback_handler = _UndisturbingHandler(
-            handler.callbacks, handler.model, handler.processing_class, handler.optimizer, handler.lr_scheduler
-        )
         self.context = context
         self.optimizer_plugin = optimizer
         self.settings = settings
@@ -95,14 +86,9 @@ class RecipeTrainer(Trainer):
         self.loss = components.loss
         self.guard = guard
         self.saver = saver
-        self.steps = steps
         self.settings_replaced_in: Path | None = None
         """A checkpoint of another run, in which the recipe's optimizer settings take the place of those it was
         saved with."""
-        self.ended = False
-        """Whether a callback has ended the training before its last step."""
-        self.evaluation_left_out = False
-        """Whether a signal came in an evaluation, which the next attempt has to make up for."""
         self.seconds_before = 0.0
         """Time trained in earlier attempts."""
         self.started = time.monotonic()
@@ -150,70 +136,6 @@ class RecipeTrainer(Trainer):
                 step=self.state.global_step + 1, loss_sum=self._tr_loss + loss.detach(), norm=None
             )
         return loss
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate without a trace: the same run without evaluations ends with the same weights."""
-        stopping = self.control.should_training_stop
-        try:
-            with random_state_preserved():
-                metrics = super().evaluate(*args, **kwargs)
-        except EvaluationLeftOut:
-            self.evaluation_left_out = True
-            self.control.should_evaluate = False
-            self.control.should_save = self.control.should_training_stop = True
-            return {"eval_loss": math.nan}
-        if self.control.should_training_stop and not stopping:  # early-stopping, say
-            self.ended = self.control.should_save = True
-        return metrics
-
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """The mean loss of a predicted token; the Trainer's is one of batches, which changes with their size.
-
-        Where memory runs out, it begins again with a smaller batch; callbacks hear of the evaluation once.
-        """
-        while True:
-            with OutOfMemoryCaught():
-                output = super().evaluation_loop(
-                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-                )
-                loss, tokens = cast(Any, output.predictions).sum(axis=0, dtype="float64")
-                cast(Any, output.metrics)[f"{metric_key_prefix}_loss"] = float(loss / max(tokens, 1))
-                return output
-            self._evaluate_smaller()
-            dataloader = self.get_eval_dataloader(dataloader.dataset)
-
-    def prediction_step(
-        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple[torch.Tensor, torch.Tensor, None]:
-        """The loss; and for each sequence, in the place of logits, its share of the batch's loss and tokens, (n, 2)."""
-        labels = inputs["labels"]
-        loss, _, _ = super().prediction_step(model, inputs, prediction_loss_only=True, ignore_keys=ignore_keys)
-        assert loss is not None
-        tokens = predicted_tokens(labels, self.context.task).to(loss)
-        share = torch.stack([loss * tokens, tokens]) / len(labels)
-        return loss, share.repeat(len(labels), 1), None
-
-    def _evaluate_smaller(self) -> None:
-        """Memory ran out in an evaluation: halve its batch, and leave training's alone."""
-        size, step = self.args.per_device_eval_batch_size, self.state.global_step
-        if size == 1:
-            raise TrainingError(f"memory ran out in the evaluation after step {step}, at batch 1")
-        if why := self.steps.unrepeatable:
-            raise OutOfMemoryError(
-                f"memory ran out in the evaluation after step {step}, and this attempt cannot do it again: {why}; the "
-                f"same command goes on from the last checkpoint, and evaluates {counted(size // 2)} at a time",
-                evaluation_sequences=size // 2,
-            )
-        self.args.per_device_eval_batch_size = size // 2
-        logging.getLogger("toolkit").info("memory ran out in an evaluation: it goes on with batches of %s", size // 2)
-        free_memory()
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """The micro-batches of the next step; the guard hears which blocks they are."""
@@ -361,13 +283,3 @@ class RecipeTrainer(Trainer):
             Path(folder),
             load=super()._load_optimizer_and_scheduler,
         )
-
-
-class _UndisturbingHandler(CallbackHandler):
-    """Callbacks may draw random numbers, to sample a text, say; training does not notice."""
-
-    def call_event(
-        self, event: str, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        with random_state_preserved():
-            return cast(TrainerControl, super().call_event(event, args, state, control, **kwargs))

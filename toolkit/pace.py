@@ -1,0 +1,63 @@
+"""How fast a run is: tokens per second, and how long it needs between SIGTERM and its end."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections import deque
+
+SPEED_WINDOW = 20
+"""Steps that the shown tokens per second are the mean of."""
+MEASURED_STEPS = 5
+"""Steps after which it is known how long one takes."""
+LEAVING_SECONDS = 2.0
+"""From the last save to the end of the process."""
+
+
+class Pace:
+    """Watches the steps of one attempt by the clock."""
+
+    def __init__(self) -> None:
+        self._recent: deque[tuple[float, int]] = deque(maxlen=SPEED_WINDOW + 1)
+        self._step_begun = time.monotonic()
+        self._step_seconds: list[float] = []
+
+    def step_begins(self) -> None:
+        """Look at the clock."""
+        self._step_begun = time.monotonic()
+
+    def step_ends(self) -> None:
+        """Look at it again."""
+        self._step_seconds.append(time.monotonic() - self._step_begun)
+
+    def seen(self, tokens: int) -> None:
+        """So many tokens have been trained on by now."""
+        self._recent.append((time.monotonic(), tokens))
+
+    def restart(self, tokens: int) -> None:
+        """Leave out what was no step: an evaluation, or a save."""
+        speed = self.tokens_per_second
+        self._recent.clear()
+        if speed:  # keep the mean: one second at the speed so far
+            self._recent.append((time.monotonic() - 1, int(tokens - speed)))
+        self.seen(tokens)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over the last steps."""
+        if not self._recent:  # an evaluation that is made up for, and no training
+            return 0.0
+        (since, before), (now, tokens) = self._recent[0], self._recent[-1]
+        return (tokens - before) / (now - since) if now > since else 0.0
+
+    def measured_step_seconds(self) -> float | None:
+        """How long a step takes, told once: when that is known."""
+        if len(self._step_seconds) != MEASURED_STEPS:
+            return None
+        return statistics.median(self._step_seconds[1:])  # the first step warms up
+
+
+def grace_seconds(*, step: float, save: float) -> int:
+    """What a run needs between SIGTERM and its end: a write may be in flight, and the last one follows it."""
+    return math.ceil(step + 2 * save + LEAVING_SECONDS)
