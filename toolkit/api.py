@@ -15,7 +15,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -44,6 +44,7 @@ __all__ = [
     "Optimizer",
     "OptionError",
     "Plugin",
+    "Progress",
     "Results",
     "RunContext",
     "Task",
@@ -87,6 +88,24 @@ class Device:
     """CUDA's (major, minor), or None elsewhere."""
 
 
+class Progress(Protocol):
+    """Takes how far a phase of work has come, and shows it to the person who waits."""
+
+    def __call__(self, phase: str, done: int, total: int | None = None, *, unit: str) -> None:
+        """Report progress; call it as often as you like, it is shown a few times a second.
+
+        Args:
+            phase: what is going on, in one or two words: "reading", "tokenizing".
+            done: how many units are done.
+            total: how many there are, if that is known.
+            unit: what is counted, in the plural: "documents", "bytes".
+        """
+
+
+def _nobody_watches(phase: str, done: int, total: int | None = None, *, unit: str) -> None:
+    """Take progress that nobody wants to see."""
+
+
 @dataclass(frozen=True)
 class RunContext:
     """What a plugin may know of the run."""
@@ -106,6 +125,8 @@ class RunContext:
     """Whether this is a rehearsal: everything small, nothing from the network, nothing uploaded."""
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("toolkit"))
     """Messages of level INFO reach the person who watches the run; one sentence each."""
+    progress: Progress = _nobody_watches
+    """Call it in work that may take more than some seconds, such as reading files."""
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from toolkit import packing
-from toolkit.api import Dataset, Exporter, Memory, Model, Objective, RunContext, Tokenizer
+from toolkit.api import Dataset, Exporter, Memory, Model, Objective, Progress, RunContext, Tokenizer
 from toolkit.errors import OptionError, PluginError, RecipeError, UnavailableError
 from toolkit.packing import PackedData
 from toolkit.recipe.document import Path_, dotted
@@ -41,10 +41,12 @@ class Components:
     """From the model's outputs, the labels and the number of predicted tokens in the step."""
 
 
-def context_of(resolved: ResolvedRecipe, folder: Path, *, rehearsal: bool = False) -> RunContext:
+def context_of(
+    resolved: ResolvedRecipe, folder: Path, *, rehearsal: bool = False, progress: Progress | None = None
+) -> RunContext:
     """What the plugins of a run may know of it."""
     objective: Objective = resolved.recipe.one("objective")
-    return RunContext(
+    context = RunContext(
         name=folder.name,
         folder=folder,
         cache=cache_folder(),
@@ -54,6 +56,7 @@ def context_of(resolved: ResolvedRecipe, folder: Path, *, rehearsal: bool = Fals
         block_size=objective.block_size,
         rehearsal=rehearsal,
     )
+    return replace(context, progress=progress) if progress else context
 
 
 def cache_folder() -> Path:

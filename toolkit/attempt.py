@@ -18,7 +18,7 @@ from toolkit.files import read_json, write_json
 from toolkit.host import check_disk, seconds_to_write
 from toolkit.messages import libraries_quiet
 from toolkit.plan.plan import Sizes
-from toolkit.progress import DataPrepared, Listener, Message, TrainingStarted
+from toolkit.progress import DataPrepared, Listener, Message, ProgressReporter, TrainingStarted
 from toolkit.recovery import INDIVISIBLE, Start, begin_attempt
 from toolkit.resolve import ResolvedRecipe
 from toolkit.run_directory import RunDirectory
@@ -53,7 +53,7 @@ class Attempt:
         self.stop_after = stop_after
         self.memory_was_short = False
         self.sizes = Sizes.of(resolved, processes=processes.count())
-        self.context = context_of(resolved, directory.folder, rehearsal=rehearsal)
+        self.context = context_of(resolved, directory.folder, rehearsal=rehearsal, progress=ProgressReporter(listener))
 
     def run(self) -> None:
         """Assemble, resume, train, export; note in run.json how it ended."""

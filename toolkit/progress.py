@@ -6,6 +6,7 @@ no torch.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,32 @@ class DataPrepared:
     """Passes over the training tokens that the run's steps mean."""
     total_steps: int
     from_cache: bool
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """How far a phase has come that takes more than some seconds: reading, tokenizing, an evaluation, a plan."""
+
+    phase: str
+    """In one or two words: "tokenizing"."""
+    done: int
+    total: int | None
+    unit: str
+    """What is counted, in the plural: "documents"."""
+    seconds: float
+    """Since the phase began."""
+
+    @property
+    def per_second(self) -> float:
+        """Units done in a second, on average."""
+        return self.done / self.seconds if self.seconds else 0.0
+
+    @property
+    def remaining_seconds(self) -> float | None:
+        """Time left at that rate; None where the total is unknown or nothing is done yet."""
+        if self.total is None or not self.per_second:
+            return None
+        return max(0, self.total - self.done) / self.per_second
 
 
 @dataclass(frozen=True)
@@ -90,8 +117,30 @@ class Exported:
     folder: Path | None
 
 
-Event = Message | DataPrepared | TrainingStarted | StepDone | Evaluated | CheckpointSaved | Exported
+Event = Message | DataPrepared | Progressed | TrainingStarted | StepDone | Evaluated | CheckpointSaved | Exported
 Listener = Callable[[Event], None]
+
+MOST_EVENTS_PER_SECOND = 5
+"""Progress within a phase is passed on no oftener; its first and its last always are."""
+
+
+class ProgressReporter:
+    """A `toolkit.api.Progress` that passes progress on to a listener, not too often."""
+
+    def __init__(self, listener: Listener, clock: Callable[[], float] = time.monotonic) -> None:
+        self._listener = listener
+        self._clock = clock
+        self._phase: str | None = None
+        self._begun = self._told = 0.0
+
+    def __call__(self, phase: str, done: int, total: int | None = None, *, unit: str) -> None:
+        """Pass on how far the phase has come."""
+        now = self._clock()
+        if begins := phase != self._phase:
+            self._phase, self._begun = phase, now
+        if begins or done == total or now - self._told >= 1 / MOST_EVENTS_PER_SECOND:
+            self._told = now
+            self._listener(Progressed(phase, done, total, unit, now - self._begun))
 
 
 @dataclass(frozen=True)

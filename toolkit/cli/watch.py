@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from toolkit.progress import Event, Listener, StepDone, TrainingStarted
+    from toolkit.progress import Event, Listener, Progressed, StepDone, TrainingStarted
 
 SHARE = 0.02
 """Elsewhere than on a terminal, steps are shown no oftener than this share of the run ..."""
@@ -28,6 +28,8 @@ LEAST_SECONDS = 5.0
 """... nor oftener than this, ..."""
 MOST_SECONDS = 300.0
 """... but at least this often, for whoever reads the log of a long run."""
+PHASE_SECONDS = 15.0
+"""Progress of a phase that is no training, a line this often."""
 SPINNER = "|/-\\"
 BORDER = re.compile(r"\s*(<\|\w+\|>|</?s>|<[be]os>|\[SEP\]|\[CLS\])\s*")
 """What a document's border looks like in decoded text."""
@@ -54,13 +56,19 @@ class LogLines:
         self._clock = clock
         self._shown_step = 0
         self._shown_at = clock()
+        self._shown_phase: str | None = None
 
     def __call__(self, event: Event) -> None:
         """Show an event, or not."""
-        from toolkit.progress import StepDone, TrainingStarted
+        from toolkit.progress import Progressed, StepDone, TrainingStarted
 
         if isinstance(event, TrainingStarted):
             self._shown_step, self._shown_at = event.resumed_from or 0, self._clock()
+        if isinstance(event, Progressed):
+            if event.phase != self._shown_phase or self._clock() - self._shown_at >= PHASE_SECONDS:
+                self._shown_phase, self._shown_at = event.phase, self._clock()
+                self._write("  ".join(phase(event)))
+            return
         if not isinstance(event, StepDone):
             for line in told(event):
                 self._write(line)
@@ -82,11 +90,13 @@ class Bar:
         self._began = time.monotonic()
         self._step: StepDone | None = None
         self._loss: float | None = None
+        self._phase: Progressed | None = None
 
     def __call__(self, event: Event) -> None:
         """Take the numbers of a step; print anything else above the bar."""
-        from toolkit.progress import StepDone
+        from toolkit.progress import Progressed, StepDone
 
+        self._phase = event if isinstance(event, Progressed) else None
         if isinstance(event, StepDone):
             self._step = event
             self._loss = event.loss if event.loss is not None else self._loss
@@ -101,6 +111,8 @@ class Bar:
 
         elapsed = time.monotonic() - self._began
         spinner = SPINNER[int(elapsed * 4) % len(SPINNER)]
+        if self._phase is not None:
+            return Text("\n".join(filled([spinner, *phase(self._phase)], self._console.width)))
         if self._step is None:
             return Text(f"{spinner} {render.duration(elapsed)}")
         lines = filled([spinner, *progress(self._step, self._loss)], self._console.width)
@@ -145,6 +157,17 @@ def progress(step: StepDone, loss: float | None) -> list[str]:
     parts.append(f"{render.duration(step.remaining_seconds)} left")
     if step.last_save_step is not None:
         parts.append(f"saved at {step.last_save_step:,}")
+    return parts
+
+
+def phase(event: Progressed) -> list[str]:
+    """How far a phase has come, in parts that a line may break between."""
+    of_total = f"/{event.total:,}" if event.total is not None else ""
+    parts = [event.phase, f"{event.done:,}{of_total} {event.unit}"]
+    if event.per_second:
+        parts.append(f"{render.magnitude(event.per_second)} {event.unit}/s")
+    if event.remaining_seconds is not None:
+        parts.append(f"{render.duration(event.remaining_seconds)} left")
     return parts
 
 
