@@ -8,13 +8,16 @@ import random
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.device import detect
 from toolkit.errors import InterruptedRun
 from toolkit.progress import Event, RunResult
 from toolkit.resolve import ResolvedRecipe, load, resolve
 from toolkit.train import run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SENTENCE = "the cat sat on a mat and dogs ran far from old home while birds sang low over green hills"
 WORDS = SENTENCE.split()
@@ -143,3 +146,18 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert first.keys() == second.keys()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
     assert losses(one) == losses(other)
+
+
+def with_holes(first: int) -> PreTrainedTokenizerBase:
+    """A tokenizer of few words, whose ids begin at `first`, as where two tokenizers share one range of ids."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {"[UNK]": 0, "[EOS]": 1, "[MASK]": 2} | {word: first + number for number, word in enumerate(sorted(WORDS))}
+    words = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    wrap: Any = PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerBase = wrap(
+        tokenizer_object=words, unk_token="[UNK]", eos_token="[EOS]", mask_token="[MASK]"
+    )
+    return tokenizer

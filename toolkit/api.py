@@ -51,6 +51,7 @@ __all__ = [
     "Tokenizer",
     "ToolkitError",
     "UnavailableError",
+    "highest_id",
 ]
 
 Task = Literal["causal-lm", "masked-lm"]
@@ -192,6 +193,15 @@ class Tokenizer(Plugin):
         A plan asks for it, and loads no documents. Override it in a tokenizer that learns from them.
         """
         return self.build(iter(()), run)
+
+
+def highest_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The highest token id of the vocabulary, added and special tokens included.
+
+    It decides the rows of an embedding and the width of a stored token. `len(tokenizer)` does not: it counts tokens,
+    and ids may have holes.
+    """
+    return max([*tokenizer.get_vocab().values(), *tokenizer.added_tokens_decoder], default=0)
 
 
 class Model(Plugin):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from toolkit.api import highest_id
 from toolkit.assemble import context_of, load_documents
 from toolkit.device import detect
 from toolkit.errors import UsageError
@@ -81,7 +82,7 @@ def evaluate(run: RunDirectory, *, stride: int | None = None, max_documents: int
     context = _context(run, model)
     stride = min(stride or max(1, context // 2), context - 1)
     nll, tokens = 0.0, 0
-    at_once = max(1, min(WINDOWS_PER_BATCH, MOST_LOGITS // (context * len(tokenizer))))
+    at_once = max(1, min(WINDOWS_PER_BATCH, MOST_LOGITS // (context * (highest_id(tokenizer) + 1))))
     for batch in _batches(_all_windows(texts, tokenizer, context, stride), at_once):
         nll += _negative_log_likelihood(batch, model)
         tokens += sum(window.scored for window in batch)

@@ -12,6 +12,7 @@ from safetensors.torch import load
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tests.hub_server import HubServer
+from tests.tiny import with_holes
 from toolkit.api import Model, OptionError, RunContext, UnavailableError
 from toolkit_plugins.model.gpt2 import GPT2
 from toolkit_plugins.model.llama import Llama
@@ -133,6 +134,12 @@ class TestFromScratch:
             assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (end, end, end)
         ids = torch.randint(len(tokenizer), (1, run_context.block_size))
         assert model(input_ids=ids, labels=ids).loss.item() == pytest.approx(torch.tensor(300.0).log().item(), abs=0.3)
+
+    @pytest.mark.parametrize("plugin", [GPT2(parameters="100K"), Llama(parameters="100K")])
+    def test_the_embedding_has_a_row_for_the_highest_id(self, plugin: Model, run_context: RunContext) -> None:
+        tokenizer = with_holes(400)
+        model = plugin.build(tokenizer, run_context)
+        assert model.config.vocab_size == max(tokenizer.get_vocab().values()) + 1 > len(tokenizer)
 
     @pytest.mark.parametrize("plugin", [GPT2(parameters="100K"), Llama(parameters="100K")])
     def test_the_seed_decides_the_weights(

@@ -11,7 +11,7 @@ import numpy
 import pytest
 from datasets import Dataset, DatasetDict
 
-from tests.tiny import WORDS, texts
+from tests.tiny import WORDS, texts, with_holes
 from toolkit import packing
 from toolkit.api import RunContext
 from toolkit.blocks import PackedBlocks
@@ -77,6 +77,15 @@ def test_masked_words_stand_between_cls_and_sep(run_context: RunContext, tmp_pat
     assert account.tokens == account.tokens_in_blocks + account.tokens_dropped
     assert account.frame_tokens == 2 * account.blocks
     assert account.tokens_in_blocks + account.frame_tokens == 16 * account.blocks
+
+
+def test_masked_lm_draws_no_id_that_is_no_token() -> None:
+    tokenizer = with_holes(400)
+    collate = MaskedLM(block_size=512, mlm_probability=0.9).collator(tokenizer)
+    batch = collate([{"input_ids": numpy.full(512, 400), "seed": seed} for seed in range(4)])
+    drawn = set(batch["input_ids"].unique().tolist())
+    assert len(drawn) > 10
+    assert drawn <= {*tokenizer.get_vocab().values()}
 
 
 CHANGES: dict[str, Callable[[DatasetDict], tuple[DatasetDict, dict[str, Any]]]] = {

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import log
 from typing import TYPE_CHECKING
 
-from toolkit.api import OptionError, RunContext
+from toolkit.api import OptionError, RunContext, highest_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -119,12 +119,12 @@ def _words(shape: Shape) -> str:
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Rows that the embedding needs: one per token, and no more where the ids have no holes.
+    """Rows that the embedding needs: one for each id up to the highest.
 
     Not rounded up to a multiple of 64: rows that no token owns can be sampled all the same, and the exported
     model would not have its tokenizer's size. Who wants the rounder matrix sets `vocab_size` of the tokenizer.
     """
-    return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
+    return highest_id(tokenizer) + 1
 
 
 def positions(asked: int | None, run: RunContext) -> int:

@@ -43,12 +43,12 @@ class MaskedLM(Objective):
         """Hide tokens block by block; labels are -100 wherever nothing is to be predicted."""
         if tokenizer.mask_token_id is None:
             raise OptionError("masked-lm needs a tokenizer with a mask_token; BERT's have one, GPT-2's does not")
-        special = tokenizer.all_special_ids
+        special, vocabulary = tokenizer.all_special_ids, sorted({*tokenizer.get_vocab().values()})
 
         def collate(blocks: list[Block]) -> dict[str, torch.Tensor]:
             import torch
 
-            special_ids = torch.tensor(special)
+            special_ids, every_id = torch.tensor(special), torch.tensor(vocabulary)
             inputs, labels = [], []
             for block in blocks:
                 draw = torch.Generator().manual_seed(block["seed"])
@@ -57,7 +57,7 @@ class MaskedLM(Objective):
                 chosen &= ~torch.isin(tokens, special_ids)
                 labels.append(torch.where(chosen, tokens, -100))
                 kind = torch.rand(tokens.shape, generator=draw)
-                others = torch.randint(len(tokenizer), tokens.shape, generator=draw)
+                others = every_id[torch.randint(len(every_id), tokens.shape, generator=draw)]
                 tokens[chosen & (kind < 0.8)] = tokenizer.mask_token_id
                 replaced = chosen & (kind >= 0.8) & (kind < 0.9)
                 tokens[replaced] = others[replaced]
