@@ -56,7 +56,7 @@ def toolkit(*words: str, status: int = 0, **environment: str) -> Answer:
 
 def process(*words: str, cwd: Path | None = None, **environment: str) -> Answer:
     """Run a command in a process of its own."""
-    command = [sys.executable, "-c", "from toolkit.cli.main import main; main()", *words]
+    command = [sys.executable, "-m", "toolkit", *words]
     done = subprocess.run(
         command,
         cwd=cwd,

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
+import os
+import pty
+import re
+import struct
+import subprocess
 import sys
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 from rich.console import Console
@@ -163,7 +173,14 @@ def lines_of(seconds_per_step: float, steps: int, every: int = 1) -> list[str]:
 
 @pytest.mark.parametrize(
     ("seconds_per_step", "steps", "least", "most"),
-    [(0.001, 1000, 1, 3), (1.0, 20, 3, 5), (0.1, 1200, 15, 30), (10.0, 50, 50, 50), (2.0, 100_000, 600, 720)],
+    [
+        (0.001, 1000, 1, 3),
+        (1.0, 20, 3, 5),
+        (0.1, 1200, 20, 30),
+        (10.0, 50, 25, 40),
+        (100.0, 50, 50, 50),
+        (2.0, 7200, 230, 290),
+    ],
 )
 def test_a_log_gets_a_line_now_and_then(seconds_per_step: float, steps: int, least: int, most: int) -> None:
     shown = lines_of(seconds_per_step, steps)
@@ -234,6 +251,85 @@ def test_progress_goes_where_it_is_asked_for(on_standard_error: bool, capsys: py
     said = capsys.readouterr()
     assert (said.err if on_standard_error else said.out) == "hello\n"
     assert not (said.out if on_standard_error else said.err)
+
+
+NOTEBOOK = {"TERM": "xterm-color", "PAGER": "cat", "GIT_PAGER": "cat", "CLICOLOR": "1", "FORCE_COLOR": "1"}
+"""What IPython's kernel puts into the environment of the commands in its cells."""
+TERMINAL = {"TERM": "xterm-256color"}
+
+
+@contextmanager
+def terminal(columns: int = 80) -> Iterator[tuple[int, TextIO]]:
+    """A pseudo-terminal: the descriptor that reads what is shown, and the stream that a command writes to."""
+    reader, writer = pty.openpty()
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24 if columns else 0, columns, 0, 0))
+    try:
+        with open(writer, "w", encoding="utf-8") as stream:  # noqa: PTH123  # a descriptor, and no path
+            yield reader, stream
+    finally:
+        os.close(reader)
+
+
+def in_environment(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name in ("CI", "JPY_PARENT_PID", "TERM", "FORCE_COLOR", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "columns", "repainted"),
+    [
+        (TERMINAL, 80, True),
+        ({"TERM": "screen", "VSCODE_PID": "1", "COLAB_RELEASE_TAG": "a", "CI": "false"}, 80, True),
+        (NOTEBOOK, 80, False),
+        (TERMINAL | {"JPY_PARENT_PID": "1"}, 80, False),
+        (TERMINAL | {"CI": "true"}, 80, False),
+        (TERMINAL, 0, False),
+        ({"TERM": "dumb"}, 80, False),
+        ({}, 80, False),
+    ],
+)
+def test_a_bar_is_for_terminals_that_move_the_cursor(
+    variables: dict[str, str], columns: int, repainted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_environment(monkeypatch, variables)
+    with terminal(columns) as (reader, stream):
+        monkeypatch.setattr(sys, "stdout", stream)
+        with watch.watching(quiet=False, on_standard_error=False) as listener:
+            for event in every_event():
+                listener(event)  # type: ignore[arg-type]  # a list of different events
+        stream.close()
+        shown = all_of(reader)
+    assert ("\x1b" in shown) == repainted
+    assert "perplexity 27.10" in shown
+
+
+def test_a_run_in_a_cell_of_a_notebook_prints_lines_with_the_loss(here: Path) -> None:
+    """A real run on a terminal as a cell is one; IPython reads what it prints in the same way."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("CI", "COLUMNS")} | NOTEBOOK
+    for number in range(10):
+        (here / f"{number}.txt").write_text(f"The number {number} is what this document is about. " * 20)
+    command = [sys.executable, "-m", "toolkit", "recipe", "run", "./mine.yaml", "--set", "training.logging_steps=1"]
+    with terminal() as (reader, stream):
+        run = subprocess.Popen(command, cwd=here, env=environment, stdout=stream, stderr=stream)
+        stream.close()
+        shown = all_of(reader)
+        assert run.wait() == 0, shown
+    assert "\x1b" not in shown
+    lines = shown.split("\r\n")
+    assert not any("\r" in line for line in lines)
+    assert 1 <= sum(bool(re.match(r"step \d/5  loss \d", line)) for line in lines) <= 5
+    assert len(lines) < 50
+
+
+def all_of(terminal: int) -> str:
+    """What is shown until nobody writes any more; at the end Linux has an error."""
+    shown = b""
+    with suppress(OSError):
+        while piece := os.read(terminal, 4096):
+            shown += piece
+    return shown.decode()
 
 
 def test_what_was_reached(capsys: pytest.CaptureFixture[str]) -> None:

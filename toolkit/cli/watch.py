@@ -22,14 +22,17 @@ if TYPE_CHECKING:
 
     from toolkit.progress import Event, Listener, Progressed, StepDone, TrainingStarted
 
-SHARE = 0.02
-"""Elsewhere than on a terminal, steps are shown no oftener than this share of the run ..."""
 LEAST_SECONDS = 5.0
-"""... nor oftener than this, ..."""
-MOST_SECONDS = 300.0
-"""... but at least this often, for whoever reads the log of a long run."""
+"""Where each step shown is a line of its own, the lines are at least this far apart, ..."""
+SHARE = 0.05
+"""... and by this share of the time trained, so that a long run does not fill its log, ..."""
+MOST_SECONDS = 60.0
+"""... but no further than this, for whoever waits for the next."""
 PHASE_SECONDS = 15.0
 """Progress of a phase that is no training, a line this often."""
+STATIC_TERMINALS = frozenset({"", "dumb", "unknown", "xterm-color"})
+"""Values of TERM where the cursor does not move. IPython's kernel sets the last one for the commands in its cells: in
+Jupyter, Colab, Kaggle and VS Code alike, and not in the terminals that they open."""
 SPINNER = "|/-\\"
 BORDER = re.compile(r"\s*(<\|\w+\|>|</?s>|<[be]os>|\[SEP\]|\[CLS\])\s*")
 """What a document's border looks like in decoded text."""
@@ -41,11 +44,24 @@ def watching(*, quiet: bool, on_standard_error: bool) -> Iterator[Listener]:
     stream = sys.stderr if on_standard_error else sys.stdout
     if quiet:
         yield lambda event: None
-    elif stream.isatty() and os.environ.get("TERM") not in (None, "dumb", "unknown"):
+    elif can_repaint(stream):
         with _live(stream) as listener:
             yield listener
     else:
         yield LogLines(render.note if on_standard_error else render.text)
+
+
+def can_repaint(stream: TextIO) -> bool:
+    """Whether the stream is a terminal that moves its cursor, so that a bar can be painted over the one before.
+
+    A command in a notebook's cell (`!toolkit ...`) writes to a terminal too, of 80 columns, but its output only grows.
+    """
+    if not stream.isatty() or os.environ.get("TERM", "") in STATIC_TERMINALS:
+        return False
+    if os.environ.get("CI", "") not in ("", "0", "false") or "JPY_PARENT_PID" in os.environ:
+        return False
+    # A container's log or a recorder may be a terminal without a window.
+    return os.get_terminal_size(stream.fileno()).columns > 0
 
 
 class LogLines:
@@ -54,8 +70,7 @@ class LogLines:
     def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._write = write
         self._clock = clock
-        self._shown_step = 0
-        self._shown_at = clock()
+        self._began = self._shown_at = clock()
         self._shown_phase: str | None = None
 
     def __call__(self, event: Event) -> None:
@@ -63,7 +78,7 @@ class LogLines:
         from toolkit.progress import Progressed, StepDone, TrainingStarted
 
         if isinstance(event, TrainingStarted):
-            self._shown_step, self._shown_at = event.resumed_from or 0, self._clock()
+            self._began = self._shown_at = self._clock()
         if isinstance(event, Progressed):
             if event.phase != self._shown_phase or self._clock() - self._shown_at >= PHASE_SECONDS:
                 self._shown_phase, self._shown_at = event.phase, self._clock()
@@ -73,13 +88,13 @@ class LogLines:
             for line in told(event):
                 self._write(line)
         elif event.loss is not None and self._is_due(event):
-            self._shown_step, self._shown_at = event.step, self._clock()
+            self._shown_at = self._clock()
             self._write("  ".join(progress(event, event.loss)))
 
     def _is_due(self, event: StepDone) -> bool:
-        since = self._clock() - self._shown_at
-        far = event.step - self._shown_step >= SHARE * event.total_steps
-        return event.step == event.total_steps or (since >= LEAST_SECONDS and far) or since >= MOST_SECONDS
+        now = self._clock()
+        apart = min(max(LEAST_SECONDS, SHARE * (now - self._began)), MOST_SECONDS)
+        return event.step == event.total_steps or now - self._shown_at >= apart
 
 
 class Bar:
