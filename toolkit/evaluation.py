@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from toolkit import variables
 from toolkit.api import highest_id
 from toolkit.assemble import context_of, load_documents
 from toolkit.device import detect
@@ -65,6 +66,7 @@ class Window:
     scored: int
 
 
+@variables.set_aside()
 def evaluate(run: RunDirectory, *, stride: int | None = None, max_documents: int | None = None) -> Evaluation:
     """Score the held-out documents with the run's exported model.
 

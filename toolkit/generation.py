@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from toolkit import variables
 from toolkit.device import detect
 from toolkit.errors import UsageError
 from toolkit.run_directory import RunDirectory
@@ -24,6 +25,7 @@ SENTENCE = "This function returns the {mask} of the list."
 """What a masked model fills in at the end of its run."""
 
 
+@variables.set_aside()
 def generate(
     run: RunDirectory, *, prompt: str, max_new_tokens: int, temperature: float, top_k: int | None, seed: int
 ) -> str:

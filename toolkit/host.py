@@ -56,7 +56,7 @@ def check_device(resolved: ResolvedRecipe) -> None:
     """What was found without torch is true only if torch agrees.
 
     Raises:
-        UnavailableError: there is a GPU, and torch cannot use it.
+        UnavailableError: there is a GPU, and torch cannot use it; or more processes than GPUs.
     """
     import torch
 
@@ -70,6 +70,11 @@ def check_device(resolved: ResolvedRecipe) -> None:
         raise UnavailableError(
             f"there is a {resolved.device.name}, and torch {torch.__version__} cannot use it; install a torch for its "
             f"driver, or set CUDA_VISIBLE_DEVICES= (empty) to train on the processor"
+        )
+    if resolved.device.kind == "cuda" and processes.local_rank() >= torch.cuda.device_count():
+        raise UnavailableError(
+            f"LOCAL_RANK is set to {processes.local_rank()}, and there are {torch.cuda.device_count()} GPUs here; "
+            f"start as many processes as there are GPUs"
         )
 
 

@@ -1,5 +1,8 @@
 """The processes of one run: one, or the N of `torchrun --standalone --nproc-per-node N --no-python toolkit ...`.
 
+Which of them this is stands in the environment, and so may be left over from elsewhere: `check` looks before anything
+waits for processes that nobody has started.
+
 The first process alone writes into the run directory and tells what happens; what depends on a clock, a signal or
 a file is decided there and handed to the others, because processes that disagree wait for each other forever.
 """
@@ -8,11 +11,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, UnavailableError
 
 T = TypeVar("T")
+
+NUMBERS = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
+MEETING_POINT = ("MASTER_ADDR", "MASTER_PORT")
+"""With the numbers, what torchrun sets for each process that it starts."""
+OTHER_LAUNCHERS = {
+    **dict.fromkeys(("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"), "1"),
+    **dict.fromkeys(("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID"), "0"),
+}
+"""What mpirun and srun set in their tasks, with the values of a task that is alone. (A batch script of Slurm's has
+SLURM_NTASKS and SLURM_PROCID=0, and is one process.)"""
+MEETING_TIME = timedelta(minutes=5)
+"""What processes wait for each other at the start: torchrun starts them within seconds."""
 
 
 def count() -> int:
@@ -25,33 +41,89 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def local_rank() -> int:
+    """The number of this process among those of this host, from 0."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def is_first() -> bool:
     """Whether this process is the one that writes."""
     return rank() == 0
 
 
-def join(*, on_cpu: bool) -> None:
-    """Meet the other processes; the Trainer finds the group made."""
-    if count() > 1:
-        from accelerate import PartialState
+def check() -> None:
+    """See that the environment describes one process, or one of several that can meet.
 
-        PartialState(cpu=on_cpu, **_own_store())
-
-
-def _own_store() -> dict[str, Any]:
-    """After a restart by torchrun: a part of its store where the addresses of the processes before are not.
-
-    It keeps one store for all its restarts, and they would be taken for the others'
-    (https://github.com/pytorch/pytorch/issues/135712).
+    Raises:
+        UnavailableError: it is left over, empty, incomplete, or another launcher's.
     """
-    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if restarts == "0":
-        return {}
+    if not any(name in os.environ for name in NUMBERS):
+        _check_other_launchers()
+        return
+    cure = (
+        f"a run in one process needs none of {', '.join((*NUMBERS, *MEETING_POINT))}: unset them. Several are started "
+        f"by torchrun --standalone --nproc-per-node N --no-python toolkit ..."
+    )
+    for name in (*NUMBERS, "LOCAL_WORLD_SIZE"):
+        if not os.environ.get(name, "0").isdecimal():
+            raise UnavailableError(f"{name} is set to {os.environ[name]!r}, which is not a number; {cure}")
+    alone = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}
+    if "WORLD_SIZE" in os.environ and all(os.environ.get(name, value) == value for name, value in alone.items()):
+        for name in (*NUMBERS, "LOCAL_WORLD_SIZE"):  # or accelerate would open a port to meet nobody at
+            os.environ.pop(name, None)
+        return
+    present = [f"{name} is set to {os.environ[name]}" for name in NUMBERS if name in os.environ]
+    if missing := [name for name in (*NUMBERS, *MEETING_POINT) if not os.environ.get(name)]:
+        are = f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'}"
+        raise UnavailableError(f"{' and '.join(present)}, but {are} not set; {cure}")
+    if rank() >= count():
+        raise UnavailableError(f"RANK is set to {rank()}, but of {count()} processes the last is {count() - 1}; {cure}")
+    port = os.environ["MASTER_PORT"]
+    if not (port.isdecimal() and 0 < int(port) < 2**16):
+        raise UnavailableError(f"MASTER_PORT is set to {port!r}, which is not a port; {cure}")
+
+
+def _check_other_launchers() -> None:
+    set_here = [name for name in OTHER_LAUNCHERS if name in os.environ]
+    for name in set_here:
+        if os.environ[name] != OTHER_LAUNCHERS[name]:
+            raise UnavailableError(
+                f"{name} is set to {os.environ[name]}: mpirun or srun has started several tasks, and each would do the "
+                f"whole run. Start one task, and in it torchrun, which starts the processes; or, if this one is to run "
+                f"by itself: env {' '.join(f'-u {name}' for name in set_here)} toolkit ..."
+            )
+
+
+def meeting_point() -> str:
+    """Where the processes meet: host:port."""
+    return ":".join(os.environ[name] for name in MEETING_POINT)
+
+
+def join(*, on_cpu: bool) -> None:
+    """Meet the other processes; the Trainer finds the group made.
+
+    Raises:
+        UnavailableError: they do not come.
+    """
+    if count() == 1:
+        return
+    from accelerate import PartialState
+    from torch.distributed import DistError
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
-    store, own_rank, world_size = next(rendezvous("env://"))
-    return {"store": PrefixStore(f"restart-{restarts}", store), "rank": own_rank, "world_size": world_size}
+    try:
+        store, own_rank, world_size = next(rendezvous("env://", timeout=MEETING_TIME))
+    except DistError as error:
+        raise UnavailableError(
+            f"the {count()} processes of this run have not met at {meeting_point()} within "
+            f"{MEETING_TIME.total_seconds() / 60:g} minutes ({str(error).splitlines()[0]}). Were all of them started? "
+            f"If there is only one: unset {', '.join((*NUMBERS, *MEETING_POINT))}"
+        ) from error
+    # torchrun keeps one store for all its restarts, and the addresses of the processes before would be taken for the
+    # others' (https://github.com/pytorch/pytorch/issues/135712).
+    store = PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    PartialState(cpu=on_cpu, store=store, rank=own_rank, world_size=world_size)
 
 
 def by_first(decide: Callable[[], T]) -> T:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from toolkit import branch, processes, run_directory
+from toolkit import branch, processes, run_directory, variables
 from toolkit.attempt import Attempt
 from toolkit.branch import Parent
 from toolkit.errors import PluginError, RunMismatchError, UnavailableError
@@ -27,6 +28,8 @@ from toolkit.signals import StopRequest
 
 TELLING = 0.9
 """Where other programs leave less than this share of what a run could take, a person is told so."""
+PATIENCE = 10.0
+"""Seconds for which a process that is not the first waits for the others without a word."""
 
 
 def run(
@@ -57,11 +60,16 @@ def run(
         InterruptedRun: a signal stopped it, with its checkpoint saved.
         ToolkitError: anything else that a person can mend.
     """
-    if not processes.is_first():
-        listener = _told_by_the_first
-    with StopRequest().handled() as stop, plugin_messages_told(listener), _refusals_of_the_disk_told(runs):
-        processes.join(on_cpu=resolved.device.kind == "cpu")
+    processes.check()
+    everybodys, listener = listener, listener if processes.is_first() else _told_by_the_first
+    with (
+        StopRequest().handled() as stop,
+        plugin_messages_told(listener),
+        variables.set_aside(),
+        _refusals_of_the_disk_told(runs),
+    ):
         check_device(resolved)
+        _meet(on_cpu=resolved.device.kind == "cpu", listener=everybodys)
         series = name or resolved.name
         with stop.never_swallowed():
             directory = processes.by_first(
@@ -75,6 +83,21 @@ def run(
                 return _result(directory, already_finished=True)
             Attempt(resolved, directory, stop, listener, rehearsal=rehearsal, stop_after=stop_after).run()
             return _result(directory, already_finished=False)
+
+
+def _meet(*, on_cpu: bool, listener: Listener) -> None:
+    """Wait for the run's other processes, and say so: the first at once, the others when the first does not come."""
+    if processes.count() == 1:
+        return
+    others = processes.count() - 1
+    waiting = Message(f"waiting for {others} other process{'es' * (others > 1)} at {processes.meeting_point()}")
+    telling = threading.Timer(0 if processes.is_first() else PATIENCE, lambda: listener(waiting))
+    telling.daemon = True
+    telling.start()
+    try:
+        processes.join(on_cpu=on_cpu)
+    finally:
+        telling.cancel()
 
 
 def with_choice_of(resolved: ResolvedRecipe, run: RunDirectory) -> ResolvedRecipe:

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from toolkit import checkpoint
+from toolkit import checkpoint, variables
 from toolkit.errors import ToolkitError, TrainingError, UsageError
 from toolkit.progress import Event, StepDone
 from toolkit.rehearsal import STEPS, shrunken
@@ -67,6 +67,7 @@ class _Attempt:
     kill: Kill
 
 
+@variables.set_aside()
 def verify_resume(recipe: str, *, overrides: Iterable[str] = (), plugin_folders: Iterable[Path] = ()) -> Verdict:
     """Train the small copy twice, once undisturbed and once killed twice, and compare.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from toolkit import variables
 from toolkit.cli import options, render
 from toolkit.cli.completion import complete_recipes
 from toolkit.errors import UsageError
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 @options.runs
 @options.plugin_folders
 @options.as_json
+@variables.set_aside()
 def plan(
     name: str,
     device_name: str | None,

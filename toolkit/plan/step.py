@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from toolkit import variables
 from toolkit.api import RunContext
 from toolkit.assemble import Components, context_of, refusals_placed
 from toolkit.plan import skeleton
@@ -42,6 +43,7 @@ def trace(resolved: ResolvedRecipe, *, micro_batch_size: int, accumulation: int)
 
     passes = min(accumulation, 2)
     with (
+        variables.set_aside(),
         held_back(),  # for as long as a trace takes: seconds
         tempfile.TemporaryDirectory(prefix="planned-") as folder,  # the Trainer makes its folder at once
         random_state_preserved(),

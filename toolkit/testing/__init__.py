@@ -25,6 +25,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from toolkit import variables
 from toolkit.api import Plugin
 from toolkit.errors import PluginError, ToolkitError
 from toolkit.registry import Offer, Registry
@@ -50,6 +51,7 @@ BEHAVIOUR: Mapping[str, Sequence[tuple[str, Try]]] = {
 """What each kind has to do, in the order in which it is tried."""
 
 
+@variables.set_aside()
 def check_plugin(
     kind: str, name: str, registry: Registry | None = None, options: Mapping[str, Any] | None = None
 ) -> list[Check]:

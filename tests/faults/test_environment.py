@@ -1,0 +1,155 @@
+"""What variables may not do: change a run's numbers, or let it wait for processes that never come."""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import assert_same_run, resolved, train, write_recipe
+from tests.unit.command_line import toolkit
+from toolkit import processes, variables
+from toolkit.errors import UnavailableError
+from toolkit.progress import Message
+from toolkit.train import run
+
+ALL = (
+    *processes.NUMBERS,
+    *processes.MEETING_POINT,
+    *processes.OTHER_LAUNCHERS,
+    "LOCAL_WORLD_SIZE",
+)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+    for name in ALL:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_variables_of_accelerate_change_no_number_and_are_named_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write_recipe(tmp_path, training={"max_steps": 2, "eval_steps": 2})
+    without, _ = train(recipe, name="without")
+    left_over = {
+        "ACCELERATE_MIXED_PRECISION": "bf16",
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+        "ACCELERATE_USE_FSDP": "true",
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR",
+        "ACCELERATE_TORCH_DEVICE": "meta",
+        "FSDP_VERSION": "2",
+        "NVIDIA_TF32_OVERRIDE": "1",
+    }
+    for name, value in left_over.items():
+        monkeypatch.setenv(name, value)
+    beside, events = train(recipe, name="beside")
+    assert_same_run(without.folder, beside.folder)
+    told = [event.text for event in events if isinstance(event, Message) and "environment" in event.text]
+    assert told == [f"not used, since the recipe decides: {', '.join(sorted(left_over))} (set in the environment)"]
+    assert {name: os.environ[name] for name in left_over} == left_over  # the person's again
+
+
+def test_a_plan_is_that_of_the_recipe_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = write_recipe(tmp_path)
+    without = toolkit("recipe", "plan", str(recipe), "--json").json
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    beside = toolkit("recipe", "plan", str(recipe), "--json").json
+    assert beside["peak_bytes"] == without["peak_bytes"]
+
+
+def test_what_the_libraries_set_for_themselves_does_not_outlive_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with variables.set_aside():
+        assert "ACCELERATE_MIXED_PRECISION" not in os.environ
+        os.environ["ACCELERATE_DYNAMO_BACKEND"] = "inductor"
+    assert "ACCELERATE_DYNAMO_BACKEND" not in os.environ
+    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "bf16"
+
+
+@pytest.mark.parametrize("value", ["0", "100m", "all", "2,1"])
+def test_a_number_of_threads_that_is_none_is_not_used(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    with variables.set_aside():
+        assert "OMP_NUM_THREADS" not in os.environ
+    assert os.environ["OMP_NUM_THREADS"] == value
+
+
+WHOLE = {"WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"WORLD_SIZE": "4"}, "WORLD_SIZE is set to 4, but RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT are not set"),
+        ({"LOCAL_RANK": "0"}, "LOCAL_RANK is set to 0, but WORLD_SIZE, RANK, MASTER_ADDR, MASTER_PORT are not set"),
+        ({"RANK": "2"}, "RANK is set to 2, but WORLD_SIZE, "),
+        ({"WORLD_SIZE": "4", "RANK": "0"}, "WORLD_SIZE is set to 4 and RANK is set to 0, but LOCAL_RANK, "),
+        ({**WHOLE, "MASTER_PORT": ""}, ", but MASTER_PORT is not set"),
+        ({**WHOLE, "MASTER_PORT": "a"}, "MASTER_PORT is set to 'a', which is not a port"),
+        ({**WHOLE, "RANK": "4"}, "RANK is set to 4, but of 4 processes the last is 3"),
+        ({"WORLD_SIZE": "", "RANK": ""}, "WORLD_SIZE is set to '', which is not a number"),
+        ({**WHOLE, "LOCAL_RANK": "one"}, "LOCAL_RANK is set to 'one', which is not a number"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is set to 0, but RANK"),
+        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"},
+         "OMPI_COMM_WORLD_SIZE is set to 4: mpirun or srun has started several tasks"),
+        ({"PMI_SIZE": "2", "PMI_RANK": "1"}, "env -u PMI_SIZE -u PMI_RANK toolkit"),
+        ({"PMIX_RANK": "3"}, "PMIX_RANK is set to 3"),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "4"}, "SLURM_PROCID is set to 1"),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"}, "SLURM_STEP_NUM_TASKS is set to 4"),
+    ],
+)  # fmt: skip
+def test_processes_that_cannot_meet_are_answered_before_any_wait(
+    given: dict[str, str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write_recipe(tmp_path)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UnavailableError) as error:
+        train(recipe)
+    assert message in str(error.value)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_NUM_NODES": "2"},
+        {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0", "PMI_SIZE": "1", "PMI_RANK": "0"},
+        {"WORLD_SIZE": "1"},
+        {**WHOLE, "WORLD_SIZE": "1"},
+        {**WHOLE, "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"},
+    ],
+    ids=["a batch script", "mpirun -n 1", "only one", "torchrun with one", "torchrun in each task of srun"],
+)
+def test_what_is_one_process_or_torchruns_is_left_in_peace(
+    given: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    processes.check()
+    if given.get("WORLD_SIZE", "1") == "1":
+        assert "LOCAL_RANK" not in os.environ  # by which accelerate would open a port
+
+
+def test_processes_that_never_come_are_waited_for_aloud_and_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    recipe = write_recipe(tmp_path)
+    resolved(recipe)  # its imports are not what is waited for
+    for name, value in {**WHOLE, "MASTER_PORT": str(port)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(processes, "MEETING_TIME", timedelta(seconds=2))
+    events: list[object] = []
+    with pytest.raises(UnavailableError, match="the 4 processes of this run have not met at"):
+        run(resolved(recipe), runs=tmp_path / "runs", listener=events.append)
+    assert events == [Message(f"waiting for 3 other processes at 127.0.0.1:{port}")]

@@ -1,0 +1,56 @@
+"""Environment variables that would change a run behind its recipe's back.
+
+accelerate and torch read number formats, sharding and accumulation from variables, which go before what the Trainer
+is told (accelerate 1.15: `parse_choice_from_env("ACCELERATE_MIXED_PRECISION")`). A variable left over from another job
+would give other weights while the screen shows the recipe's settings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+PREFIXES = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_")
+"""Variables of accelerate: what `accelerate launch` sets, and what its plugins read."""
+NAMES = frozenset(
+    {
+        "FORK_LAUNCHED",
+        "XLA_USE_BF16",
+        "XLA_DOWNCAST_BF16",
+        "NVIDIA_TF32_OVERRIDE",
+        "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+        "ONEDNN_DEFAULT_FPMATH_MODE",
+        "DNNL_DEFAULT_FPMATH_MODE",
+    }
+)
+"""Others of theirs: most give matrix products another number format than `training.precision`."""
+THREADS = "OMP_NUM_THREADS"
+"""The person's own; but OpenMP and accelerate want a number."""
+
+
+@contextlib.contextmanager
+def set_aside() -> Iterator[None]:
+    """Take these variables out of the environment, say which, and put them back afterwards.
+
+    Those that the libraries set meanwhile, for themselves, are gone then, too.
+    """
+    ours = {name: os.environ.pop(name) for name in _disturbing()}
+    if ours:
+        names = ", ".join(sorted(ours))
+        logging.getLogger("toolkit").warning("not used, since the recipe decides: %s (set in the environment)", names)
+    threads = os.environ.get(THREADS)
+    if threads and not (threads.isdecimal() and int(threads)):
+        ours[THREADS] = os.environ.pop(THREADS)
+        logging.getLogger("toolkit").warning("not used, since it is not a number of threads: %s=%s", THREADS, threads)
+    try:
+        yield
+    finally:
+        for name in _disturbing():
+            del os.environ[name]
+        os.environ.update(ours)
+
+
+def _disturbing() -> list[str]:
+    return [name for name in os.environ if name.startswith(PREFIXES) or name in NAMES]
