@@ -6,6 +6,7 @@ A resolved recipe is a recipe again: written as YAML it validates to the same ru
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -213,4 +214,10 @@ def resolve(recipe: Recipe, device: Device) -> ResolvedRecipe:
         strategies = " and ".join(sorted({change.strategy for change in changes}))
         whose = at.strategy if at.setting == setting else f"what {strategies} sets"
         raise recipe.error(f"{whose} does not fit: {cause}", at.path) from None
-    return ResolvedRecipe(Path(recipe.document.source).stem, recipe, training, changes, device)
+    return ResolvedRecipe(_name(recipe), recipe, training, changes, device)
+
+
+def _name(recipe: Recipe) -> str:
+    """The recipe's file name, which becomes the run's folder: the libraries write to no path that is not UTF-8."""
+    stem = os.fsencode(Path(recipe.document.source).stem)
+    return stem.decode("utf-8", "replace").replace("\N{REPLACEMENT CHARACTER}", "_")

@@ -214,6 +214,19 @@ def create(folder: Path, resolved: ResolvedRecipe, environment: Mapping[str, Any
     return run
 
 
+def check_name(folder: Path) -> None:
+    """See that the libraries can write into a run's folder.
+
+    Raises:
+        UsageError: its name is not UTF-8, in which safetensors and tokenizers want their paths.
+    """
+    try:
+        str(folder).encode("utf-8")
+    except UnicodeEncodeError:
+        shown = os.fsencode(folder).decode("utf-8", "backslashreplace")
+        raise UsageError(f"the folder {shown} has a name that is not UTF-8; give another --runs or --name") from None
+
+
 def open_run(folder: Path) -> RunDirectory:
     """Return the run in this folder.
 

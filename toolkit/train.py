@@ -71,6 +71,7 @@ def run(
         check_device(resolved)
         _meet(on_cpu=resolved.device.kind == "cpu", listener=everybodys)
         series = name or resolved.name
+        run_directory.check_name(runs / series)
         with stop.never_swallowed():
             directory = processes.by_first(
                 lambda: _directory(

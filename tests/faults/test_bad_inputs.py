@@ -5,6 +5,7 @@ What is wrong with the recipe's text itself is in tests/unit/test_cli_bad_recipe
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -105,6 +106,15 @@ def test_a_start_that_came_to_nothing_does_not_stand_in_the_way_of_the_mended_re
     mended = write_recipe(folder, training={"max_steps": 1})
     assert toolkit("recipe", "run", str(mended), "--json").json["steps"] == 1
     assert [run.name for run in (folder / "runs").iterdir()] == ["tiny"]
+
+
+def test_a_recipe_whose_file_name_is_not_utf8_trains_to_its_end(folder: Path) -> None:
+    name = os.fsdecode(b"mod\xe8le")
+    recipe = write_recipe(folder, name, training={"max_steps": 1})
+    result = toolkit("recipe", "run", str(recipe), "--json").json
+    assert (result["name"], result["steps"]) == ("mod_le", 1)
+    answer = toolkit("recipe", "run", str(recipe), "--name", name, status=2)
+    assert r"runs/mod\xe8le has a name that is not UTF-8" in answer.err
 
 
 def test_an_unreachable_hub_names_the_ways_out(folder: Path, hub: HubServer) -> None:

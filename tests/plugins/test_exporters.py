@@ -21,6 +21,7 @@ from toolkit_plugins.exporter.model_folder import ModelFolder
 from toolkit_plugins.exporter.push_to_hub import PushToHub
 from toolkit_plugins.memory.lora import LoRA
 from toolkit_plugins.model.gpt2 import GPT2
+from toolkit_plugins.model.llama import Llama
 from toolkit_plugins.model.pretrained import PretrainedModel
 from toolkit_plugins.tokenizer.byte_bpe import ByteBPE
 
@@ -46,12 +47,12 @@ def scratch(run_context: RunContext):
     return GPT2(num_hidden_layers=2, hidden_size=32, dropout=0.1).build(tokenizer, run_context), tokenizer
 
 
-def with_lora(model: PreTrainedModel, run: RunContext) -> PreTrainedModel:
+def with_lora(model: PreTrainedModel, run: RunContext, lora: LoRA | None = None) -> PreTrainedModel:
     """A model whose adapter has learned something."""
-    adapted = LoRA(r=4).apply(model, run)
+    adapted = (lora or LoRA(r=4)).apply(model, run)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
-            if "lora_B" in name:
+            if "lora_" in name:
                 parameter.normal_(std=0.1)
     return adapted
 
@@ -214,6 +215,28 @@ class TestMergeLoRA:
         model, tokenizer = scratch
         MergeLoRA().export(with_lora(model, run_context), tokenizer, folder, RESULTS, run_context)
         assert "LoRA on a model of this run, merged" in (folder / "README.md").read_text(encoding="utf-8")
+
+    @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`", "ignore:fan_in_fan_out is set to True")
+    @pytest.mark.parametrize("target", ["lm_head", "wte"])
+    def test_factors_of_a_matrix_that_is_tied_are_refused_before_training(
+        self, scratch, target: str, folder: Path, run_context: RunContext
+    ) -> None:
+        model, _ = scratch
+        adapted = LoRA(r=4, target_modules=("c_attn", target)).apply(model, run_context)
+        other = {"lm_head": "transformer.wte", "wte": "lm_head"}[target]
+        with pytest.raises(OptionError, match=f"{target} cannot be merged: it shares its matrix with {other}"):
+            MergeLoRA().check(adapted, run_context)
+
+    @pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+    def test_factors_of_head_and_embedding_are_merged_where_they_are_two(
+        self, target: str, scratch, folder: Path, run_context: RunContext
+    ) -> None:
+        _, tokenizer = scratch
+        llama = Llama(num_hidden_layers=1, hidden_size=32, tie_word_embeddings=False).build(tokenizer, run_context)
+        model = with_lora(llama, run_context, LoRA(r=4, target_modules=(target,)))
+        MergeLoRA().export(model, tokenizer, folder, RESULTS, run_context)
+        again = AutoModelForCausalLM.from_pretrained(folder)
+        assert torch.allclose(again(input_ids=IDS).logits, model.eval()(input_ids=IDS).logits, atol=1e-5)
 
     def test_a_model_without_lora_is_refused(self, scratch, folder: Path, run_context: RunContext) -> None:
         with pytest.raises(OptionError, match="no LoRA to merge"):

@@ -125,13 +125,14 @@ class TestFromScratch:
         self, plugin: Model, tokenizer: PreTrainedTokenizerBase, run_context: RunContext
     ) -> None:
         model = plugin.build(tokenizer, run_context)
-        end = tokenizer.eos_token_id
+        end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+        assert end != pad
         assert model.config.vocab_size == len(tokenizer)
         assert model.config.max_position_embeddings == run_context.block_size
         assert model.config._attn_implementation == "sdpa"
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
         for config in (model.config, model.generation_config):
-            assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (end, end, end)
+            assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (end, end, pad)
         ids = torch.randint(len(tokenizer), (1, run_context.block_size))
         assert model(input_ids=ids, labels=ids).loss.item() == pytest.approx(torch.tensor(300.0).log().item(), abs=0.3)
 
@@ -209,6 +210,24 @@ class TestPretrained:
         assert model.dtype == torch.float32
         assert model.base_revision == published.commit
         assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.0}
+
+    def test_settings_for_generating_that_cannot_be_saved_are_left_out(
+        self,
+        published_tokenizer: PreTrainedTokenizerBase,
+        run_context: RunContext,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        caplog.set_level(logging.INFO, "toolkit")
+        GPT2(parameters="100K").build(published_tokenizer, run_context).save_pretrained(tmp_path)
+        settings = {"do_sample": False, "temperature": 0.9, "top_p": 0.6, "max_new_tokens": 9, "pad_token_id": -1}
+        (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+        model = PretrainedModel(path=str(tmp_path)).build(published_tokenizer, run_context)
+        assert "sets pad_token_id, temperature, top_p for generating" in caplog.text
+        model.generation_config.max_length = 30  # a changed one is what transformers refuses to save
+        model.save_pretrained(tmp_path / "again")
+        saved = json.loads((tmp_path / "again" / "generation_config.json").read_text())
+        assert (saved["do_sample"], saved["max_new_tokens"]) == (False, 9)
 
     def test_dropout_is_as_published_unless_given(
         self, hub: HubServer, published_tokenizer: PreTrainedTokenizerBase, run_context: RunContext

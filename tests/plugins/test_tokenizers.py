@@ -41,7 +41,11 @@ class TestByteBPE:
         assert tokenizer.is_fast
         assert tokenizer.model_max_length == run_context.block_size
         assert tokenizer.convert_ids_to_tokens(0) == "<|endoftext|>"
-        assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<|endoftext|>",) * 3
+        assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (
+            "<|endoftext|>",
+            "<|endoftext|>",
+            "<|pad|>",
+        )
         assert (tokenizer.mask_token, tokenizer.cls_token, tokenizer.sep_token) == (None,) * 3
         assert len(tokenizer(CORPUS[0])["input_ids"]) < len(CORPUS[0]) / 2, "it has merged nothing"
 
@@ -52,8 +56,8 @@ class TestByteBPE:
         assert tokenizer.decode(ids) == text
 
     def test_every_byte_is_known_however_little_was_seen(self, run_context: RunContext) -> None:
-        tokenizer = ByteBPE(vocab_size=260).build(["a"], run_context)
-        assert len(tokenizer) == 257
+        tokenizer = ByteBPE(vocab_size=261).build(["a"], run_context)
+        assert len(tokenizer) == 258
         assert all(tokenizer.decode(tokenizer(letter)["input_ids"]) == letter for letter in map(chr, range(32, 0x250)))
 
     def test_masked_lm_gets_its_frame_and_mask(self, run_context: RunContext) -> None:
@@ -62,6 +66,7 @@ class TestByteBPE:
         assert len(tokenizer) == 300
         frame = (tokenizer.cls_token, tokenizer.sep_token, tokenizer.mask_token)
         assert frame == ("<|cls|>", "<|sep|>", "<|mask|>")
+        assert tokenizer.pad_token == "<|pad|>"
         assert tokenizer.decode(tokenizer("a river")["input_ids"]) == "<|cls|>a river<|sep|>"
         assert tokenizer(f"a {tokenizer.mask_token}")["input_ids"].count(tokenizer.mask_token_id) == 1
         assert tokenizer.decode(tokenizer("a river", add_special_tokens=False)["input_ids"]) == "a river"
@@ -70,7 +75,7 @@ class TestByteBPE:
         script = (
             "from tests.plugins.test_tokenizers import CORPUS\n"
             "from toolkit_plugins.tokenizer.byte_bpe import ByteBPE\n"
-            "learned = ByteBPE(vocab_size=400)._learned(iter(CORPUS), ['<|endoftext|>'])\n"
+            "learned = ByteBPE(vocab_size=400)._learned(iter(CORPUS), ['<|endoftext|>', '<|pad|>'])\n"
             "print(learned.to_str())"
         )
         told = [
@@ -137,7 +142,7 @@ class TestByteBPE:
             ByteBPE().build(iter(()), run_context)
 
     def test_a_vocabulary_smaller_than_the_bytes_is_refused(self) -> None:
-        with pytest.raises(ValidationError, match="greater than or equal to 260"):
+        with pytest.raises(ValidationError, match="greater than or equal to 261"):
             ByteBPE(vocab_size=256)
 
     def test_a_rehearsal_is_small(self) -> None:
@@ -159,11 +164,11 @@ def refused(
 
 
 class TestPretrained:
-    def test_gpt2_gets_a_pad_token(self, hub: HubServer, run_context: RunContext) -> None:
+    def test_a_tokenizer_without_a_pad_token_stays_as_published(self, hub: HubServer, run_context: RunContext) -> None:
         tokenizer = PretrainedTokenizer(path="openai-community/gpt2").build([], run_context)
         assert tokenizer.is_fast
         assert tokenizer.decode(tokenizer("The old river crosses.")["input_ids"]) == "The old river crosses."
-        assert tokenizer.pad_token == tokenizer.eos_token == "<|endoftext|>"
+        assert (tokenizer.pad_token, tokenizer.eos_token) == (None, "<|endoftext|>")
         assert len(tokenizer) == 512
 
     def test_berts_own_pad_token_stays(self, hub: HubServer, run_context: RunContext) -> None:

@@ -16,6 +16,25 @@ ROUNDING = 1e-2
 """Largest change of a logit by merging: W + BA is rounded once, where Wx + BAx is rounded at each product."""
 
 
+def _shared_with(model: PreTrainedModel) -> dict[str, str]:
+    """Modules with factors whose own matrix belongs to another module as well, such as a head tied to the embedding."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    owners: dict[int, list[str]] = {}
+    adapted: dict[str, int] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            adapted[name] = id(module.get_base_layer().weight)
+        elif (weight := getattr(module, "weight", None)) is not None:
+            owners.setdefault(id(weight), []).append(name.removesuffix(".base_layer"))
+    others = {name: [owner for owner in owners[weight] if owner != name] for name, weight in adapted.items()}
+    return {_short(name): ", ".join(map(_short, shared)) for name, shared in others.items() if shared}
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("base_model.model.")
+
+
 class MergeLoRA(Exporter):
     """Write the model with LoRA's factors merged in: a model like any other, as large as its base."""
 
@@ -36,6 +55,11 @@ class MergeLoRA(Exporter):
             )
         if getattr(model, "is_loaded_in_4bit", False):
             raise OptionError("qlora's matrices have 4 bits and would lose more by merging; take model-folder")
+        for name, others in _shared_with(model).items():
+            raise OptionError(
+                f"LoRA's factors of {name} cannot be merged: it shares its matrix with {others}, which would change "
+                f"too; leave it out of lora's target_modules, or export the adapter with model-folder"
+            )
 
     def export(
         self,

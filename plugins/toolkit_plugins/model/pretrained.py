@@ -15,7 +15,7 @@ from toolkit_plugins.hub_errors import explained, look_up
 from toolkit_plugins.model.sizes import TINY, vocabulary_size
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 FIRST_POSITION_AFTER_PADDING = {
     "camembert",
@@ -115,6 +115,12 @@ class PretrainedModel(Model):
             run.log.info(
                 "%s has no weights for %s (%s in all), so these start at random", self.path, missing[0], len(missing)
             )
+        if unset := without_unused_settings(getattr(model, "generation_config", None)):
+            run.log.info(
+                "%s sets %s for generating, which do nothing beside its other settings and cannot be saved: left out",
+                self.path,
+                ", ".join(unset),
+            )
         return model
 
     def _from(self, config: PreTrainedConfig, run: RunContext) -> PreTrainedModel:
@@ -201,6 +207,24 @@ class PretrainedModel(Model):
             elif "Unrecognized configuration class" in str(error):
                 reason = "its architecture has no head for this objective"
             raise OptionError(f"{self.path} cannot be used: {reason}", option="path") from error
+
+
+def without_unused_settings(config: GenerationConfig | None) -> list[str]:
+    """Unset what transformers ignores when generating and refuses to save, and return the names.
+
+    Old models have a temperature beside `do_sample: false`. They load, but their changed copies cannot be saved.
+    """
+    if config is None:
+        return []
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        unused = re.findall(r"^- `(\w+)`: ", str(error), re.MULTILINE)
+        for name in unused:
+            setattr(config, name, None)
+        config.validate(strict=True)
+        return unused
+    return []
 
 
 def _auto_class(run: RunContext) -> Any:

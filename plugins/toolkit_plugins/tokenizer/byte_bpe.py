@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 END = "<|endoftext|>"
+PAD = "<|pad|>"
 FRAME = {"cls_token": "<|cls|>", "sep_token": "<|sep|>", "mask_token": "<|mask|>"}
 BYTES = 256
 REHEARSAL_VOCABULARY = 1000
@@ -27,7 +28,7 @@ class ByteBPE(Tokenizer):
     Multitask Learners".
     """
 
-    vocab_size: int = Field(default=8000, ge=BYTES + 1 + len(FRAME))
+    vocab_size: int = Field(default=8000, ge=BYTES + 2 + len(FRAME))
     """Tokens to learn, the 256 bytes and the special tokens included; a small corpus yields fewer."""
     min_frequency: int = Field(default=2, ge=1)
     """A pair becomes a token if it occurs so often in the documents."""
@@ -87,7 +88,8 @@ class ByteBPE(Tokenizer):
 
 
 def _special(run: RunContext) -> dict[str, str]:
-    return {"bos_token": END, "eos_token": END, "pad_token": END, **(FRAME if run.task == "masked-lm" else {})}
+    # A pad token of its own: collators leave pad tokens out of the loss, and with them every end if the two are one.
+    return {"bos_token": END, "eos_token": END, "pad_token": PAD, **(FRAME if run.task == "masked-lm" else {})}
 
 
 def _framed(tokenizer: tokenizers.Tokenizer) -> Any:

@@ -24,7 +24,10 @@ class PretrainedTokenizer(Tokenizer):
     """A branch, a tag or a commit on the Hub; the newest, if not given."""
 
     def build(self, corpus: Iterable[str], run: RunContext) -> PreTrainedTokenizerBase:
-        """Load it, see that it works, and give it a pad token if it has none."""
+        """Load it as published, and see that it works.
+
+        One without a pad token stays without: blocks are packed full, and whoever pads later has to choose one.
+        """
         tokenizer = self._loaded(local_files_only=True) if Path(self.path).is_dir() else self._from_hub(run)
         if len(tokenizer(PROBE, add_special_tokens=False)["input_ids"]) < 2:
             # transformers makes an empty tokenizer, without a word, where there are no tokenizer files.
@@ -33,8 +36,6 @@ class PretrainedTokenizer(Tokenizer):
                 f"train one with byte-bpe",
                 option="path",
             )
-        if tokenizer.pad_token is None and tokenizer.eos_token is not None:
-            tokenizer.pad_token = tokenizer.eos_token  # blocks are packed full, so nothing is ever padded in training
         return tokenizer
 
     def _from_hub(self, run: RunContext) -> PreTrainedTokenizerBase:
