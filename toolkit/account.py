@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -26,6 +26,10 @@ class SplitAccount:
     """Documents whose end is a label that the model is trained to predict."""
     padding_tokens: int = 0
     """Places in the written blocks that neither the documents nor the frame fill."""
+    documents_cut: int = 0
+    """Documents that begin at an end token within a text."""
+    special_tokens: dict[str, int] = field(default_factory=dict)
+    """How often special tokens stand in the texts themselves; the tokenizer reads them as such."""
 
     @property
     def padding(self) -> float:

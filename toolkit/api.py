@@ -157,8 +157,7 @@ class Plugin(BaseModel):
 class Dataset(Plugin):
     """Where the text comes from.
 
-    `max_samples`, `eval_fraction` and `seed` are applied by the toolkit after `load`, so that they mean the
-    same for every dataset.
+    The options here are applied by the toolkit after `load`, so that they mean the same for every dataset.
     """
 
     kind: ClassVar[str] = "dataset"
@@ -169,6 +168,9 @@ class Dataset(Plugin):
     """Hold this share of the training documents out for evaluation, in place of the dataset's own validation."""
     seed: int = 42
     """Seed of the draw of `max_samples` and of the split of `eval_fraction`."""
+    cut_at_end_token: bool | None = None
+    """Whether a text is cut into documents at the tokenizer's end token (`<|endoftext|>`, `</s>`) where it contains
+    one. If not given, the dataset decides: text-files cuts where there are txt or md files, the others do not."""
 
     @abstractmethod
     def load(self, run: RunContext) -> DatasetDict:
@@ -176,6 +178,13 @@ class Dataset(Plugin):
 
         One row, one document; its text is a string in the column `text`.
         """
+
+    def holds_end_tokens(self) -> bool:
+        """Whether end tokens are expected to separate documents within a text, as in plain text files; by default not.
+
+        Asked where the recipe does not set `cut_at_end_token`.
+        """
+        return False
 
 
 class Tokenizer(Plugin):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from toolkit import packing
+from toolkit import documents, packing
 from toolkit.api import Dataset, Exporter, Memory, Model, Objective, Progress, RunContext, Tokenizer
 from toolkit.errors import OptionError, PluginError, RecipeError, UnavailableError
 from toolkit.packing import PackedData
@@ -78,8 +78,8 @@ def assemble(resolved: ResolvedRecipe, context: RunContext) -> Components:
     from transformers import set_seed
 
     recipe = resolved.recipe
-    documents = load_documents(resolved, context)
-    tokenizer = _tokenizer(recipe, documents, context)
+    data = load_documents(resolved, context)
+    tokenizer = _tokenizer(recipe, data, context)
     set_seed(context.seed)  # the model's first weights
     model = _model(recipe, tokenizer, context)
     objective: Objective = recipe.one("objective")
@@ -88,61 +88,58 @@ def assemble(resolved: ResolvedRecipe, context: RunContext) -> Components:
     check_exporters(recipe, model, context)
     loss = checked_loss(resolved, model, context)
     try:
-        data = packing.prepare(documents, tokenizer, objective, cache=context.cache, seed=context.seed)
+        packed = packing.prepare(data, tokenizer, objective, cache=context.cache, seed=context.seed)
     except OptionError as error:
         at: Path_ = ("objective", "block_size") if error.option == "block_size" else ("dataset",)
         raise recipe.error(error.message, at) from error
-    return Components(tokenizer, model, data, objective, loss)
+    return Components(tokenizer, model, packed, objective, loss)
 
 
-def load_documents(resolved: ResolvedRecipe, context: RunContext) -> DatasetDict:
-    """Load the recipe's dataset, draw its samples and hold its share out.
+def load_documents(
+    resolved: ResolvedRecipe, context: RunContext, tokenizer: PreTrainedTokenizerBase | None = None
+) -> DatasetDict:
+    """Load the recipe's dataset, cut its texts at end tokens, draw its samples and hold its share out.
+
+    The end token is that of `tokenizer`, or of the recipe's own if none is given.
 
     Raises:
         RecipeError, UnavailableError: the dataset plugin refuses.
     """
-    dataset: Dataset = resolved.recipe.one("dataset")
-    with refusals_placed(resolved.recipe, ("dataset",)):
+    recipe = resolved.recipe
+    dataset: Dataset = recipe.one("dataset")
+    with refusals_placed(recipe, ("dataset",)):
         data = dataset.load(context)
         if missing := [split for split in data if "text" not in data[split].column_names]:
             raise PluginError(f"the dataset plugin returned no column 'text' in {', '.join(map(str, missing))}")
-        return _drawn(data, dataset)
+        cut = dataset.holds_end_tokens() if dataset.cut_at_end_token is None else dataset.cut_at_end_token
+    if cut:
+        end = _end_token(recipe, context, tokenizer)
+        data = documents.cut_at(data, end, context.cache) if end else data
+    with refusals_placed(recipe, ("dataset",)):
+        return documents.drawn(data, dataset)
 
 
-def _drawn(data: DatasetDict, dataset: Dataset) -> DatasetDict:
-    """Apply the options that all datasets have: max_samples, eval_fraction, seed.
-
-    What was drawn is drawn again and not read from the library's cache, which a power cut may leave empty: its files
-    are named before they are on the disk.
-    """
-    from datasets import DatasetDict
-
-    train = data["train"]
-    if dataset.max_samples is not None and dataset.max_samples < len(train):
-        train = train.shuffle(seed=dataset.seed, load_from_cache_file=False).select(range(dataset.max_samples))
-    if dataset.eval_fraction is None:
-        return DatasetDict({**data, "train": train})
-    held_out = round(len(train) * dataset.eval_fraction)
-    if not 0 < held_out < len(train):
-        some = "a single document" if len(train) == 1 else f"{len(train)} documents"
-        raise OptionError(
-            f"{dataset.eval_fraction:g} of {some} leaves nothing on one side; cut the text into more documents "
-            f"(text-files: sample_by: paragraph), or leave eval_fraction out",
-            option="eval_fraction",
-        )
-    halves = train.train_test_split(test_size=held_out, seed=dataset.seed, load_from_cache_file=False)
-    return DatasetDict({"train": halves["train"], "validation": halves["test"]})
+def _end_token(recipe: Recipe, context: RunContext, tokenizer: PreTrainedTokenizerBase | None) -> str | None:
+    """The token that the objective puts between documents, as it is written in a text."""
+    if tokenizer is None:
+        plugin: Tokenizer = recipe.one("tokenizer")
+        with refusals_placed(recipe, ("tokenizer",)):
+            tokenizer = plugin.skeleton(context)
+    objective: Objective = recipe.one("objective")
+    with refusals_placed(recipe, ("objective",)):
+        end = objective.document_end(tokenizer)
+    return str(tokenizer.convert_ids_to_tokens(end[-1])) if end else None
 
 
-def _tokenizer(recipe: Recipe, documents: DatasetDict, context: RunContext) -> PreTrainedTokenizerBase:
+def _tokenizer(recipe: Recipe, data: DatasetDict, context: RunContext) -> PreTrainedTokenizerBase:
     tokenizer: Tokenizer = recipe.one("tokenizer")
     with refusals_placed(recipe, ("tokenizer",)):
-        return tokenizer.build(_corpus(documents), context)
+        return tokenizer.build(_corpus(data), context)
 
 
-def _corpus(documents: DatasetDict) -> Iterator[str]:
-    for batch in documents["train"].iter(batch_size=packing.DOCUMENTS_PER_BATCH):
-        yield from (text for text in batch["text"] if text)
+def _corpus(data: DatasetDict) -> Iterator[str]:
+    for batch in documents.texts(data["train"]):
+        yield from filter(None, batch)
 
 
 def _model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context: RunContext) -> PreTrainedModel:

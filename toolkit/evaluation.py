@@ -76,7 +76,7 @@ def evaluate(run: RunDirectory, *, stride: int | None = None, max_documents: int
     if run.record["task"] == "masked-lm":
         raise UsageError(f"{run.name} fills in words; perplexity is of models that predict the next one")
     model, tokenizer = load_model(run)
-    documents = held_out_documents(run)
+    documents = held_out_documents(run, tokenizer)
     chosen = documents.select(range(min(len(documents), max_documents or len(documents))))
     texts = [text for text in chosen["text"] if text]
     if not texts:
@@ -103,8 +103,8 @@ def evaluate(run: RunDirectory, *, stride: int | None = None, max_documents: int
     )
 
 
-def held_out_documents(run: RunDirectory) -> Dataset:
-    """The documents that the run evaluated on, loaded again.
+def held_out_documents(run: RunDirectory, tokenizer: PreTrainedTokenizerBase | None = None) -> Dataset:
+    """The documents that the run evaluated on, loaded again; with the run's tokenizer, if it is at hand.
 
     Raises:
         UsageError: it held none out.
@@ -113,7 +113,8 @@ def held_out_documents(run: RunDirectory) -> Dataset:
     document = read(run.folder / "resolved.yaml")
     recipe = validate(document, registry_for(document, Path(run.record["source"])))
     resolved = resolve(recipe, detect())
-    data = load_documents(resolved, context_of(resolved, run.folder, rehearsal=bool(run.record.get("rehearsal"))))
+    context = context_of(resolved, run.folder, rehearsal=bool(run.record.get("rehearsal")))
+    data = load_documents(resolved, context, tokenizer)
     if "validation" not in data:
         raise UsageError(f"{run.name} held nothing out; dataset.eval_fraction would have")
     return data["validation"]

@@ -13,11 +13,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toolkit import documents
 from toolkit.account import DataAccount, SplitAccount
 from toolkit.api import Block, Objective
 from toolkit.blocks import PackedBlocks, open_blocks, token_type
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 """Raise this when the same input should give other blocks: old cache entries are then never met."""
-DOCUMENTS_PER_BATCH = 1000
 CHARACTERS_PER_PIECE = 200_000
 """Longer documents are tokenized in pieces, so that one huge line costs time and not memory."""
 
@@ -85,10 +86,12 @@ def content_key(data: DatasetDict, tokenizer: PreTrainedTokenizerBase, objective
     digest.update(json.dumps(rules))
     digest.update(_tokenizer_content(tokenizer))
     for split in sorted(data):
-        for texts in _text_batches(data[split]):
+        for texts in documents.texts(data[split]):
             for text in texts:
                 digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
         digest.update(b"\1")
+        if cut := documents.cut_count(data[split]):  # the account has it
+            digest.update(str(cut))
     return digest.hexdigest()
 
 
@@ -99,11 +102,6 @@ def _tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> str:
     with tempfile.TemporaryDirectory() as folder:  # a tokenizer in pure Python is what its files are
         tokenizer.save_pretrained(folder)
         return "".join(file.read_text(encoding="utf-8") for file in sorted(Path(folder).iterdir()))
-
-
-def _text_batches(split: Dataset) -> Iterator[list[str]]:
-    for batch in split.select_columns("text").iter(batch_size=DOCUMENTS_PER_BATCH):
-        yield [text or "" for text in batch["text"]]
 
 
 def _is_whole(entry: Path) -> bool:
@@ -162,11 +160,12 @@ def _write_split(
     if room < 1:
         raise OptionError(f"a block of {objective.block_size} has no room for text", option="block_size")
     learned = _EndsLearned(tokenizer, objective)
-    documents = empty = characters = tokens = blocks = written = 0
+    special = _SpecialTokens(tokenizer)
+    count = empty = characters = tokens = blocks = written = 0
     rest = numpy.empty(0, dtype="int64")
     row = -1
     with file.open("wb") as out, file.with_suffix(".documents").open("wb") as starts:
-        for batch in _text_batches(split):
+        for batch in documents.texts(split):
             pieces = [rest]
             begun: list[tuple[int, int]] = []
             for text, ids in zip(batch, _encoded(batch, tokenizer), strict=True):
@@ -175,11 +174,12 @@ def _write_split(
                 if not ids:
                     empty += 1
                     continue
-                documents += 1
+                count += 1
                 begun.append((row, tokens))
                 pieces.append(numpy.array([*ids, *objective.document_end(tokenizer)], dtype="int64"))
                 tokens += len(pieces[-1])
             line = numpy.concatenate(pieces)
+            special.count(line[len(rest) :])
             whole = len(line) // room
             body, rest = line[: whole * room].reshape(whole, room), line[whole * room :]
             packed = numpy.hstack([numpy.tile(before, (whole, 1)), body, numpy.tile(after, (whole, 1))])
@@ -192,7 +192,7 @@ def _write_split(
             written_file.flush()
             os.fsync(written_file.fileno())
     what = {"train": "training", "validation": "held-out"}[name]
-    if not documents:
+    if not count:
         raise OptionError(
             f"there is no text in the {what} documents ({empty} empty ones); look at the dataset's options"
         )
@@ -203,7 +203,7 @@ def _write_split(
             option="block_size",
         )
     return SplitAccount(
-        documents=documents,
+        documents=count,
         empty_documents=empty,
         characters=characters,
         tokens=tokens,
@@ -213,6 +213,8 @@ def _write_split(
         frame_tokens=blocks * (len(before) + len(after)),
         ends_learned=learned.total,
         padding_tokens=written - (tokens - len(rest)) - blocks * (len(before) + len(after)),
+        documents_cut=documents.cut_count(split),
+        special_tokens=special.in_texts(closed=count, end=objective.document_end(tokenizer)),
     )
 
 
@@ -233,6 +235,31 @@ class _EndsLearned:
             # A causal model shifts: the label at a block's first place is nobody's target.
             labels = batch["labels"][:, 1:] if self.shifted else batch["labels"]
             self.total += int((labels == self.end[0]).sum())
+
+
+class _SpecialTokens:
+    """Counts the special tokens that the tokenizer finds in the texts; unknown ones are another matter."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        added = tokenizer.added_tokens_decoder
+        named = {*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)}
+        unknown = {tokenizer.unk_token_id} - {tokenizer.eos_token_id, tokenizer.sep_token_id}
+        self.ids = sorted(named - unknown)
+        self.tokenizer = tokenizer
+        self.found: Counter[int] = Counter()
+
+    def count(self, tokens: numpy.ndarray[Any, Any]) -> None:
+        """Add those in these tokens, shape (tokens,)."""
+        import numpy
+
+        self.found.update(tokens[numpy.isin(tokens, self.ids)].tolist())
+
+    def in_texts(self, *, closed: int, end: tuple[int, ...]) -> dict[str, int]:
+        """How often each stands in the texts, without the ends that have closed so many documents."""
+        self.found.subtract(dict.fromkeys(end, closed))
+        return {
+            str(self.tokenizer.convert_ids_to_tokens(token)): times for token, times in self.found.items() if times > 0
+        }
 
 
 def _encoded(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

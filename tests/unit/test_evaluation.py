@@ -103,7 +103,7 @@ def test_a_run_without_a_model_says_so(run: RunDirectory) -> None:
 def test_held_out_documents_without_text_cannot_be_scored(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     from datasets import Dataset
 
-    monkeypatch.setattr("toolkit.evaluation.held_out_documents", lambda run: Dataset.from_dict({"text": ["", ""]}))
+    monkeypatch.setattr("toolkit.evaluation.held_out_documents", lambda run, _: Dataset.from_dict({"text": ["", ""]}))
     with pytest.raises(UsageError, match="hold no text to score"):
         evaluate(run)
 

@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -139,17 +140,29 @@ def prepared(event: DataPrepared) -> dict[str, str]:
         "documents": _documents(account, documents),
         "tokens": f"{tokens:,} = {train.tokens_in_blocks:,} trained + {held:,} held out + {dropped:,} dropped",
         "blocks": f"{train.blocks:,} of {account.block_size:,} tokens; padding {train.padding:.1%}",
+        **_special_tokens(account),
         "ends": f"{train.ends_learned:,} of {train.documents:,} document ends are learned",
         "steps": f"{event.total_steps:,} of {event.tokens_per_step:,} tokens: {event.epochs:.3g} "
         f"{'pass' if event.epochs == 1 else 'passes'} over the training tokens",
     }
 
 
+def _special_tokens(account: DataAccount) -> dict[str, str]:
+    found: Counter[str] = Counter()
+    for split in (account.train, account.validation):
+        found.update(split.special_tokens if split else {})
+    counts = ", ".join(f"{times:,} {token}" for token, times in found.most_common(5))
+    return {"special": f"tokens written in the text and read as such: {counts}"} if found else {}
+
+
 def _documents(account: DataAccount, documents: int) -> str:
     words = f"{documents:,}"
     if account.validation:
         words += f" ({account.train.documents:,} trained, {account.validation.documents:,} held out)"
-    if empty := account.train.empty_documents + (account.validation.empty_documents if account.validation else 0):
+    splits = [split for split in (account.train, account.validation) if split]
+    if cut := sum(split.documents_cut for split in splits):
+        words += f"; {cut:,} of them cut off at an end token in the text"
+    if empty := sum(split.empty_documents for split in splits):
         words += f"; {empty:,} empty ones left out"
     return words
 

@@ -87,6 +87,11 @@ class TextFiles(Dataset):
         parts = {"train": (files, "files")} | ({"validation": (held_out, "validation_files")} if held_out else {})
         return DatasetDict({part: self._read(*of, cache=run.cache) for part, of in parts.items()})
 
+    def holds_end_tokens(self) -> bool:
+        """Whether there are txt or md files, which may have no other way to say where a document ends."""
+        patterns = [self.files, *([self.validation_files] if self.validation_files is not None else [])]
+        return any(_format(file, "files")[0] == "text" for pattern in patterns for file in _found(pattern, "files"))
+
     def _read(self, files: list[Path], option: str, *, cache: Path) -> datasets.Dataset:
         """Read the files, unless files of these names, sizes and times have been read in this way before."""
         stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Self
 
@@ -83,7 +84,10 @@ class ByteBPE(Tokenizer):
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(itertools.chain([first], texts), trainer)
+        # The finished tokenizer reads these words as special tokens, so their letters are nothing to learn from.
+        words = re.compile("|".join(map(re.escape, special)))
+        parts = (part for text in itertools.chain([first], texts) for part in words.split(text))
+        tokenizer.train_from_iterator(parts, trainer)
         return tokenizer
 
 

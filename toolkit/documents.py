@@ -1,0 +1,159 @@
+"""What a dataset plugin has loaded -> the documents to train on: cut at end tokens, drawn, held out, and read.
+
+The options that all datasets have are applied here, so that they mean the same for each of them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolkit.errors import OptionError, UnavailableError
+
+if TYPE_CHECKING:
+    import numpy
+    from datasets import Dataset as Split
+    from datasets import DatasetDict
+
+    from toolkit.api import Dataset
+
+DOCUMENTS_PER_BATCH = 1000
+BYTES_PER_SLICE = 1 << 26
+CUT = "cut"
+"""The column that says whether a document begins at an end token within a text; only where texts were cut."""
+
+
+def drawn(data: DatasetDict, dataset: Dataset) -> DatasetDict:
+    """Apply `max_samples`, `eval_fraction` and `seed`.
+
+    Drawn here, because `train_test_split` leaves its indices in files beside the data, which a power cut may empty.
+
+    Raises:
+        OptionError: nothing would be left on one side of `eval_fraction`.
+    """
+    from datasets import DatasetDict
+
+    train = data["train"]
+    if dataset.max_samples is not None and dataset.max_samples < len(train):
+        train = _selected(train, _permutation(train, dataset.seed)[: dataset.max_samples])
+    if dataset.eval_fraction is None:
+        return DatasetDict({**data, "train": train})
+    held_out = round(len(train) * dataset.eval_fraction)
+    if not 0 < held_out < len(train):
+        some = "a single document" if len(train) == 1 else f"{len(train)} documents"
+        larger = f"take {1 / len(train):.2g}, " if dataset.eval_fraction < 0.5 and len(train) > 1 else ""
+        raise OptionError(
+            f"{dataset.eval_fraction:g} of {some} leaves nothing on one side; {larger}cut the text into more documents "
+            f"(text-files: sample_by: paragraph), or leave eval_fraction out",
+            option="eval_fraction",
+        )
+    order = _permutation(train, dataset.seed)
+    return DatasetDict({"train": _selected(train, order[held_out:]), "validation": _selected(train, order[:held_out])})
+
+
+def _permutation(split: Split, seed: int) -> numpy.ndarray[Any, Any]:
+    import numpy
+
+    return numpy.random.default_rng(seed).permutation(len(split))
+
+
+def _selected(split: Split, rows: numpy.ndarray[Any, Any]) -> Split:
+    return split.select(rows, keep_in_memory=True)
+
+
+def texts(split: Split) -> Iterator[list[str]]:
+    """The texts of a split, some at a time.
+
+    Raises:
+        OptionError: one of them is not UTF-8.
+    """
+    batches = split.select_columns("text").iter(batch_size=DOCUMENTS_PER_BATCH)
+    row = 0
+    while True:
+        try:
+            batch = next(batches, None)
+        except UnicodeDecodeError as error:
+            raise OptionError(
+                f"a text in rows {row + 1:,} to {row + DOCUMENTS_PER_BATCH:,} is not UTF-8 ({error.reason}), though "
+                f"its column says so; it has to be mended where the data were written"
+            ) from error
+        if batch is None:
+            return
+        row += len(batch["text"])
+        yield [text or "" for text in batch["text"]]
+
+
+def cut_count(split: Split) -> int:
+    """How many documents of the split begin at an end token within a text."""
+    return sum(split[CUT][:]) if CUT in split.column_names else 0
+
+
+def cut_at(data: DatasetDict, end: str, cache: Path) -> DatasetDict:
+    """Cut the texts wherever the end token stands in them, and leave it out.
+
+    Line breaks behind the token belong to it, as it mostly stands on a line of its own; pieces without text are left
+    out.
+
+    Raises:
+        UnavailableError: `cache`, where what was cut lies until it is packed, cannot be written.
+    """
+    from datasets import DatasetDict
+
+    return DatasetDict({name: _cut(split, end, cache) for name, split in data.items()})
+
+
+def _cut(split: Split, end: str, cache: Path) -> Split:
+    """The split itself where the token does not occur; else its pieces, in a file that goes when they are freed."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from datasets import Dataset as Split
+
+    column = split.with_format("arrow")
+    if not any(pc.any(pc.match_substring(batch["text"], end)).as_py() for batch in column.iter(DOCUMENTS_PER_BATCH)):
+        return split
+    schema = pa.schema({"text": pa.large_string(), CUT: pa.bool_()})
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=cache, prefix="cut-") as file:
+            with pa.ipc.new_stream(file, schema) as writer:
+                for batch in column.iter(DOCUMENTS_PER_BATCH):
+                    for some in _slices(batch["text"]):
+                        writer.write_table(_pieces(some, end, schema))
+            file.flush()
+            return Split(pa.ipc.open_stream(pa.memory_map(file.name)).read_all())
+    except OSError as error:
+        raise UnavailableError(
+            f"the documents cannot be written to {cache}: {error.strerror}; free some space, or set TOOLKIT_CACHE to "
+            f"another folder"
+        ) from error
+
+
+def _slices(column: Any) -> Iterator[Any]:
+    """The column in parts that are small enough to be copied in memory, or a single text."""
+    if column.nbytes <= BYTES_PER_SLICE or len(column) == 1:
+        yield column
+    else:
+        half = len(column) // 2
+        yield from _slices(column[:half])
+        yield from _slices(column[half:])
+
+
+def _pieces(column: Any, end: str, schema: Any) -> Any:
+    """The rows of `schema` that a column of texts becomes."""
+    import numpy
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    texts = pc.fill_null(column.cast(pa.large_string()), "").combine_chunks()
+    lists = pc.split_pattern(texts, pattern=end)
+    pieces, offsets = lists.values, lists.offsets.to_numpy()
+    cut = numpy.ones(len(pieces), dtype=bool)
+    cut[offsets[:-1]] = False
+    pieces = pc.if_else(cut, pc.utf8_ltrim(pieces, characters="\r\n"), pieces)
+    has_text = pc.not_equal(pc.utf8_trim_whitespace(pieces), "").to_numpy(zero_copy_only=False)
+    # A text without any stays, as one document, and is counted among the empty ones.
+    first = offsets[:-1]
+    has_text[first] |= ~numpy.logical_or.reduceat(has_text, first)
+    return pa.table([pieces.filter(has_text), cut[has_text]], schema=schema)
