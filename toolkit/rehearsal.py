@@ -4,23 +4,26 @@ The embedded documentation stands in for the data and a byte-level tokenizer for
 its architecture and shrinks. Objective, optimizer, memory strategies, callbacks and exporters are the recipe's
 own. The run is stopped half-way, resumed in the same process, exported, and reloaded by its exporter.
 
-A rehearsal is never mistaken for the run: it has its own directory, `NAME-rehearsal`, which says what stood in.
+A rehearsal is never mistaken for the run: it has its own directory, `NAME-rehearsal`, and says what stood in.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from toolkit.api import Device, Objective, Plugin
+from pydantic import BaseModel
+
+from toolkit.api import Device, Exporter, Objective, Plugin
 from toolkit.errors import InterruptedRun, UsageError
 from toolkit.files import read_json
 from toolkit.plan.variants import without_choosers
 from toolkit.progress import Listener, Message, RunResult
 from toolkit.recipe.document import Path_
-from toolkit.recipe.schema import Component, Recipe
+from toolkit.recipe.schema import MANY, Component, Recipe
 from toolkit.registry import Registry
 from toolkit.resolve import ResolvedRecipe, resolve
 from toolkit.train import run
@@ -34,34 +37,53 @@ STEPS = 6
 BLOCK_SIZE = 64
 
 
-def rehearse(recipe: Recipe, *, runs: Path, device: Device, listener: Listener, name: str | None = None) -> RunResult:
+@dataclass(frozen=True)
+class StandIn:
+    """Something of the recipe that the rehearsal did without, and so did not test."""
+
+    section: str
+    """Of the recipe: "model"."""
+    option: str | None
+    """None where the whole plugin was replaced; in a section with several plugins, behind the plugin's name."""
+    recipe: Any
+    """What the recipe says: the plugin's name, or the option's value."""
+    rehearsal: Any
+    """What was there instead; None for nothing."""
+
+
+def rehearse(
+    recipe: Recipe, *, runs: Path, device: Device, listener: Listener, name: str | None = None
+) -> tuple[RunResult, list[StandIn]]:
     """Train the shrunken recipe to its end, with a stop and a resume in the middle.
+
+    Returns:
+        What it has reached, and what it cannot speak for.
 
     Raises:
         ToolkitError: what would also have stopped the run itself.
         UsageError: the rehearsal's directory belongs to something else.
     """
-    recipe = without_choosers(recipe)  # what is small fits as it is
-    resolved = resolve(shrunken(recipe, resolve(recipe, device)), device)
+    small = shrunken(recipe, resolve(without_choosers(recipe), device))
+    resolved = resolve(small, device)
     series = f"{name or resolved.name}-rehearsal"
     folder = runs / series
     if (folder / "run.json").is_file() and read_json(folder / "run.json").get("rehearsal"):
         shutil.rmtree(folder)
     elif folder.exists():
         raise UsageError(f"{folder} is not a rehearsal's; move it away, or give the run another --name")
-    for stand_in in _told(recipe, resolved.recipe):
-        listener(Message(stand_in))
+    block_size = small.one("objective").block_size
+    listener(Message(f"rehearsal: a small model, blocks of {block_size} tokens, {STEPS} steps"))
     try:
         run(resolved, runs=runs, name=series, rehearsal=True, stop_after=STEPS // 2, listener=listener)
     except InterruptedRun:
         listener(Message(f"stopped on purpose after step {STEPS // 2}; going on as the same command would"))
     result = run(resolved, runs=runs, name=series, rehearsal=True, listener=listener)
     assert result.steps == STEPS
-    return result
+    return result, list(stand_ins(recipe, small))
 
 
 def shrunken(recipe: Recipe, resolved: ResolvedRecipe) -> Recipe:
-    """The recipe with stand-ins, a small model, small blocks and a few steps; it fits without a choice."""
+    """The recipe with stand-ins, a small model, small blocks and a few steps; it fits, so nothing is chosen."""
     recipe = without_choosers(recipe)
     components = {path: _small(path, part) for path, part in recipe.components.items()}
     micro = recipe.training.micro_batch_size or resolved.training.micro_batch_size
@@ -94,10 +116,24 @@ def _small(path: Path_, part: Component) -> Component:
     return replace(part, plugin=plugin)
 
 
-def _told(recipe: Recipe, small: Recipe) -> list[str]:
-    told = [
-        f"rehearsal: the {path[0]} {small.components[path].name} stands in for {part.name}"
-        for path, part in recipe.components.items()
-        if small.components[path].name != part.name
-    ]
-    return [*told, f"rehearsal: a small model, blocks of {small.one('objective').block_size} tokens, {STEPS} steps"]
+def stand_ins(recipe: Recipe, small: Recipe) -> Iterator[StandIn]:
+    """What the shrunken recipe has in place of what the recipe says."""
+    for path, part in recipe.components.items():
+        section, there = str(path[0]), small.components.get(path)
+        if there is None or there.name != part.name:
+            yield StandIn(section, None, part.name, there and there.name)
+        elif isinstance(part.plugin, Exporter) and part.plugin.folder is None:
+            yield StandIn(section, None, part.name, None)  # by its contract it sends nothing away in a rehearsal
+        elif options := list(_differing(part.plugin, there.plugin)):
+            prefix = f"{part.name}." if section in MANY else ""
+            yield from (StandIn(section, prefix + option, *values) for option, *values in options)
+        elif there.plugin != part.plugin:  # by more than its options
+            summary = (type(part.plugin).rehearse.__doc__ or "A small one.").splitlines()[0].rstrip(".")
+            yield StandIn(section, None, part.name, summary[0].lower() + summary[1:])
+    for option, *values in _differing(recipe.training, small.training):
+        yield StandIn("training", option, *values)
+
+
+def _differing(settings: BaseModel, small: BaseModel) -> Iterator[tuple[str, Any, Any]]:
+    before, after = settings.model_dump(mode="json"), small.model_dump(mode="json")
+    return ((name, value, after[name]) for name, value in before.items() if after[name] != value)

@@ -58,8 +58,9 @@ def test_it_rehearses_to_its_end(
     # One cache for all of them: the documentation that stands in for the data is read once.
     monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path_factory.getbasetemp() / "rehearsals"))
     events: list[Event] = []
-    result = rehearse(load(name), runs=tmp_path / "runs", device=detect(), listener=events.append)
+    result, stand_ins = rehearse(load(name), runs=tmp_path / "runs", device=detect(), listener=events.append)
     assert result.steps == STEPS
+    assert {"model", "training"} <= {stand_in.section for stand_in in stand_ins}
     assert result.model_folder is not None
     assert (result.model_folder / "model.safetensors").is_file()
     record = json.loads((result.folder / "run.json").read_text(encoding="utf-8"))

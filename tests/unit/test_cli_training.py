@@ -67,10 +67,17 @@ def test_another_recipe_does_not_go_on_with_the_run(here: Path, first: Answer) -
     assert "Traceback" not in answer.err
 
 
-def test_a_rehearsal_has_a_folder_of_its_own(here: Path, first: Answer) -> None:
-    answer = process(*RUN, "--rehearse", "--quiet", cwd=here, TOOLKIT_CACHE=str(here / "cache"))
+def test_a_rehearsal_has_a_folder_of_its_own_and_says_what_it_did_not_test(here: Path, first: Answer) -> None:
+    answer = process(*RUN, "--rehearse", "--json", cwd=here, TOOLKIT_CACHE=str(here / "cache"))
     assert answer.status == 0, answer.err
-    assert "What runs/mine-rehearsal holds is no result." in answer.out
+    assert answer.json["rehearsal"] is True
+    assert answer.json["folder"] == "runs/mine-rehearsal"
+    assert {
+        "section": "dataset",
+        "option": None,
+        "recipe": "text-files",
+        "rehearsal": "python-docs",
+    } in answer.json["not_tested"]
 
 
 def test_the_model_writes_the_same_text_with_the_same_seed(here: Path, first: Answer) -> None:

@@ -17,6 +17,7 @@ from toolkit.errors import PluginError, RecipeError, ToolkitError, UsageError
 
 if TYPE_CHECKING:
     from toolkit.progress import Listener, RunResult
+    from toolkit.rehearsal import StandIn
     from toolkit.resolve import ResolvedRecipe
 
 
@@ -209,9 +210,12 @@ def run(
         raise UsageError(
             f"--name {run_name}: a run's name is the name of a folder in {runs}, without / and leading dots"
         )
+    stand_ins: list[StandIn] = []
     with watching(quiet=quiet, on_standard_error=as_json) as listener:
         if rehearse:
-            result = _rehearse(name, overrides, plugin_folders, runs=runs, run_name=run_name, listener=listener)
+            result, stand_ins = _rehearse(
+                name, overrides, plugin_folders, runs=runs, run_name=run_name, listener=listener
+            )
         else:
             resolved = _resolve(name, overrides, plugin_folders)
             from toolkit import branch, train
@@ -225,9 +229,12 @@ def run(
     if as_json:
         from dataclasses import asdict
 
-        render.as_json({**asdict(result), "rehearsal": rehearse})
+        rehearsed = {"not_tested": [asdict(stand_in) for stand_in in stand_ins]} if rehearse else {}
+        render.as_json({**asdict(result), "rehearsal": rehearse, **rehearsed})
     else:
         render.result(result, rehearsed=rehearse)
+        if rehearse:
+            render.not_tested(stand_ins, name)
 
 
 def _rehearse(
@@ -238,7 +245,7 @@ def _rehearse(
     runs: Path,
     run_name: str | None,
     listener: Listener,
-) -> RunResult:
+) -> tuple[RunResult, list[StandIn]]:
     from toolkit import device, resolve
 
     read = resolve.load(name, overrides=overrides, plugin_folders=plugin_folders)

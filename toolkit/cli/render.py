@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from toolkit.account import DataAccount
     from toolkit.errors import Problem
     from toolkit.progress import DataPrepared, RunResult
+    from toolkit.rehearsal import StandIn
 
 NARROW = 24
 """Columns that words beside a name must have; with fewer they go below it."""
@@ -189,6 +190,24 @@ def result(result: RunResult, *, rehearsed: bool) -> None:
     pairs(entries)
     if result.load_line:
         text(f"load it with\n  {result.load_line}")
+
+
+def not_tested(stand_ins: Iterable[StandIn], name: str) -> None:
+    """Write what a rehearsal did without, section by section."""
+    sections: dict[str, list[str]] = {}
+    for stand_in in stand_ins:
+        there, here = (
+            value if isinstance(value, str) else json.dumps(value) for value in (stand_in.recipe, stand_in.rehearsal)
+        )
+        words = [stand_in.option] if stand_in.option else []
+        words.append(here if stand_in.rehearsal is not None else "unset" if stand_in.option else "nothing")
+        words += [f"instead of {there}"] if stand_in.recipe is not None else []
+        sections.setdefault(stand_in.section, []).append(" ".join(words))
+    text("\nNot tested, because something small stood in for it:")
+    for line in beside({section: ", ".join(parts) for section, parts in sections.items()}, terminal_width(), indent=2):
+        text(line)
+    text("Nor were the network, and memory, disk and time at full size; for those:")
+    text(f"  toolkit recipe plan {name}")
 
 
 def _headline(result: RunResult, *, rehearsed: bool) -> str:
