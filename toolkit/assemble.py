@@ -82,6 +82,7 @@ def assemble(resolved: ResolvedRecipe, context: RunContext) -> Components:
     tokenizer = _tokenizer(recipe, data, context)
     set_seed(context.seed)  # the model's first weights
     model = _model(recipe, tokenizer, context)
+    _check_own_loss(recipe, model, context)
     objective: Objective = recipe.one("objective")
     _check_fit(recipe, tokenizer, model, objective)
     model = with_strategies(resolved, model, context)
@@ -148,13 +149,30 @@ def _model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context: RunConte
         return model.build(tokenizer, context)
 
 
+def _check_own_loss(recipe: Recipe, model: PreTrainedModel, context: RunContext) -> None:
+    """The loss is ours; say so where the model has a loss of its own."""
+    from toolkit.without_effect import check_built
+
+    with refusals_placed(recipe, ("model",)):
+        if told := check_built(model, context.task):
+            context.log.info("%s", told)
+
+
 def with_strategies(resolved: ResolvedRecipe, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
     """Apply the memory strategies in their phases, and gradient checkpointing where it is set."""
+    from toolkit.without_effect import Watched
+
     recipe = resolved.recipe
-    strategies = {path: cast(Memory, part.plugin) for path, part in recipe.components.items() if path[0] == "memory"}
+    strategies = {
+        path: strategy
+        for path, part in recipe.components.items()
+        if path[0] == "memory" and type(strategy := cast(Memory, part.plugin)).apply is not Memory.apply
+    }
+    watched = Watched.of(model, context.task)
     for path, strategy in sorted(strategies.items(), key=lambda item: PHASES.index(item[1].phase)):
         with refusals_placed(recipe, path):
             model = strategy.apply(model, context)
+            watched = watched.then(model, context.task, name=recipe.components[path].name)
     if resolved.training.gradient_checkpointing:
         _checkpoint(model, every=resolved.training.gradient_checkpointing_every)
     return model
@@ -192,7 +210,7 @@ def _check_fit(
         )
     with refusals_placed(recipe, ("objective",)):
         collate = objective.collator(tokenizer)
-        _check_document_mask(collate, model, objective.document_end(tokenizer))
+        _check_batch(collate, model, objective.document_end(tokenizer))
 
 
 def check_exporters(recipe: Recipe, model: PreTrainedModel, context: RunContext) -> None:
@@ -214,20 +232,21 @@ def checked_loss(resolved: ResolvedRecipe, model: PreTrainedModel, context: RunC
     return loss
 
 
-def _check_document_mask(collate: Any, model: PreTrainedModel, end: tuple[int, ...]) -> None:
-    """If positions start again inside a block, documents must not see each other: ask the model itself.
+def _check_batch(collate: Any, model: PreTrainedModel, end: tuple[int, ...]) -> None:
+    """The model has to take all that is in a batch; and to keep documents apart where positions start again.
 
-    Not every architecture reads a mask out of the positions, and one that does not says nothing.
+    Not every architecture reads a mask out of the positions, and one that does not says nothing: ask the model.
     """
     import numpy
     import torch
 
-    if not end:
-        return
+    from toolkit.without_effect import check_batch
+
     words = [token for token in range(12) if token not in end][:8]
     first, second = [*words, *end], words[::-1]
     batch = collate([{"input_ids": numpy.array(first + second), "seed": 0}])
-    if "position_ids" not in batch or batch["position_ids"][0, len(first)] != 0:
+    check_batch(batch, model)
+    if not end or "position_ids" not in batch or batch["position_ids"][0, len(first)] != 0:
         return
     was_training = model.training
     model.eval()

@@ -18,6 +18,7 @@ from toolkit.messages import counted
 from toolkit.random_state import random_state_preserved
 from toolkit.signals import EvaluationLeftOut
 from toolkit.smaller_steps import OutOfMemoryCaught, SmallerSteps, free_memory
+from toolkit.without_effect import check_loss_function, loss_function_of
 
 
 class UndisturbedTrainer(Trainer):
@@ -102,10 +103,13 @@ class UndisturbedTrainer(Trainer):
 
 
 class _UndisturbingHandler(CallbackHandler):
-    """Callbacks may draw random numbers, to sample a text, say; training does not notice."""
+    """Callbacks may draw random numbers, to sample a text, say; training does not notice. They leave the loss alone."""
 
     def call_event(
         self, event: str, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
+        loss_function = loss_function_of(self.model)
         with random_state_preserved():
-            return cast(TrainerControl, super().call_event(event, args, state, control, **kwargs))
+            control = cast(TrainerControl, super().call_event(event, args, state, control, **kwargs))
+        check_loss_function(loss_function, self.model, "a callback")
+        return control

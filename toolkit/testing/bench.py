@@ -128,6 +128,7 @@ class Bench:
         head: Any = AutoModelForMaskedLM if family == "bert" else AutoModelForCausalLM
         set_seed(SEED)
         model: PreTrainedModel = head.from_config(configs[family](), dtype=torch.float32)
+        model.loss_type = "ForMaskedLM" if family == "bert" else "ForCausalLM"  # GPT-2's class does not tell it
         return model
 
     def batch(self, size: int = 4) -> torch.Tensor:

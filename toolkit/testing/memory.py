@@ -63,6 +63,7 @@ def apply(plugin: Memory, bench: Bench) -> str:
     import torch
 
     from toolkit.loss import token_mean_loss
+    from toolkit.without_effect import Watched
 
     device = detect()
     accelerator = next((need for need in ("cuda", "mps") if need in plugin.needed()), None)
@@ -79,6 +80,7 @@ def apply(plugin: Memory, bench: Bench) -> str:
     family, model = first_accepted(("gpt2", "llama"), attempt)
     usable = isinstance(model, torch.nn.Module) and hasattr(model, "config")  # what peft returns is no PreTrainedModel
     require(usable, f"apply returns a {type(model).__name__}, which is no model")
+    Watched.of(bench.model(family), "causal-lm").then(model, "causal-lm", name="apply")
     batch = bench.batch().to(place)
     logits = model.to(place)(input_ids=batch).logits
     require(logits.shape[:2] == (4, BLOCK_SIZE), f"after apply, logits have the shape {tuple(logits.shape)}")
