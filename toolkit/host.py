@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from toolkit import __version__, control_group, processes
+from toolkit import __version__, control_group, formatting, processes
 from toolkit.errors import UnavailableError
 from toolkit.resolve import ResolvedRecipe
 
@@ -96,8 +96,8 @@ def check_disk(folder: Path, *, checkpoint_bytes: int) -> None:
     needed, free = 2 * checkpoint_bytes, shutil.disk_usage(folder).free
     if free < needed:
         raise UnavailableError(
-            f"the disk of {folder} has {free / 1e9:.2f} GB free, and this run needs about {needed / 1e9:.2f} GB "
-            f"for two checkpoints; free some space or choose another folder with --runs"
+            f"the disk of {folder} has {formatting.size(free)} free, and this run needs about "
+            f"{formatting.size(needed)} for two checkpoints; free some space or choose another folder with --runs"
         )
 
 
@@ -129,5 +129,6 @@ def disk_faults_named(folder: Path, what: str) -> Iterator[None]:
             raise
         raise UnavailableError(
             f"cannot write {what} to {folder}: {text.splitlines()[0] if text else type(error).__name__} "
-            f"({free / 1e9:.2f} GB free); the checkpoints before it stand: free some space and give the same command"
+            f"({formatting.size(free)} free); the checkpoints before it stand: free some space and give the same "
+            f"command"
         ) from error

@@ -9,11 +9,6 @@ from collections.abc import Iterator
 from toolkit.progress import Listener, Message
 
 
-def counted(sequences: int) -> str:
-    """So many sequences, in words."""
-    return "one sequence" if sequences == 1 else f"{sequences} sequences"
-
-
 @contextlib.contextmanager
 def plugin_messages_told(listener: Listener) -> Iterator[None]:
     """Pass what plugins log on to the listener."""

@@ -12,8 +12,8 @@ from toolkit import checkpoint, memory_watch
 from toolkit.checkpoint import Checkpoint
 from toolkit.errors import OutOfMemoryError
 from toolkit.files import read_json, write_json
+from toolkit.formatting import counted
 from toolkit.host import environment
-from toolkit.messages import counted
 from toolkit.progress import Listener, Message
 from toolkit.resolve import ResolvedRecipe
 from toolkit.run_directory import RunDirectory
@@ -130,8 +130,8 @@ def _noted(run: RunDirectory, listener: Listener) -> Mapping[str, Any]:
     )
     listener(
         Message(
-            f"memory ran out in the last attempt, so this one {does} {counted(size)} at a time; a step still has as "
-            f"many as before"
+            f"memory ran out in the last attempt, so this one {does} {counted(size, 'sequence')} at a time; a step "
+            f"still has as many as before"
         )
     )
     return noted
@@ -170,7 +170,7 @@ def _after_a_kill(held: str, now: _AtATime, resolved: ResolvedRecipe, listener: 
         would = "toolkit recipe plan shows what would need less"
         listener(Message(f"{ended}, and it had one sequence at a time already; {would}"))
         return now
-    goes_on = f"goes on with {counted(half.sequences)} at a time; a step still has as many as before"
+    goes_on = f"goes on with {counted(half.sequences, 'sequence')} at a time; a step still has as many as before"
     listener(Message(f"{ended}, so this one {goes_on}"))
     return half
 

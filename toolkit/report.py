@@ -7,18 +7,18 @@ are the template's; this module gathers and counts.
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import toolkit
-from toolkit.chart import Chart, Point, line_chart, short
+from toolkit import formatting
+from toolkit.chart import Chart, Point, line_chart
 from toolkit.errors import UnavailableError
 from toolkit.files import read_json, read_json_lines, write_text
 from toolkit.origins import settings
@@ -30,6 +30,16 @@ SAMPLES = 12
 """Texts to show at most; the first and the last always."""
 ROWS = 60
 """Rows of the table behind the charts at most, beside those with an evaluation."""
+
+COLUMNS: Mapping[str, Callable[[float], str]] = {
+    "loss": formatting.loss,
+    "eval_loss": formatting.loss,
+    "perplexity": formatting.perplexity,
+    "learning_rate": "{:.3g}".format,
+    "grad_norm": "{:.3g}".format,
+    "tokens_per_second": formatting.compact,
+}
+"""Of that table, beside the step and the tokens."""
 
 BORDER = re.compile(r"(<\|[^|<>\s]+\|>|</?s>|\[SEP\]|\[CLS\])")
 """How tokenizers commonly write the token that ends a document, to make it stand out in the excerpt."""
@@ -60,16 +70,22 @@ def render(run: RunDirectory) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"compact": compact, "duration": duration, "size": size, "count": count, "shown": shown}
+    templates.filters |= {"count": count, "shown": shown}
+    templates.filters |= {
+        name: getattr(formatting, name) for name in ("compact", "counted", "duration", "loss", "perplexity", "size")
+    }
     metrics = run.metrics()
     record = run.record
     data = _optional(run.folder / "data.json")
+    planned = record.get("planned_memory_bytes")
     return templates.get_template("report.html.jinja").render(
         name=run.name,
         record=record,
         facts=Facts.gather(metrics, record, data),
         charts=charts(metrics, record),
         rows=rows(metrics),
+        columns=COLUMNS,
+        planned=f"planned {formatting.size(planned)}" if planned else "",
         data=data and data_account(data),
         samples=list(samples(run, record)),
         attempts=list(attempts(record)),
@@ -100,7 +116,8 @@ class Facts:
     tokens_per_second: float | None
     """Median of what was logged."""
     parameters: int | None
-    memory_bytes: int | None
+    peak_memory_bytes: int | None
+    """Of the last attempt, as `run show` has it: the device's, whose peak a plan foretells."""
     saves: int
     save_seconds: float
     save_bytes: int | None
@@ -128,7 +145,7 @@ class Facts:
             seconds=float(results.get("seconds") or last.get("seconds") or 0),
             tokens_per_second=statistics.median(speeds) if speeds else None,
             parameters=results.get("parameters"),
-            memory_bytes=max((line["memory_bytes"] for line in train if line.get("memory_bytes")), default=None),
+            peak_memory_bytes=_first(results.get("peak_memory_bytes"), last.get("peak_memory_bytes")),
             saves=len(saves),
             save_seconds=sum(float(line["seconds"]) for line in saves),
             save_bytes=saves[-1].get("bytes") if saves else None,
@@ -245,29 +262,6 @@ def count(value: float) -> str:
     return f"{round(value):,}"
 
 
-def compact(value: float) -> str:
-    """A number in four digits: 19.7M."""
-    return short(float(f"{value:.3g}")) if value >= 10_000 else f"{value:,.0f}"
-
-
-def duration(seconds: float) -> str:
-    """Time as people say it: 42 min 10 s."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    parts = ((round(seconds) // 86400, "d"), (round(seconds) // 3600 % 24, "h"), (round(seconds) // 60 % 60, "min"))
-    told = [f"{number} {unit}" for number, unit in (*parts, (round(seconds) % 60, "s"))]
-    return " ".join(list(itertools.dropwhile(lambda part: part.startswith("0 "), told))[:2])
-
-
-def size(count_of_bytes: float) -> str:
-    """Bytes as people say them: 51.2 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count_of_bytes < 1000:
-            break
-        count_of_bytes, unit = count_of_bytes / 1000, {"B": "kB", "kB": "MB", "MB": "GB", "GB": "TB"}[unit]
-    return f"{count_of_bytes:.3g} {unit}"
-
-
 def shown(value: Any) -> str:
     """A plain value as YAML would have it."""
     if value is None or isinstance(value, bool):
@@ -281,7 +275,7 @@ def _of_kind(metrics: Iterable[Mapping[str, Any]], kind: str) -> list[Mapping[st
     return [line for line in metrics if line["kind"] == kind]
 
 
-def _first(*values: float | None) -> float | None:
+def _first(*values: Item | None) -> Item | None:
     return next((value for value in values if value is not None), None)
 
 

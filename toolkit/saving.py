@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from toolkit import checkpoint, processes
+from toolkit import checkpoint, formatting, processes
 from toolkit.errors import UnavailableError
 from toolkit.files import sync, write_json
 from toolkit.host import disk_faults_named
@@ -251,7 +251,7 @@ class Saver:
         free = shutil.disk_usage(self.run.folder).free
         if free < needed:
             raise UnavailableError(
-                f"the disk of {self.run.folder} has {free / 1e9:.2f} GB free and a checkpoint needs "
-                f"{needed / 1e9:.2f} GB; free some space and give the same command: "
+                f"the disk of {self.run.folder} has {formatting.size(free)} free and a checkpoint needs "
+                f"{formatting.size(needed)}; free some space and give the same command: "
                 f"the run goes on from its last checkpoint"
             )

@@ -16,9 +16,9 @@ from transformers import DefaultFlowCallback, TrainerControl, TrainerState, Trai
 from toolkit import processes
 from toolkit.cadence import Cadence
 from toolkit.errors import UnavailableError
+from toolkit.formatting import counted
 from toolkit.guards import Spike
-from toolkit.memory_watch import resident_bytes
-from toolkit.messages import counted
+from toolkit.memory_watch import peak_bytes, resident_bytes
 from toolkit.metrics_log import MetricsLog
 from toolkit.pace import Pace, grace_seconds
 from toolkit.progress import CheckpointSaved, Evaluated, Listener, Message, StepDone
@@ -149,6 +149,7 @@ class Schedule(DefaultFlowCallback):
                 "tokens_seen": int(state.num_input_tokens_seen),
                 "tokens_per_second": self._pace.tokens_per_second,
                 "memory_bytes": resident_bytes(),
+                "peak_memory_bytes": peak_bytes(args.device.type),
                 **_device_memory(args.device),
                 "seconds": self.trainer.seconds_trained,
             }
@@ -245,7 +246,7 @@ class Schedule(DefaultFlowCallback):
         self.listener(
             Message(
                 f"memory ran out in {smaller.during} of step {smaller.step:,}: the step is done again, and training "
-                f"goes on, with {counted(smaller.sequences)} at a time; a step still has as many as before"
+                f"goes on, with {counted(smaller.sequences, 'sequence')} at a time; a step still has as many as before"
             )
         )
 

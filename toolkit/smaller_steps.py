@@ -18,7 +18,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from toolkit.errors import OutOfMemoryError, TrainingError
-from toolkit.messages import counted
+from toolkit.formatting import counted
 from toolkit.random_state import RandomState
 
 OTHER_WORDS = ("CUDA error: out of memory", "'out of memory'", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -188,7 +188,7 @@ class SmallerSteps:
         fewer = self.sequences // 2
         return OutOfMemoryError(
             f"memory ran out in {during} of step {step}, and this attempt cannot do it again: {why}; the same command "
-            f"goes on from the last checkpoint, with {counted(fewer)} at a time",
+            f"goes on from the last checkpoint, with {counted(fewer, 'sequence')} at a time",
             sequences=fewer,
         )
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from toolkit import branch, processes, run_directory, variables
+from toolkit import branch, formatting, processes, run_directory, variables
 from toolkit.attempt import Attempt
 from toolkit.branch import Parent
 from toolkit.errors import PluginError, RunMismatchError, UnavailableError
@@ -19,7 +19,6 @@ from toolkit.memory_watch import bytes_to_be_had, own_share
 from toolkit.messages import plugin_messages_told
 from toolkit.plan.choose import NOTHING_CHOSEN, chooser_of, resolve_auto, with_choice
 from toolkit.plan.plan import peak_bytes
-from toolkit.plan.words import in_gb
 from toolkit.progress import Event, Listener, Message, RunResult
 from toolkit.recovery import has_run_out_of_memory
 from toolkit.resolve import ResolvedRecipe
@@ -173,7 +172,9 @@ def _with_planned_memory(resolved: ResolvedRecipe, listener: Listener) -> tuple[
         if chooser := chooser_of(resolved):
             allowed = own_share(chooser.limit(device), device, count)
             if to_be_had < TELLING * allowed:
-                listener(Message(f"auto: other programs leave {in_gb(to_be_had)} of {in_gb(allowed)}"))
+                listener(
+                    Message(f"auto: other programs leave {formatting.size(to_be_had)} of {formatting.size(allowed)}")
+                )
             resolved, chosen = resolve_auto(resolved, min(allowed, to_be_had), processes=count)
             for sentence in chosen.why:
                 listener(Message(f"auto: {sentence}"))
@@ -186,8 +187,8 @@ def _with_planned_memory(resolved: ResolvedRecipe, listener: Listener) -> tuple[
     if peak > to_be_had:
         listener(
             Message(
-                f"the planned peak of {in_gb(peak)} is more than the {in_gb(to_be_had)} here: the run may end for want "
-                f"of memory; memory: [auto] chooses what fits"
+                f"the planned peak of {formatting.size(peak)} is more than the {formatting.size(to_be_had)} available "
+                f"here: the run may run out of memory; memory: [auto] chooses what fits"
             )
         )
     return resolved, {"planned_memory_bytes": peak}

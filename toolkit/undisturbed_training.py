@@ -13,8 +13,8 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from toolkit.api import Task
 from toolkit.errors import OutOfMemoryError, TrainingError
+from toolkit.formatting import counted
 from toolkit.loss import predicted_tokens
-from toolkit.messages import counted
 from toolkit.random_state import random_state_preserved
 from toolkit.signals import EvaluationLeftOut
 from toolkit.smaller_steps import OutOfMemoryCaught, SmallerSteps, free_memory
@@ -94,7 +94,8 @@ class UndisturbedTrainer(Trainer):
         if why := self.steps.unrepeatable:
             raise OutOfMemoryError(
                 f"memory ran out in the evaluation after step {step}, and this attempt cannot do it again: {why}; the "
-                f"same command goes on from the last checkpoint, and evaluates {counted(size // 2)} at a time",
+                f"same command goes on from the last checkpoint, and evaluates {counted(size // 2, 'sequence')} at "
+                f"a time",
                 evaluation_sequences=size // 2,
             )
         self.args.per_device_eval_batch_size = size // 2

@@ -20,7 +20,7 @@ from typing import TextIO
 import pytest
 from rich.console import Console
 
-from toolkit.cli import render, watch
+from toolkit.cli import lines, render, watch
 from toolkit.packing import DataAccount, SplitAccount
 from toolkit.progress import (
     CheckpointSaved,
@@ -109,13 +109,13 @@ def every_event() -> list[object]:
 
 def test_a_step_in_words() -> None:
     parts = ["step 420/1,000", "loss 3.2146", "12.3k tokens/s", "3 min 13 s left", "saved at 400"]
-    assert watch.progress(STEP, STEP.loss) == parts
+    assert lines.progress(STEP, STEP.loss) == parts
     first = replace(STEP, loss=None, last_save_step=None)
-    assert watch.progress(first, None) == [parts[0], parts[2], parts[3]]
+    assert lines.progress(first, None) == [parts[0], parts[2], parts[3]]
 
 
 def test_the_account_of_the_data_adds_up() -> None:
-    words = "\n".join(watch.told(PREPARED))
+    words = "\n".join(lines.told(PREPARED))
     assert "550,292 = 499,968 trained + 49,920 held out + 404 dropped" in words
     assert 499_968 + 49_920 + 404 == 550_292
     assert "1,300 (1,200 trained, 100 held out); 3 empty ones left out" in words
@@ -125,31 +125,31 @@ def test_the_account_of_the_data_adds_up() -> None:
 
 
 def test_document_borders_stand_out_in_the_excerpt() -> None:
-    lines = [line.strip() for line in watch.told(PREPARED)]
-    at = lines.index("<|endoftext|>")
-    assert lines[at - 1].endswith("the end of one document.")
-    assert lines[at + 1] == "The next one begins <b>here</b>"
+    shown = [line.strip() for line in lines.told(PREPARED)]
+    at = shown.index("<|endoftext|>")
+    assert shown[at - 1].endswith("the end of one document.")
+    assert shown[at + 1] == "The next one begins <b>here</b>"
 
 
 def test_a_cache_that_was_found_is_told() -> None:
-    assert watch.told(replace(PREPARED, from_cache=True))[0] == "data, prepared by an earlier run"
+    assert lines.told(replace(PREPARED, from_cache=True))[0] == "data, prepared by an earlier run"
 
 
 def test_where_training_begins() -> None:
-    assert watch.told(STARTED) == [
+    assert lines.told(STARTED) == [
         "training 12.3M parameters, in bf16 on a processor",
         "for 1,000 steps, in runs/quickstart",
     ]
-    resumed = watch.told(replace(STARTED, resumed_from=400, trainable_parameters=1000))
+    resumed = lines.told(replace(STARTED, resumed_from=400, trainable_parameters=1000))
     assert resumed == [
-        "training 12.3M parameters, 1k of them trained, in bf16 on a processor",
+        "training 12.3M parameters, 1,000 of them trained, in bf16 on a processor",
         "from step 400 of 1,000 steps, in runs/quickstart",
     ]
 
 
 def test_exports_are_told() -> None:
-    assert watch.told(Exported("model-folder", Path("r/model"))) == ["model-folder wrote r/model"]
-    assert watch.told(Exported("push-to-hub", None)) == ["push-to-hub is done"]
+    assert lines.told(Exported("model-folder", Path("r/model"))) == ["model-folder wrote r/model"]
+    assert lines.told(Exported("push-to-hub", None)) == ["push-to-hub is done"]
 
 
 class Clock:
@@ -339,7 +339,7 @@ def test_what_was_reached(capsys: pytest.CaptureFixture[str]) -> None:
         "Finished: quickstart",
         "validation  loss 3.1234, perplexity 22.72",
         "trained     1,000 steps, 4,096,000 tokens, 1 min 35 s",
-        "memory      planned 1.30 GB, peak 1.23 GB",
+        "memory      peak 1.23 GB; planned 1.30 GB",
         "it writes   Return the größte number.",
         "            Or not.",
         "model       runs/quickstart/model",
@@ -347,6 +347,16 @@ def test_what_was_reached(capsys: pytest.CaptureFixture[str]) -> None:
         "load it with",
         '  model = AutoModelForCausalLM.from_pretrained("runs/quickstart/model")',
     ]
+
+
+def test_a_long_sample_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    render.result(replace(RESULT, sample="\n".join("abcdefg") + " word" * 200), rehearsed=False)
+    render.result(replace(RESULT, sample="a word " * 200), rehearsed=False)
+    shown = capsys.readouterr().out.splitlines()
+    for first in (line for line, words in enumerate(shown) if words.startswith("it writes")):
+        assert shown[first + 2].endswith(" ...")
+        assert shown[first + 3].startswith("model")
+    assert max(map(len, shown)) <= 104
 
 
 def test_a_run_that_was_finished_before_says_so(capsys: pytest.CaptureFixture[str]) -> None:
@@ -375,14 +385,13 @@ def test_tables_and_pairs_fit_narrow_terminals(
     assert " ".join(" ".join(lines).split()).count("words") == 60
 
 
+def test_a_path_in_a_table_stays_whole(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+    render.table(["NAME", "WHAT"], [["a", f"see /{'long/' * 20}path there"]])
+    assert f"/{'long/' * 20}path" in capsys.readouterr().out
+
+
 def test_tables_do_not_wrap_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     render.table(["NAME", "WHAT"], [["a", "some words " * 30]])
     assert len(capsys.readouterr().out.splitlines()) == 2
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min 00 s"), (3599.7, "1 h 00 min"), (9000, "2 h 30 min")],
-)
-def test_lengths_of_time(seconds: float, words: str) -> None:
-    assert render.duration(seconds) == words

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.tiny import resolved, train_in_two, write_recipe
-from toolkit import report, run_directory
+from toolkit import formatting, report, run_directory
 from toolkit.chart import line_chart, short, thinned, ticks
 from toolkit.errors import UnavailableError
 from toolkit.metrics_log import MetricsLog
@@ -92,9 +92,10 @@ def test_a_finished_run_is_told_whole(finished: RunDirectory, tmp_path: Path) ->
     report.write(finished, target)
     page, results = Page(target.read_text(encoding="utf-8")), finished.record["results"]
     assert (
-        f"Held-out loss {results['eval_loss']:.3f}, perplexity {results['perplexity']:.1f}, after 8 steps." in page.text
+        f"Held-out loss {results['eval_loss']:.4f}, perplexity {results['perplexity']:.1f}, after 8 steps." in page.text
     )
     assert "Guessing evenly among the 300 tokens" in page.text
+    assert f"Peak memory {formatting.size(results['peak_memory_bytes'])} planned" in page.text
     assert "resumed at step 5" in page.text
     assert "stopped by" not in page.text.partition("Attempts")[0]
     assert "finished" in page.text.partition("how it ended")[2]
@@ -170,7 +171,7 @@ def test_a_run_that_has_only_begun_is_told_as_far_as_it_got(tmp_path: Path) -> N
     run.begin_attempt(from_step=0)
     MetricsLog(run, print).write(step(1))
     page = page_of(run)
-    assert "At step 1, with a training loss of 5.000." in page.text
+    assert "At step 1, with a training loss of 5.0000." in page.text
     assert "still running, or killed" in page.text
     assert page.charts["training"] == [[1, 5.0]]
     run.end_attempt(how="failed", step=1, error="the disk is full")
@@ -185,7 +186,7 @@ def test_without_an_evaluation_it_says_that_nothing_was_held_out(tmp_path: Path)
         MetricsLog(run, print).write(step(number))
     run.end_attempt(how="finished", step=2)
     page = page_of(run)
-    assert "Finished 2 steps at a training loss of 2.500." in page.text
+    assert "Finished 2 steps at a training loss of 2.5000." in page.text
     assert "Nothing was held out" in page.text
     assert "Perplexity" not in page.text
 
@@ -202,7 +203,7 @@ def test_the_best_evaluation_is_named_when_it_was_not_the_last(tmp_path: Path) -
         MetricsLog(run, print).write(
             {"step": number, "kind": "eval", "eval_loss": loss, "perplexity": math.exp(loss), "seconds": 1}
         )
-    assert "The lowest held-out loss was 3.500, at step 4." in page_of(run).text
+    assert "The lowest held-out loss was 3.5000, at step 4." in page_of(run).text
 
 
 def test_a_loss_that_is_no_number_leaves_a_gap(tmp_path: Path) -> None:
@@ -224,7 +225,7 @@ def test_an_unwritable_place_is_told_with_its_name(finished: RunDirectory, tmp_p
 
 def test_it_reads_files_and_imports_nothing_heavy(finished: RunDirectory, tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from toolkit import report, run_directory;"
+        "import sys; from pathlib import Path; from toolkit import formatting, report, run_directory;"
         "report.write(run_directory.RunDirectory(Path(sys.argv[1])), Path(sys.argv[2]));"
         "print(sorted({'torch', 'transformers', 'datasets', 'numpy'} & sys.modules.keys()))"
     )
@@ -251,7 +252,7 @@ def test_steps_are_whole_numbers() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (5e-4, "5e-4"), (0.02, "0.02"), (4000, "4000"), (25_000, "25k"), (1_500_000, "1.5M"), (2e9, "2G")],
+    [(0, "0"), (5e-4, "5e-4"), (0.02, "0.02"), (4000, "4000"), (25_000, "25k"), (1_500_000, "1.5M"), (2e9, "2B")],
 )
 def test_numbers_on_axes_are_short(value: float, text: str) -> None:
     assert short(value) == text

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit import variables
+from toolkit import formatting, variables
 from toolkit.cli import options, render
 from toolkit.cli.completion import complete_recipes
 from toolkit.errors import UsageError
-from toolkit.plan.words import in_gb
 
 if TYPE_CHECKING:
     from toolkit.plan.plan import Plan
@@ -156,12 +155,15 @@ def _summary(made: Plan) -> dict[str, Any]:
 
 def _show(made: Plan, why: Sequence[str]) -> None:
     device = made.device
-    render.text(f"{made.recipe} on {device.name}, {in_gb(made.limit_bytes)}")
+    render.text(f"{made.recipe} on {device.name}, {formatting.size(made.limit_bytes)}")
     render.text()
     shares = ((part, size) for part, size in made.parts.items())
     render.table(
         ["MEMORY", "AT THE PEAK"],
-        [*((part, in_gb(size)) for part, size in shares), ("peak", f"{in_gb(made.peak_bytes)}, {_when(made)}")],
+        [
+            *((part, formatting.size(size)) for part, size in shares),
+            ("peak", f"{formatting.size(made.peak_bytes)}, {_when(made)}"),
+        ],
     )
     render.text()
     render.pairs(
@@ -172,7 +174,7 @@ def _show(made: Plan, why: Sequence[str]) -> None:
             "model": f"{made.parameters:,} parameters, {made.trained_parameters:,} trained",
             "step": _step(made),
             "run": _run(made),
-            "checkpoint": f"{in_gb(made.checkpoint_bytes)}; {in_gb(made.disk_bytes)} of disk for the run",
+            "checkpoint": _checkpoint(made),
             "saves": _saves(made),
             "time": _time(made),
             "reckoned": f"memory {made.how_memory}. Time: {made.how_time}",
@@ -181,12 +183,14 @@ def _show(made: Plan, why: Sequence[str]) -> None:
 
 
 def _when(made: Plan) -> str:
-    others = ", ".join(f"{phase} {in_gb(size)}" for phase, size in made.phases.items() if phase != made.peak_phase)
+    others = ", ".join(
+        f"{phase} {formatting.size(size)}" for phase, size in made.phases.items() if phase != made.peak_phase
+    )
     return f"in: {made.peak_phase} ({others})"
 
 
 def _verdict(made: Plan) -> str:
-    share = f"{in_gb(made.peak_bytes)} of {in_gb(made.limit_bytes)}"
+    share = f"{formatting.size(made.peak_bytes)} of {formatting.size(made.limit_bytes)}"
     return f"yes, {share}" if made.fits else f"no: {share}"
 
 
@@ -201,16 +205,20 @@ def _run(made: Plan) -> str:
     return f"{made.steps:,} steps, {made.tokens:,} tokens"
 
 
+def _checkpoint(made: Plan) -> str:
+    return f"{formatting.size(made.checkpoint_bytes)}; {formatting.size(made.disk_bytes)} of disk for the run"
+
+
 def _saves(made: Plan) -> str:
     if made.snapshot_bytes:
         where = "the host's memory" if made.device.kind == "cuda" else "memory"
-        return f"in the background, from a copy of {in_gb(made.snapshot_bytes)} in {where}"
+        return f"in the background, from a copy of {formatting.size(made.snapshot_bytes)} in {where}"
     return "training waits for them"
 
 
 def _time(made: Plan) -> str:
-    total = f", {_duration(made.seconds)} in all, without evaluations and saves" if made.seconds else ""
-    return f"about {_duration(made.seconds_per_step)} a step{total}"
+    total = f", {formatting.duration(made.seconds)} in all, without evaluations and saves" if made.seconds else ""
+    return f"about {formatting.duration(made.seconds_per_step)} a step{total}"
 
 
 def _show_rows(rows: Sequence[Option]) -> None:
@@ -221,7 +229,7 @@ def _show_rows(rows: Sequence[Option]) -> None:
         ["PEAK", "SPEED", "FITS", "FIDELITY", "STRATEGIES"],
         [
             [
-                in_gb(row.plan.peak_bytes),
+                formatting.size(row.plan.peak_bytes),
                 f"{first.seconds_per_step / row.plan.seconds_per_step:.2f}x",
                 "yes" if row.plan.fits else "no",
                 row.plan.fidelity,
@@ -247,15 +255,6 @@ def _what_would_fit(search: Any, found: Option | None, made: Plan) -> str:
     )
     slower = found.plan.seconds_per_step / made.seconds_per_step - 1
     return (
-        f"It would fit in {in_gb(found.plan.peak_bytes)}, with {slower:+.0%} time a step and fidelity "
+        f"It would fit in {formatting.size(found.plan.peak_bytes)}, with {slower:+.0%} time a step and fidelity "
         f"{found.plan.fidelity}: memory: {entries}{waiting}"
     )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

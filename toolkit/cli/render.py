@@ -10,22 +10,23 @@ import re
 import shutil
 import sys
 import textwrap
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from toolkit import formatting
 from toolkit.errors import RecipeError, ToolkitError
 
 if TYPE_CHECKING:
-    from toolkit.account import DataAccount
     from toolkit.errors import Problem
-    from toolkit.progress import DataPrepared, RunResult
+    from toolkit.progress import RunResult
     from toolkit.rehearsal import StandIn
 
 NARROW = 24
 """Columns that words beside a name must have; with fewer they go below it."""
+SAMPLE_LINES = 3
+"""Of a finished model's text that the end of a run shows."""
 ENDLESS = 10_000
 """The width of what is no terminal: nothing wraps there, so that `grep` finds whole lines."""
 
@@ -82,7 +83,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         return
     for row in cells:
         first = "".join(f"{cell:<{width}}  " for cell, width in zip(row, widths, strict=False))
-        last = textwrap.wrap(row[-1], room, break_on_hyphens=False) or [""]
+        last = wrapped(row[-1], room)
         text(f"\n{' ' * indent}".join([first + last[0], *last[1:]]).rstrip())
 
 
@@ -128,60 +129,22 @@ def terminal_width() -> int:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else ENDLESS
 
 
-def prepared(event: DataPrepared) -> dict[str, str]:
-    """The account of the data in words: what went in, where it went, and what the steps mean."""
-    account = event.account
-    train, held_out = account.train, account.validation
-    splits = [split for split in (train, held_out) if split]
-    documents, tokens, dropped = (
-        sum(getattr(split, name) for split in splits) for name in ("documents", "tokens", "tokens_dropped")
-    )
-    held = held_out.tokens_in_blocks if held_out else 0
-    return {
-        "documents": _documents(account, documents),
-        "tokens": f"{tokens:,} = {train.tokens_in_blocks:,} trained + {held:,} held out + {dropped:,} dropped",
-        "blocks": f"{train.blocks:,} of {account.block_size:,} tokens; padding {train.padding:.1%}",
-        **_special_tokens(account),
-        "ends": f"{train.ends_learned:,} of {train.documents:,} document ends are learned",
-        "steps": f"{event.total_steps:,} of {event.tokens_per_step:,} tokens: {event.epochs:.3g} "
-        f"{'pass' if event.epochs == 1 else 'passes'} over the training tokens",
-    }
-
-
-def _special_tokens(account: DataAccount) -> dict[str, str]:
-    found: Counter[str] = Counter()
-    for split in (account.train, account.validation):
-        found.update(split.special_tokens if split else {})
-    counts = ", ".join(f"{times:,} {token}" for token, times in found.most_common(5))
-    return {"special": f"tokens written in the text and read as such: {counts}"} if found else {}
-
-
-def _documents(account: DataAccount, documents: int) -> str:
-    words = f"{documents:,}"
-    if account.validation:
-        words += f" ({account.train.documents:,} trained, {account.validation.documents:,} held out)"
-    splits = [split for split in (account.train, account.validation) if split]
-    if cut := sum(split.documents_cut for split in splits):
-        words += f"; {cut:,} of them cut off at an end token in the text"
-    if empty := sum(split.empty_documents for split in splits):
-        words += f"; {empty:,} empty ones left out"
-    return words
-
-
 def result(result: RunResult, *, rehearsed: bool) -> None:
     """Write what a run has reached, where its model lies and how to load it."""
     text()
     text(_headline(result, rehearsed=rehearsed))
-    entries: dict[str, Any] = {}
-    if result.eval_loss is not None and result.perplexity is not None:
-        entries["validation"] = f"loss {result.eval_loss:.4f}, perplexity {result.perplexity:,.2f}"
-    entries["trained"] = f"{result.steps:,} steps, {result.tokens_seen:,} tokens, {duration(result.seconds)}"
-    planned, peak = result.planned_memory_bytes, gigabytes(result.peak_memory_bytes)
-    entries["memory"] = f"planned {gigabytes(planned)}, peak {peak}" if planned else f"peak {peak}"
-    if not result.memory_was_short:
-        entries["memory"] += "; there was room, so what was freed was kept for the next step"
+    entries: dict[str, Any] = reached(
+        steps=result.steps,
+        tokens_seen=result.tokens_seen,
+        seconds=result.seconds,
+        eval_loss=result.eval_loss,
+        perplexity=result.perplexity,
+        peak_memory_bytes=result.peak_memory_bytes,
+        planned_memory_bytes=result.planned_memory_bytes,
+        memory_was_short=result.memory_was_short,
+    )
     if result.sample:
-        entries["it writes"] = result.sample.strip()
+        entries["it writes"] = beginning(result.sample, min(terminal_width(), 100) - len("it writes  "))
     if result.model_folder:
         entries["model"] = result.model_folder
     if not rehearsed:
@@ -210,32 +173,40 @@ def not_tested(stand_ins: Iterable[StandIn], name: str) -> None:
     text(f"  toolkit recipe plan {name}")
 
 
+def reached(
+    *,
+    steps: int,
+    tokens_seen: int,
+    seconds: float,
+    eval_loss: float | None,
+    perplexity: float | None,
+    peak_memory_bytes: int,
+    planned_memory_bytes: int | None,
+    memory_was_short: bool,
+) -> dict[str, str]:
+    """The results of a run in words."""
+    entries = {}
+    if eval_loss is not None and perplexity is not None:
+        entries["validation"] = f"loss {formatting.loss(eval_loss)}, perplexity {formatting.perplexity(perplexity)}"
+    counts = (formatting.counted(steps, "step"), formatting.counted(tokens_seen, "token"))
+    entries["trained"] = ", ".join((*counts, formatting.duration(seconds)))
+    entries["memory"] = f"peak {formatting.size(peak_memory_bytes)}"
+    if planned_memory_bytes:
+        entries["memory"] += f"; planned {formatting.size(planned_memory_bytes)}"
+        if peak_memory_bytes > planned_memory_bytes and not memory_was_short:
+            entries["memory"] += " (there was room to spare, so freed memory was kept for reuse)"
+    return entries
+
+
+def beginning(sample: str, width: int) -> str:
+    """The first lines of a text that a model wrote; `run show` and the report have all of it."""
+    lines = [part for line in sample.strip().splitlines() for part in wrapped(line, width)]
+    return "\n".join(lines[:SAMPLE_LINES]) + " ..." * (len(lines) > SAMPLE_LINES)
+
+
 def _headline(result: RunResult, *, rehearsed: bool) -> str:
     if rehearsed:
         return f"Rehearsed: everything works from data to model. What {result.folder} holds is no result."
     if result.already_finished:
         return f"{result.name} was finished before; nothing was changed. Start another beside it with --fresh."
     return f"Finished: {result.name}"
-
-
-def duration(seconds: float) -> str:
-    """A length of time as people say it."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02} s"
-    return f"{minutes // 60} h {minutes % 60:02} min"
-
-
-def gigabytes(size: int) -> str:
-    """A size in memory or on disk."""
-    return f"{size / 1e9:.2f} GB"
-
-
-def magnitude(number: float) -> str:
-    """A count in three digits: 950, 12.3k, 124M."""
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.3g}{unit}"
-    return f"{number:.3g}"

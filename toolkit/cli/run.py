@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from toolkit import formatting
 from toolkit.cli import options, render
 from toolkit.cli.groups import NamingGroup
 
@@ -68,7 +69,6 @@ def show(run: str, runs: Path, as_json: bool) -> None:
     attempts = [_attempt(attempt) for attempt in record["attempts"]]
     if summary["status"] == "running":
         attempts[-1] = attempts[-1].replace("has not said how it ended: killed", "still running")
-    results = {name: _shown(name, value) for name, value in (record["results"] or {}).items() if value is not None}
     entries = {
         "run": summary["name"],
         "recipe": summary["recipe"],
@@ -77,17 +77,32 @@ def show(run: str, runs: Path, as_json: bool) -> None:
         **({"begun at": "step {step:,} of {run} ({folder})".format(**record["parent"])} if "parent" in record else {}),
         **({"grace": f"{record['grace_seconds']} s after SIGTERM"} if "grace_seconds" in record else {}),
         "attempts": "\n".join(attempts) or "none",
-        **{name.replace("_", " "): value for name, value in results.items()},
+        **_results(record),
         "checkpoints": ", ".join(checkpoints) or "none",
         "model": model or "none yet",
     }
     render.pairs(entries)
 
 
-def _shown(name: str, value: object) -> str:
-    if name == "seconds" and isinstance(value, float):
-        return render.duration(value)
-    return f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+def _results(record: dict[str, Any]) -> dict[str, str]:
+    """What a finished run has reached, as `recipe run` told it at its end."""
+    results = record["results"]
+    if not results:
+        return {}
+    return {
+        **render.reached(
+            steps=results["steps"],
+            tokens_seen=results["tokens_seen"],
+            seconds=results["seconds"],
+            eval_loss=results["eval_loss"],
+            perplexity=results["perplexity"],
+            peak_memory_bytes=results["peak_memory_bytes"],
+            planned_memory_bytes=record.get("planned_memory_bytes"),
+            memory_was_short=results["memory_was_short"],
+        ),
+        "parameters": formatting.compact(results["parameters"]),
+        **({"it writes": results["sample"].strip()} if results["sample"] else {}),
+    }
 
 
 def _attempt(attempt: dict[str, Any]) -> str:
@@ -95,7 +110,7 @@ def _attempt(attempt: dict[str, Any]) -> str:
     why = f": {attempt['error']}" if attempt.get("error") else ""
     lost = ""
     if "lost_steps" in attempt:  # known once the run has gone on
-        steps, seconds = attempt["lost_steps"], render.duration(attempt["lost_seconds"])
+        steps, seconds = attempt["lost_steps"], formatting.duration(attempt["lost_seconds"])
         lost = f"; lost {steps:,} steps, {seconds}" if steps else "; nothing lost"
     return f"{attempt['started']} from step {attempt['from_step']:,}; {end}{why}{lost}"
 

@@ -7,20 +7,21 @@ move out of the way of every line; elsewhere `render` does.
 from __future__ import annotations
 
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
+from toolkit import formatting
 from toolkit.cli import render
+from toolkit.cli.lines import filled, phase, progress, told
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from toolkit.progress import Event, Listener, Progressed, StepDone, TrainingStarted
+    from toolkit.progress import Event, Listener, Progressed, StepDone
 
 LEAST_SECONDS = 5.0
 """Where each step shown is a line of its own, the lines are at least this far apart, ..."""
@@ -34,8 +35,6 @@ STATIC_TERMINALS = frozenset({"", "dumb", "unknown", "xterm-color"})
 """Values of TERM where the cursor does not move. IPython's kernel sets the last one for the commands in its cells: in
 Jupyter, Colab, Kaggle and VS Code alike, and not in the terminals that they open."""
 SPINNER = "|/-\\"
-BORDER = re.compile(r"\s*(<\|\w+\|>|</?s>|<[be]os>|\[SEP\]|\[CLS\])\s*")
-"""What a document's border looks like in decoded text."""
 
 
 @contextmanager
@@ -129,7 +128,7 @@ class Bar:
         if self._phase is not None:
             return Text("\n".join(filled([spinner, *phase(self._phase)], self._console.width)))
         if self._step is None:
-            return Text(f"{spinner} {render.duration(elapsed)}")
+            return Text(f"{spinner} {formatting.duration(elapsed)}")
         lines = filled([spinner, *progress(self._step, self._loss)], self._console.width)
         return Text("\n").join([self._bar(self._step.step / self._step.total_steps), Text("\n".join(lines))])
 
@@ -152,72 +151,3 @@ def _live(stream: TextIO) -> Iterator[Listener]:
     bar = Bar(console)
     with Live(bar, console=console, refresh_per_second=4, transient=True):
         yield bar
-
-
-def filled(parts: list[str], width: int) -> list[str]:
-    """Lines of whole parts, two spaces between them."""
-    lines = [parts[0]]
-    for part in parts[1:]:
-        joined = f"{lines[-1]}  {part}"
-        lines = [*lines[:-1], joined] if len(joined) <= width else [*lines, part]
-    return lines
-
-
-def progress(step: StepDone, loss: float | None) -> list[str]:
-    """The numbers of a step, in parts that a line may break between."""
-    parts = [f"step {step.step:,}/{step.total_steps:,}"]
-    if loss is not None:
-        parts.append(f"loss {loss:.4f}")
-    parts.append(f"{render.magnitude(step.tokens_per_second)} tokens/s")
-    parts.append(f"{render.duration(step.remaining_seconds)} left")
-    if step.last_save_step is not None:
-        parts.append(f"saved at {step.last_save_step:,}")
-    return parts
-
-
-def phase(event: Progressed) -> list[str]:
-    """How far a phase has come, in parts that a line may break between."""
-    of_total = f"/{event.total:,}" if event.total is not None else ""
-    parts = [event.phase, f"{event.done:,}{of_total} {event.unit}"]
-    if event.per_second:
-        parts.append(f"{render.magnitude(event.per_second)} {event.unit}/s")
-    if event.remaining_seconds is not None:
-        parts.append(f"{render.duration(event.remaining_seconds)} left")
-    return parts
-
-
-def told(event: Event, width: int = render.ENDLESS) -> list[str]:
-    """The words for everything that is worth a line of its own; steps and saves are not."""
-    from toolkit import progress as events
-
-    match event:
-        case events.Message():
-            return event.text.splitlines()
-        case events.DataPrepared():
-            excerpt = BORDER.sub(r"\n\1\n", " ".join(event.account.excerpt.split()))
-            entries = {**render.prepared(event), "a border": excerpt}
-            return [
-                f"data{', prepared by an earlier run' * event.from_cache}",
-                *render.beside(entries, width, indent=2),
-            ]
-        case events.TrainingStarted():
-            return _started(event)
-        case events.Evaluated():
-            return [f"step {event.step:,}: validation loss {event.eval_loss:.4f}, perplexity {event.perplexity:,.2f}"]
-        case events.Exported(folder=None):
-            return [f"{event.exporter} is done"]
-        case events.Exported():
-            return [f"{event.exporter} wrote {event.folder}"]
-        case _:
-            return []
-
-
-def _started(event: TrainingStarted) -> list[str]:
-    trained = f"{render.magnitude(event.parameters)} parameters"
-    if event.trainable_parameters != event.parameters:
-        trained += f", {render.magnitude(event.trainable_parameters)} of them trained"
-    begin = f"from step {event.resumed_from:,} of" if event.resumed_from is not None else "for"
-    return [
-        f"training {trained}, in {event.precision} on {event.device}",
-        f"{begin} {event.total_steps:,} steps, in {event.folder}",
-    ]

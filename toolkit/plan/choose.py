@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from toolkit import formatting
 from toolkit.api import Change, Chooser, Device, Fidelity
 from toolkit.memory import StrategyChange
 from toolkit.memory_watch import is_ample, own_share
@@ -16,7 +17,7 @@ from toolkit.plan.plan import Plan, plan
 from toolkit.plan.search import AS_FAST, Search
 from toolkit.plan.speed import Rates, measured
 from toolkit.plan.variants import FIDELITIES, Option, with_added, without_choosers
-from toolkit.plan.words import in_gb, in_parameters, listed, named
+from toolkit.plan.words import listed, named
 from toolkit.recipe.document import Path_
 from toolkit.recipe.schema import Component
 from toolkit.resolve import ResolvedRecipe, resolve
@@ -122,15 +123,18 @@ def too_small(search: Search, limit: int, fidelity: Fidelity) -> str:
     """Say what would be needed where nothing fits, and which size of model would fit."""
     least = search.smallest().plan
     words = [
-        f"nothing that may be chosen fits into {in_gb(limit)}: the smallest peak is {in_gb(least.peak_bytes)}, with "
-        f"{listed(least.strategies)}, and {in_gb(limit - search.limit_bytes)} are to stay free"
+        f"nothing that may be chosen fits into {formatting.size(limit)}: the smallest peak is "
+        f"{formatting.size(least.peak_bytes)}, with {listed(least.strategies)}, and "
+        f"{formatting.size(limit - search.limit_bytes)} have to stay free"
     ]
     framework = least.parts["framework"]
     if search.limit_bytes > framework:
         share = (search.limit_bytes - framework) / (least.peak_bytes - framework)
-        words.append(f"a model of about {in_parameters(least.parameters * share)} parameters would fit in this way")
+        words.append(
+            f"a model of about {formatting.compact(least.parameters * share)} parameters would fit in this way"
+        )
     else:
-        words.append(f"the libraries alone take {in_gb(framework)}")
+        words.append(f"the libraries alone take {formatting.size(framework)}")
     if fidelity != FIDELITIES[-1]:
         words.append(f"fidelity: {FIDELITIES[FIDELITIES.index(fidelity) + 1]} allows more")
     return "; ".join(words)
@@ -139,7 +143,7 @@ def too_small(search: Search, limit: int, fidelity: Fidelity) -> str:
 def _why(found: Option, made: Plan, search: Search) -> Iterator[str]:
     """What was chosen, what it costs, and what more memory would allow."""
     names = listed(named(found.added))
-    peak = f"{in_gb(made.peak_bytes)} of {in_gb(made.limit_bytes)}"
+    peak = f"{formatting.size(made.peak_bytes)} of {formatting.size(made.limit_bytes)}"
     yield f"{names}: planned peak {peak}, in the {made.peak_phase} phase"
     seen = [option for option in search.seen.values() if option.plan.peak_bytes > search.limit_bytes]
     fastest = [option for option in seen if option.plan.seconds_per_step < made.seconds_per_step * (1 - AS_FAST)]
@@ -149,7 +153,7 @@ def _why(found: Option, made: Plan, search: Search) -> Iterator[str]:
         faster = made.seconds_per_step / better.plan.seconds_per_step - 1
         needed = int(better.plan.peak_bytes / (1 - SPARE[made.device.kind]))
         names = listed(named(better.added))
-        yield f"a machine with {in_gb(needed)} would be {faster:.0%} faster, with {names}"
+        yield f"a machine with {formatting.size(needed)} would be {faster:.0%} faster, with {names}"
     else:
         yield "more memory would make it no faster"
 

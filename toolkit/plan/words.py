@@ -22,16 +22,3 @@ def named(parts: Iterable[Component]) -> tuple[str, ...]:
 def listed(names: Iterable[str]) -> str:
     """Names one after the other."""
     return ", ".join(names) or "no strategy"
-
-
-def in_gb(size: float) -> str:
-    """Bytes as people say them."""
-    return f"{size / 1e9:.2f} GB" if abs(size) < 1e10 else f"{size / 1e9:.1f} GB"
-
-
-def in_parameters(count: float) -> str:
-    """A size of model as people say it: 1.3B, 124M, 950K."""
-    for size, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if count >= size:
-            return f"{float(f'{count / size:.3g}'):g}{suffix}"
-    return f"{count:.0f}"

@@ -1,0 +1,127 @@
+"""The words for what happens in a run, line by line; `watch` shows them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from toolkit import formatting
+from toolkit.cli import render
+
+if TYPE_CHECKING:
+    from toolkit.account import DataAccount
+    from toolkit.progress import DataPrepared, Event, Progressed, StepDone, TrainingStarted
+
+BORDER = re.compile(r"\s*(<\|\w+\|>|</?s>|<[be]os>|\[SEP\]|\[CLS\])\s*")
+"""What a document's border looks like in decoded text."""
+
+
+def filled(parts: list[str], width: int) -> list[str]:
+    """Lines of whole parts, two spaces between them."""
+    lines = [parts[0]]
+    for part in parts[1:]:
+        joined = f"{lines[-1]}  {part}"
+        lines = [*lines[:-1], joined] if len(joined) <= width else [*lines, part]
+    return lines
+
+
+def progress(step: StepDone, loss: float | None) -> list[str]:
+    """The numbers of a step, in parts that a line may break between."""
+    parts = [f"step {step.step:,}/{step.total_steps:,}"]
+    if loss is not None:
+        parts.append(f"loss {formatting.loss(loss)}")
+    parts.append(f"{formatting.compact(step.tokens_per_second)} tokens/s")
+    parts.append(f"{formatting.duration(step.remaining_seconds)} left")
+    if step.last_save_step is not None:
+        parts.append(f"saved at {step.last_save_step:,}")
+    return parts
+
+
+def phase(event: Progressed) -> list[str]:
+    """How far a phase has come, in parts that a line may break between."""
+    of_total = f"/{event.total:,}" if event.total is not None else ""
+    parts = [event.phase, f"{event.done:,}{of_total} {event.unit}"]
+    if event.per_second:
+        parts.append(f"{formatting.compact(event.per_second)} {event.unit}/s")
+    if event.remaining_seconds is not None:
+        parts.append(f"{formatting.duration(event.remaining_seconds)} left")
+    return parts
+
+
+def told(event: Event, width: int = render.ENDLESS) -> list[str]:
+    """The words for everything that is worth a line of its own; steps and saves are not."""
+    from toolkit import progress as events
+
+    match event:
+        case events.Message():
+            return event.text.splitlines()
+        case events.DataPrepared():
+            excerpt = BORDER.sub(r"\n\1\n", " ".join(event.account.excerpt.split()))
+            entries = {**_prepared(event), "a border": excerpt}
+            return [
+                f"data{', prepared by an earlier run' * event.from_cache}",
+                *render.beside(entries, width, indent=2),
+            ]
+        case events.TrainingStarted():
+            return _started(event)
+        case events.Evaluated():
+            loss, perplexity = formatting.loss(event.eval_loss), formatting.perplexity(event.perplexity)
+            return [f"step {event.step:,}: validation loss {loss}, perplexity {perplexity}"]
+        case events.Exported(folder=None):
+            return [f"{event.exporter} is done"]
+        case events.Exported():
+            return [f"{event.exporter} wrote {event.folder}"]
+        case _:
+            return []
+
+
+def _started(event: TrainingStarted) -> list[str]:
+    trained = f"{formatting.compact(event.parameters)} parameters"
+    if event.trainable_parameters != event.parameters:
+        trained += f", {formatting.compact(event.trainable_parameters)} of them trained"
+    begin = f"from step {event.resumed_from:,} of" if event.resumed_from is not None else "for"
+    return [
+        f"training {trained}, in {event.precision} on {event.device}",
+        f"{begin} {formatting.counted(event.total_steps, 'step')}, in {event.folder}",
+    ]
+
+
+def _prepared(event: DataPrepared) -> dict[str, str]:
+    """The account of the data in words: what went in, where it went, and what the steps mean."""
+    account = event.account
+    train, held_out = account.train, account.validation
+    splits = [split for split in (train, held_out) if split]
+    documents, tokens, dropped = (
+        sum(getattr(split, name) for split in splits) for name in ("documents", "tokens", "tokens_dropped")
+    )
+    held = held_out.tokens_in_blocks if held_out else 0
+    passes = f"{event.epochs:.3g} {'pass' if event.epochs == 1 else 'passes'}"
+    return {
+        "documents": _documents(account, documents),
+        "tokens": f"{tokens:,} = {train.tokens_in_blocks:,} trained + {held:,} held out + {dropped:,} dropped",
+        "blocks": f"{train.blocks:,} of {account.block_size:,} tokens; padding {train.padding:.1%}",
+        **_special_tokens(account),
+        "ends": f"{train.ends_learned:,} of {train.documents:,} document ends are learned",
+        "steps": f"{event.total_steps:,} of {event.tokens_per_step:,} tokens: {passes} over the training tokens",
+    }
+
+
+def _special_tokens(account: DataAccount) -> dict[str, str]:
+    found: Counter[str] = Counter()
+    for split in (account.train, account.validation):
+        found.update(split.special_tokens if split else {})
+    counts = ", ".join(f"{times:,} {token}" for token, times in found.most_common(5))
+    return {"special": f"tokens written in the text and read as such: {counts}"} if found else {}
+
+
+def _documents(account: DataAccount, documents: int) -> str:
+    words = f"{documents:,}"
+    if account.validation:
+        words += f" ({account.train.documents:,} trained, {account.validation.documents:,} held out)"
+    splits = [split for split in (account.train, account.validation) if split]
+    if cut := sum(split.documents_cut for split in splits):
+        words += f"; {cut:,} of them cut off at an end token in the text"
+    if empty := sum(split.empty_documents for split in splits):
+        words += f"; {empty:,} empty ones left out"
+    return words

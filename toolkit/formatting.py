@@ -1,0 +1,62 @@
+"""Numbers as people read them. One form a quantity, in messages, tables and the report; JSON has the raw values."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+MOST_PERPLEXITY = 1e6
+"""Guessing evenly has the vocabulary's size, at most a few hundred thousand; above this the digits mean nothing."""
+
+
+def size(of_bytes: float) -> str:
+    """Bytes in three digits, in decimal units: 4.02 GB, 727 MB, 9.62 kB."""
+    number, unit = _scaled(of_bytes, ((1e12, " TB"), (1e9, " GB"), (1e6, " MB"), (1e3, " kB")))
+    if not unit:
+        return counted(round(number), "byte")
+    return f"{number:#.3g}".rstrip(".") + unit
+
+
+def compact(number: float) -> str:
+    """A count in three digits: 950, 9,500, 12.3k, 124M, 1.3B."""
+    if abs(number) < 9_999.5:
+        return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
+    scaled, unit = _scaled(number, ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")))
+    return f"{scaled:.0f}{unit}" if scaled >= 100 else f"{scaled:.3g}{unit}"
+
+
+def counted(number: int, noun: str) -> str:
+    """An exact count of things: 1 step, 1,000 steps."""
+    return f"{number:,} {noun}" + "s" * (number != 1)
+
+
+def duration(seconds: float) -> str:
+    """A length of time in its two largest units: 260 ms, 5.2 s, 3 min 13 s, 5 h 12 min, 3 d 4 h."""
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.3g} ms" if seconds > 0 else "0 s"
+    if seconds < 59.5:
+        return f"{seconds:.2g} s"
+    units = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+    rounded = round(seconds)
+    large, small = next(pair for pair in itertools.pairwise(units) if rounded >= pair[0][1])
+    rest = rounded % large[1] // small[1]
+    return f"{rounded // large[1]} {large[0]}" + (f" {rest} {small[0]}" if rest else "")
+
+
+def loss(value: float) -> str:
+    """A loss in nats per token."""
+    return f"{value:.4f}"
+
+
+def perplexity(value: float) -> str:
+    """A perplexity in the digits that mean something: 22.72, 412.3, 60,300."""
+    if value >= MOST_PERPLEXITY:
+        return "above a million"
+    if value >= 999.95:
+        return f"{float(f'{value:.3g}'):,.0f}"
+    return f"{value:.{2 if value < 99.995 else 1}f}"
+
+
+def _scaled(number: float, units: Sequence[tuple[float, str]]) -> tuple[float, str]:
+    """The number in its unit, the largest of which it has at least one once it is rounded to three digits."""
+    return next(((number / scale, unit) for scale, unit in units if abs(number) >= 0.9995 * scale), (number, ""))
