@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from toolkit import documents, packing
-from toolkit.api import Dataset, Exporter, Memory, Model, Objective, Progress, RunContext, Tokenizer
+from toolkit.api import Dataset, Exporter, Memory, Model, Objective, Progress, RunContext, Tokenizer, highest_id
 from toolkit.errors import OptionError, PluginError, RecipeError, UnavailableError
 from toolkit.packing import PackedData
 from toolkit.recipe.document import Path_, dotted
@@ -195,10 +195,10 @@ def _check_fit(
 ) -> None:
     """Find out now what would otherwise be an index error, or a silent leak, in the middle of the run."""
     rows = cast(int, model.get_input_embeddings().num_embeddings)
-    if len(tokenizer) > rows:
+    if (needed := highest_id(tokenizer) + 1) > rows:
         raise recipe.error(
-            f"the tokenizer has {len(tokenizer):,} tokens and the model's embedding has {rows:,} rows; "
-            f"take the model's own tokenizer, or a model from scratch (gpt2, llama)",
+            f"the tokenizer needs an embedding of {needed:,} rows and the model's has {rows:,}; take the model's own "
+            f"tokenizer, or a model from scratch (gpt2, llama)",
             ("tokenizer",),
         )
     positions = getattr(model.config, "max_position_embeddings", None)
@@ -210,7 +210,7 @@ def _check_fit(
         )
     with refusals_placed(recipe, ("objective",)):
         collate = objective.collator(tokenizer)
-        _check_batch(collate, model, objective.document_end(tokenizer))
+        _check_batch(collate, model, objective.document_end(tokenizer), known=needed)
 
 
 def check_exporters(recipe: Recipe, model: PreTrainedModel, context: RunContext) -> None:
@@ -232,17 +232,23 @@ def checked_loss(resolved: ResolvedRecipe, model: PreTrainedModel, context: RunC
     return loss
 
 
-def _check_batch(collate: Any, model: PreTrainedModel, end: tuple[int, ...]) -> None:
+def _check_batch(collate: Any, model: PreTrainedModel, end: tuple[int, ...], *, known: int) -> None:
     """The model has to take all that is in a batch; and to keep documents apart where positions start again.
 
     Not every architecture reads a mask out of the positions, and one that does not says nothing: ask the model.
+
+    Args:
+        collate: the objective's collator.
+        model: as it was built.
+        end: what closes a document.
+        known: the tokens below this id exist.
     """
     import numpy
     import torch
 
     from toolkit.without_effect import check_batch
 
-    words = [token for token in range(12) if token not in end][:8]
+    words = [token for token in range(min(known, 12)) if token not in end][:8]
     first, second = [*words, *end], words[::-1]
     batch = collate([{"input_ids": numpy.array(first + second), "seed": 0}])
     check_batch(batch, model)

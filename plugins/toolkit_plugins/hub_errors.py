@@ -41,6 +41,8 @@ class Repo:
 
     path: str
     commit: str | None
+    files: frozenset[str] | None = None
+    """The names of its files; None where the Hub does not tell."""
 
 
 def look_up(path: str, *, kind: Kind, revision: str | None) -> Repo:
@@ -60,7 +62,7 @@ def look_up(path: str, *, kind: Kind, revision: str | None) -> Repo:
                 repo_type=kind,
                 revision=revision,
                 timeout=PATIENCE_SECONDS,
-                expand=["sha", "gated"],  # type: ignore[arg-type] # a list is documented, and one literal declared
+                expand=["sha", "gated", "siblings"],  # type: ignore[arg-type] # a list is documented, and one literal declared
             )
         except Exception as error:
             if _is_unreachable(error):
@@ -69,7 +71,8 @@ def look_up(path: str, *, kind: Kind, revision: str | None) -> Repo:
         if info.gated:
             _knock(api, path, kind)
         _remember(api, path, kind, revision)
-    return Repo(path, info.sha)
+    siblings = getattr(info, "siblings", None)  # a mirror may leave them out
+    return Repo(path, info.sha, frozenset(file.rfilename for file in siblings) if siblings else None)
 
 
 def _remember(api: HfApi, path: str, kind: Kind, revision: str | None) -> None:
@@ -129,7 +132,9 @@ def _explanation(error: Exception, path: str, *, kind: Kind, revision: str | Non
         if isinstance(cause, RepositoryNotFoundError):
             return _missing(path, kind)
         if isinstance(cause, HFValidationError):
-            return OptionError(f"{path!r} cannot be the name of a {kind} on the Hub", option="path")
+            return OptionError(
+                f"{path!r} cannot be the name of a {kind} on the Hub, and there is no such folder", option="path"
+            )
         if isinstance(cause, HfHubHTTPError):
             return _refused(cause.response.status_code, path, kind)
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from pydantic import Field, PrivateAttr
 
 from toolkit.api import Model, OptionError, RunContext, UnavailableError
-from toolkit_plugins.hub_errors import explained, look_up
-from toolkit_plugins.model.sizes import TINY, vocabulary_size
+from toolkit_plugins.library_errors import reading
+from toolkit_plugins.model.loading import (
+    from_config,
+    language_model,
+    load,
+    note_new_tokens,
+    resize,
+    without_unused_settings,
+    without_weights,
+)
+from toolkit_plugins.model.sizes import vocabulary_size
+from toolkit_plugins.model.small import shrunk, stand_in
+from toolkit_plugins.repository_files import Repository, check_config, check_weights, find
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 FIRST_POSITION_AFTER_PADDING = {
     "camembert",
@@ -29,12 +39,17 @@ FIRST_POSITION_AFTER_PADDING = {
     "xlm-roberta-xl",
 }
 """Models that number positions from pad_token_id + 1, as fairseq did, and so have fewer than their table's rows."""
+CAUSALITY_TOLERANCE = 1e-5
+"""Share of the logits' spread by which later tokens may change earlier logits: rounding, and nothing else."""
+CONFIG_ERRORS = (OSError, ValueError, KeyError, ImportError)
+"""What a class of transformers raises about its config, and not about tensors that have no values."""
 
 
 class PretrainedModel(Model):
     """Go on from published weights: those of a Hub repository, or of a folder that `save_pretrained` wrote.
 
-    Weights are read from safetensors alone and no code of the repository is run.
+    Weights are read from safetensors alone and no code of the repository is run. Of a multimodal model, the language
+    model is trained alone, and without the rest.
     """
 
     path: str
@@ -43,6 +58,11 @@ class PretrainedModel(Model):
     """Branch, tag or commit of the repository. A commit makes the start the same for ever."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Set all of the model's dropouts to this; if not given, they are as published."""
+    resize_embeddings: bool = False
+    """Give tokens that the model does not know rows in its embedding and its head, each the mean of the old rows
+    (https://nlp.stanford.edu/~johnhew/vocab-expansion.html), instead of refusing the tokenizer."""
+    allow_missing_weights: bool = False
+    """Start weights that the checkpoint lacks at random, such as the head of another task, instead of refusing it."""
 
     _small: bool = PrivateAttr(default=False)
 
@@ -57,10 +77,11 @@ class PretrainedModel(Model):
         if self._small:
             model = self._build_small(tokenizer, run)
         else:
-            config, where = self._config()
-            self._check_positions(config, run)
-            self._check_vocabulary(config, tokenizer, run)
-            model = self._load(config, where, run)
+            config, repository = self._checked(tokenizer, run)
+            model = self._load(config, repository, run)
+            if added := self._added_tokens(model.config, tokenizer):
+                resize(model, added)
+                run.log.info("%s new tokens start at the mean of %s's embedding", len(added), self.path)
         if run.task == "causal-lm":
             self._check_causal(model)
             if getattr(model, "loss_type", "") is None:
@@ -71,78 +92,121 @@ class PretrainedModel(Model):
         """Build from the config alone: weights are not downloaded, and a bidirectional one is not found out."""
         if self._small:
             return self._build_small(tokenizer, run)
-        config, _ = self._config()
-        self._check_positions(config, run)
-        self._check_vocabulary(config, tokenizer, run)
-        with self._refusals():
-            return self._from(config, run)
+        config, repository = self._checked(tokenizer, run)
+        text = config.get_text_config()
+        added = self._added_tokens(text, tokenizer)
+        text.vocab_size += len(added)
+        with self._reading(repository, errors=CONFIG_ERRORS):
+            model = from_config(text, run)
+        note_new_tokens(model, added)
+        return model
 
-    def _config(self) -> tuple[PreTrainedConfig, dict[str, Any]]:
-        """The config, and where the weights are: keyword arguments for `from_pretrained`."""
+    def _checked(self, tokenizer: PreTrainedTokenizerBase, run: RunContext) -> tuple[PreTrainedConfig, Repository]:
+        """The config and the repository, when all is well as far as it can be known without loading weights."""
+        config, repository = self._config()
+        text = config.get_text_config()
+        self._check_positions(text, run)
+        self._check_vocabulary(text, tokenizer, run)
+        check_weights(repository)
+        return config, repository
+
+    def _config(self) -> tuple[PreTrainedConfig, Repository]:
+        """The config, and where it and the weights are."""
         from transformers import AutoConfig
 
-        with self._refusals():
-            if Path(self.path).is_dir():
-                where: dict[str, Any] = {"local_files_only": True}
-            else:
-                commit = look_up(self.path, kind="model", revision=self.revision).commit
-                # No commit: the Hub cannot be asked, and the cache is all there is.
-                where = {"revision": commit or self.revision, "local_files_only": commit is None}
-            config: PreTrainedConfig = AutoConfig.from_pretrained(self.path, trust_remote_code=False, **where)
+        repository = find(self.path, revision=self.revision)
+        check_config(repository)
+        with self._reading(repository, "the config"):
+            config: PreTrainedConfig = AutoConfig.from_pretrained(
+                self.path, trust_remote_code=False, **repository.where
+            )
+            text = config.get_text_config()
+            values = text.to_dict()
+        if text.is_encoder_decoder or config.is_encoder_decoder:
+            raise self._refusal(
+                f"it is an encoder-decoder ({config.model_type}), whose decoder expects what an encoder has read; take "
+                f"a model that is a decoder (gpt2, llama) or an encoder (bert) alone"
+            )
+        if getattr(text, "vocab_size", None) is None:
+            raise self._refusal(f"a {config.model_type} is no language model: its config has no vocab_size")
+        if quantized := getattr(config, "quantization_config", None) or getattr(text, "quantization_config", None):
+            how = quantized.get("quant_method") if isinstance(quantized, Mapping) else None
+            raise self._refusal(
+                f"its weights are quantized ({how or 'its config has a quantization_config'}) and cannot be trained; "
+                f"take the model that they were made from, with the memory strategy qlora if it has to be small"
+            )
         if self.dropout is not None:
-            for name, value in config.to_dict().items():
+            for name, value in values.items():
                 if re.search("dropout|pdrop", name) and type(value) in (int, float):
-                    setattr(config, name, self.dropout)
-        return config, where
+                    setattr(text, name, self.dropout)
+        return config, repository
 
-    def _load(self, config: PreTrainedConfig, where: dict[str, Any], run: RunContext) -> PreTrainedModel:
-        import torch
-
-        with self._refusals():
-            model: PreTrainedModel
-            model, report = _auto_class(run).from_pretrained(
-                self.path,
-                config=config,
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                **where,
-            )
-        # For an adapter, which names the weights that it belongs to.
-        model.base_revision = where.get("revision")  # type: ignore[assignment]  # a note on the module, for lora
-        if missing := sorted(report["missing_keys"]):
-            run.log.info(
-                "%s has no weights for %s (%s in all), so these start at random", self.path, missing[0], len(missing)
-            )
+    def _load(self, config: PreTrainedConfig, repository: Repository, run: RunContext) -> PreTrainedModel:
+        text = config.get_text_config()
+        with self._reading(repository):
+            if text is not config:
+                alone = without_weights(text, run)  # fails for one without a head, before anything is loaded
+            model, report = load(self.path, config, run, **repository.where)
+        self._check_complete(model, report, run)
         if unset := without_unused_settings(getattr(model, "generation_config", None)):
             run.log.info(
                 "%s sets %s for generating, which do nothing beside its other settings and cannot be saved: left out",
                 self.path,
                 ", ".join(unset),
             )
-        return model
+        if text is config:
+            # For an adapter, which names the weights that it belongs to.
+            model.base_revision = repository.where.get("revision")  # type: ignore[assignment]  # a note, for lora
+            return model
+        if (language := language_model(model, alone)) is None:
+            raise self._refusal(f"the language model of a {config.model_type} cannot be taken out of it")
+        run.log.info("%s is multimodal: its language model is trained, without the rest", self.path)
+        return language
 
-    def _from(self, config: PreTrainedConfig, run: RunContext) -> PreTrainedModel:
-        """A model with weights of the type that `_load` gives them, whatever was published."""
-        import torch
-
-        model: PreTrainedModel = _auto_class(run).from_config(config, dtype=torch.float32)
-        return model
+    def _check_complete(self, model: PreTrainedModel, report: Mapping[str, Any], run: RunContext) -> None:
+        """Refuse a checkpoint that leaves weights of the model at random."""
+        name = type(model).__name__
+        if mismatched := sorted(report["mismatched_keys"]):
+            weight, has, needs = mismatched[0]
+            raise self._refusal(
+                f"its config.json is not that of its weights: {weight} has the shape {tuple(has)}, and {tuple(needs)} "
+                f"by the config ({len(mismatched)} such); fetch both again"
+            )
+        # Buffers are computed, and what takes no gradient is no weight.
+        trained = {key for key, value in model.named_parameters(remove_duplicate=False) if value.requires_grad}
+        missing = sorted(trained.intersection(report["missing_keys"]))
+        unread = _listed(sorted(report["unexpected_keys"]))
+        if not missing:
+            if unread:
+                run.log.info("%s has weights that %s does not read: %s", self.path, name, unread)
+        elif self.allow_missing_weights:
+            run.log.info("%s has no weights for %s: these start at random", self.path, _listed(missing))
+        else:
+            raise self._refusal(
+                f"it has no weights for {_listed(missing)} of {name}, which would start at random"
+                + (f" (and has {unread}, which {name} does not read)" if unread else "")
+                + f"; take a checkpoint that was trained for {run.task}, or set allow_missing_weights: true"
+            )
 
     def _build_small(self, tokenizer: PreTrainedTokenizerBase, run: RunContext) -> PreTrainedModel:
+        repository = find(self.path, revision=self.revision)
         try:
-            config, _ = self._config()
+            config, repository = self._config()
+            config = config.get_text_config()
         except UnavailableError:
-            config = _stand_in(run)
+            if not repository.is_remote:
+                raise
+            config = stand_in(run)
             run.log.info(
                 "the Hub cannot be reached for the config of %s, so a tiny %s stands in for it",
                 self.path,
                 config.model_type,
             )
         self._check_positions(config, run)
-        with self._refusals():
-            model = self._from(shrunk(config, tokenizer), run)
+        if not repository.is_remote:  # the Hub is asked for nothing but the config
+            check_weights(repository)
+        with self._reading(repository):
+            model = from_config(shrunk(config, tokenizer), run)
         model.name_or_path = self.path  # where an adapter's base is to be found
         return model
 
@@ -161,9 +225,10 @@ class PretrainedModel(Model):
 
     def _check_vocabulary(self, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, run: RunContext) -> None:
         has, needs = config.vocab_size, vocabulary_size(tokenizer)
-        if needs > has:
+        if needs > has and not self.resize_embeddings:
             raise OptionError(
-                f"{self.path} knows {has:,} tokens and the tokenizer has {needs:,}; take the model's own: "
+                f"{self.path} knows {has:,} tokens and the tokenizer has {needs:,}; if it is the model's own, or one "
+                f"with tokens added, set the model's resize_embeddings: true; else take the model's own: "
                 f"tokenizer: {{plugin: pretrained, path: {self.path}}}",
                 option="path",
             )
@@ -176,94 +241,37 @@ class PretrainedModel(Model):
                 f"{needs:,}",
             )
 
+    def _added_tokens(self, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> range:
+        """The ids of the tokens that the embedding has to be made larger for."""
+        return range(config.vocab_size, max(config.vocab_size, vocabulary_size(tokenizer)))
+
     def _check_causal(self, model: PreTrainedModel) -> None:
         """Refuse a model that sees the tokens it is to predict: BERT loads with this head, and learns to copy."""
         import torch
 
-        ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 0]])
+        known = cast(int, model.get_input_embeddings().num_embeddings)
+        ids = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3, 8, 9, 10, 11]]) % known
         training = model.training
         with torch.no_grad():
-            earlier = model.train(False)(input_ids=ids).logits[:, :3]
+            earlier = model.train(False)(input_ids=ids, use_cache=False).logits[:, :4].float()
         model.train(training)
-        if not torch.allclose(earlier[0], earlier[1], atol=1e-3):
+        change, spread = (earlier[0] - earlier[1]).abs().max(), earlier.max() - earlier.min()
+        if change > CAUSALITY_TOLERANCE * spread:
             raise OptionError(
                 f"{self.path} looks at the tokens on both sides, so it cannot learn to predict the next one; "
                 f"take the objective masked-lm",
                 option="path",
             )
 
-    @contextmanager
-    def _refusals(self) -> Iterator[None]:
-        """Say what the Hub and transformers find wrong with this repository, as a problem of `path`."""
-        try:
-            with explained(self.path, kind="model", revision=self.revision):
-                yield
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).split("\n")[0].partition(". ")[0].strip()
-            if "custom code" in str(error) or "trust_remote_code" in str(error):
-                reason = "it comes with code of its own, which the toolkit does not run"
-            elif "safetensors" in str(error):
-                reason = "it has no weights in the safetensors format"
-            elif "Unrecognized configuration class" in str(error):
-                reason = "its architecture has no head for this objective"
-            raise OptionError(f"{self.path} cannot be used: {reason}", option="path") from error
+    def _reading(
+        self, repository: Repository, what: str = "the model", errors: tuple[type[Exception], ...] = (Exception,)
+    ) -> AbstractContextManager[None]:
+        return reading(repository, revision=self.revision, what=what, errors=errors)
+
+    def _refusal(self, message: str) -> OptionError:
+        return OptionError(f"{self.path} cannot be used: {message}", option="path")
 
 
-def without_unused_settings(config: GenerationConfig | None) -> list[str]:
-    """Unset what transformers ignores when generating and refuses to save, and return the names.
-
-    Old models have a temperature beside `do_sample: false`. They load, but their changed copies cannot be saved.
-    """
-    if config is None:
-        return []
-    try:
-        config.validate(strict=True)
-    except ValueError as error:
-        unused = re.findall(r"^- `(\w+)`: ", str(error), re.MULTILINE)
-        for name in unused:
-            setattr(config, name, None)
-        config.validate(strict=True)
-        return unused
-    return []
-
-
-def _auto_class(run: RunContext) -> Any:
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
-
-    return AutoModelForCausalLM if run.task == "causal-lm" else AutoModelForMaskedLM
-
-
-def _stand_in(run: RunContext) -> PreTrainedConfig:
-    from transformers import BertConfig, GPT2Config
-
-    if run.task == "causal-lm":
-        return GPT2Config(n_positions=run.block_size)
-    return BertConfig(max_position_embeddings=run.block_size)
-
-
-def shrunk(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
-    """The config with two layers of 64 and the tokenizer's vocabulary; what it says of each layer is cut to match."""
-    layers = config.num_hidden_layers
-    for name, value in list(config.to_dict().items()):
-        if isinstance(value, list) and len(value) == layers:
-            setattr(config, name, value[: TINY.layers])
-    small = {
-        "num_hidden_layers": TINY.layers,
-        "hidden_size": TINY.width,
-        "num_attention_heads": TINY.heads,
-        "intermediate_size": 2 * TINY.width,
-        "head_dim": TINY.width // TINY.heads,
-        "embedding_size": TINY.width,
-    }
-    for name, value in small.items():
-        if getattr(config, name, None) is not None:
-            setattr(config, name, value)
-    if getattr(config, "num_key_value_heads", None) is not None:
-        config.num_key_value_heads = min(config.num_key_value_heads, TINY.heads)
-    config.vocab_size = vocabulary_size(tokenizer)
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if (token := getattr(tokenizer, name)) is not None:
-            setattr(config, name, token)
-        elif type(published := getattr(config, name, None)) is int and published >= config.vocab_size:
-            setattr(config, name, 0)  # some architectures insist on a token that the tokenizer does not have
-    return config
+def _listed(names: list[str]) -> str:
+    """The first name, and how many more there are."""
+    return "" if not names else names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1:,} more"

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
+USUAL_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "[SEP]")
+"""What end tokens are called."""
+
 
 class CausalLM(Objective):
     """Predict each token from those before it, on blocks packed full with documents that end in a learned EOS."""
@@ -23,7 +26,10 @@ class CausalLM(Objective):
     def document_end(self, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
         """The tokenizer's EOS."""
         if tokenizer.eos_token_id is None:
-            raise OptionError("the tokenizer has no eos_token, so the model could not learn where documents end")
+            raise OptionError(
+                "the tokenizer has no end token, so the model could not learn where documents end; name one of its "
+                f"tokens, or a new one, with the tokenizer's option eos_token{_likely_end(tokenizer)}"
+            )
         return (tokenizer.eos_token_id,)
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[Block]], dict[str, torch.Tensor]]:
@@ -42,6 +48,11 @@ class CausalLM(Objective):
             return batch
 
         return collate
+
+
+def _likely_end(tokenizer: PreTrainedTokenizerBase) -> str:
+    known = tokenizer.get_vocab()
+    return next((f": {end!r}, say, which it has" for end in USUAL_ENDS if end in known), ": '<|endoftext|>', say")
 
 
 def positions_within_documents(input_ids: torch.Tensor, end: int) -> torch.Tensor:

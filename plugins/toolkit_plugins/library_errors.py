@@ -1,0 +1,73 @@
+"""Turns what a library says of a person's model or tokenizer into a sentence with a cure.
+
+What can be seen in the files is found out before, by `repository_files`; this is for all the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from toolkit.api import OptionError, ToolkitError, UnavailableError
+from toolkit_plugins.hub_errors import explained
+from toolkit_plugins.repository_files import Repository
+
+
+@contextmanager
+def reading(
+    repository: Repository, *, revision: str | None, what: str, errors: tuple[type[Exception], ...] = (Exception,)
+) -> Iterator[None]:
+    """Say what a library finds wrong with the files that it reads; what the Hub says goes first.
+
+    To be put around nothing but the library's call: whatever that raises is about the files, but for a lack of memory.
+
+    Args:
+        repository: whose files they are.
+        revision: as the recipe has it.
+        what: is being read, for the message: "the tokenizer".
+        errors: those to explain; fewer where the call may fail for a reason of ours.
+    """
+    try:
+        with explained(repository.path, kind="model", revision=revision):
+            yield
+    except (ToolkitError, MemoryError):
+        raise
+    except errors as error:
+        if "can't allocate memory" in str(error):
+            raise
+        reason = _reason(error)
+        if reason is None and (isinstance(error, ImportError) or "pip install" in str(error)):
+            needs = " ".join(str(error).split())
+            message = f"{what} of {repository.path} needs a package that is not installed: {needs}"
+            raise UnavailableError(message, option="path") from error
+        reason = reason or (
+            f"{type(error).__name__}: {_first_line(error)}; its files are damaged, or do not belong together: fetch "
+            f"them again"
+        )
+        raise OptionError(f"{what} of {repository.path} cannot be used: {reason}", option="path") from error
+
+
+def _reason(error: Exception) -> str | None:
+    """What a library's words mean, for those that are known."""
+    text = str(error)
+    if "trust_remote_code" in text or "custom code" in text:
+        return "it comes with code of its own, which the toolkit does not run"
+    if "Unrecognized configuration class" in text:
+        return "its architecture has no head for this objective"
+    if "does not recognize this architecture" in text:
+        return f"{_first_line(error)}; pip install -U transformers may know it"
+    if "untagged enum" in text or "Unknown tokenizer version" in text:
+        return (
+            f"tokenizer.json is damaged, or of a newer format than the installed tokenizers reads; "
+            f"pip install -U tokenizers transformers ({_first_line(error)})"
+        )
+    if "backend tokenizer" in text:
+        return "there are no tokenizer files that can be read; a model that has tokenizer.json works"
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # huggingface_hub names the check that failed in the first line, and says what it found in the last.
+    line = lines[-1] if lines and "alidation error" in lines[0] else next(iter(lines), type(error).__name__)
+    return line.partition(". ")[0].rstrip(".")

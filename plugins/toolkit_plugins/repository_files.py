@@ -1,0 +1,258 @@
+"""Looks at a model's files before a library reads them, and says in a sentence what is wrong with them.
+
+It knows file names, sizes and headers: which of them a model or a tokenizer consists of, and what people have in their
+place. A repository on the Hub is known by its file names alone; its files' content is checked by the download.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.api import OptionError, UnavailableError
+from toolkit_plugins.hub_errors import look_up
+
+TOKENIZER_JSON = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+MODEL_JSON = ("config.json", "generation_config.json", "adapter_config.json")
+TOKENIZER_FILE = re.compile(r"token|vocab|merges|spiece|sentencepiece|bpe|tekken|\.model$|\.tiktoken$")
+"""What names of files say that a tokenizer is made of them."""
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+LFS_POINTER = b"version https://git-lfs"
+LARGEST_HEADER = 100_000_000
+"""Bytes; safetensors reads no header beyond."""
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A folder, or a repository on the Hub at one commit."""
+
+    path: str
+    """As the recipe has it."""
+    folder: Path | None
+    """Where the files lie; None on the Hub."""
+    names: Collection[str] | None
+    """The files in it; None where the Hub cannot be asked."""
+    where: dict[str, Any]
+    """What `from_pretrained` has to be told to read these very files."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the Hub has it."""
+        return self.folder is None
+
+    def __contains__(self, name: str) -> bool:
+        return self.names is not None and name in self.names
+
+    def named(self, suffix: str) -> list[str]:
+        """The files of its first level whose names end so."""
+        return sorted(name for name in self.names or () if name.endswith(suffix) and "/" not in name)
+
+
+def find(path: str, *, revision: str | None) -> Repository:
+    """The folder of this name, or the repository on the Hub.
+
+    Raises:
+        OptionError: there is neither; or it is a file.
+        UnavailableError: the Hub refuses, or the folder cannot be read.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        try:
+            names = {file.name for file in folder.iterdir() if file.is_file()}
+        except OSError as error:
+            raise UnavailableError(f"cannot read {path}: {error.strerror}", option="path") from error
+        return Repository(path, folder, names, {"local_files_only": True})
+    if folder.is_file():
+        raise OptionError(f"{path} is a file; give the folder that holds the model's files", option="path")
+    if path.startswith((".", "/", "~")):
+        raise OptionError(f"there is no folder {path}", option="path")
+    found = look_up(path, kind="model", revision=revision)
+    # Without a commit the Hub cannot be asked, and the cache is all there is.
+    where = {"revision": found.commit or revision, "local_files_only": found.commit is None}
+    return Repository(path, None, found.files, where)
+
+
+def check_config(repository: Repository) -> None:
+    """Refuse what has no config of a whole model: an adapter, other formats, a folder of folders.
+
+    Raises:
+        OptionError: with the cure.
+        UnavailableError: a file cannot be read.
+    """
+    _check_json(repository, MODEL_JSON)
+    if "adapter_config.json" in repository:
+        raise _problem(repository, _adapter(repository))
+    if repository.names is not None and "config.json" not in repository:
+        raise _problem(repository, _instead_of_a_config(repository))
+
+
+def check_weights(repository: Repository) -> None:
+    """Refuse weights that are missing, cut off, or of a format that is not read.
+
+    Raises:
+        OptionError: with the cure.
+        UnavailableError: a file cannot be read.
+    """
+    if repository.names is None:
+        return
+    if WEIGHTS in repository:
+        shards = [WEIGHTS]
+    elif INDEX in repository:
+        shards = _shards(repository)
+    else:
+        raise _problem(repository, _instead_of_weights(repository))
+    if missing := [shard for shard in shards if shard not in repository]:
+        raise _problem(
+            repository,
+            f"{missing[0]} is missing, one of {len(missing)} out of {len(shards)} files that {INDEX} names; "
+            f"{_again(repository)}",
+        )
+    for shard in shards if repository.folder else ():
+        _check_safetensors(repository, shard)
+
+
+def check_tokenizer(repository: Repository) -> None:
+    """Refuse a repository without a tokenizer, and tokenizer files that are damaged.
+
+    Raises:
+        OptionError: with the cure.
+        UnavailableError: a file cannot be read.
+    """
+    _check_json(repository, (*TOKENIZER_JSON, "config.json"))
+    if repository.names is not None and not any(TOKENIZER_FILE.search(name) for name in repository.names):
+        raise _problem(repository, _instead_of_a_tokenizer(repository))
+
+
+def _check_json(repository: Repository, names: Collection[str]) -> None:
+    for name in names:
+        if repository.folder is None or name not in repository:
+            continue
+        content = _read(repository, name)
+        try:
+            value = json.loads(content.decode("utf-8"))
+        except ValueError as error:
+            found = f"{name} is no JSON: {error}"
+            raise _problem(repository, f"{found}; {_again(repository)}") from error
+        if not isinstance(value, dict):
+            raise _problem(repository, f"{name} holds no JSON object; {_again(repository)}")
+
+
+def _check_safetensors(repository: Repository, name: str) -> None:
+    """Compare the file's size with what its header says: https://huggingface.co/docs/safetensors/index#format."""
+    start = _read(repository, name, limit=8)
+    size = (_folder(repository) / name).stat().st_size
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else LARGEST_HEADER
+    damaged = _problem(repository, f"{name} is damaged: it has no header of safetensors; {_again(repository)}")
+    if length >= LARGEST_HEADER:
+        raise damaged
+    if 8 + length <= size:
+        try:
+            header = json.loads(_read(repository, name, limit=8 + length)[8:])
+            ends = [entry["data_offsets"][1] for tensor, entry in header.items() if tensor != "__metadata__"]
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise damaged from error
+        length += max(ends, default=0)
+    if size < 8 + length:
+        raise _problem(
+            repository, f"{name} is cut off: it has {size:,} bytes of at least {8 + length:,}; {_again(repository)}"
+        )
+
+
+def _read(repository: Repository, name: str, *, limit: int = -1) -> bytes:
+    """The beginning of a file, which is neither empty nor a pointer.
+
+    Raises:
+        OptionError: it is.
+        UnavailableError: it cannot be read.
+    """
+    try:
+        with (_folder(repository) / name).open("rb") as file:
+            content = file.read(limit)
+    except OSError as error:
+        raise UnavailableError(f"cannot read {repository.path}/{name}: {error.strerror}", option="path") from error
+    if not content:
+        raise _problem(repository, f"{name} is empty; {_again(repository)}")
+    if content.startswith(LFS_POINTER[: len(content)]):
+        raise _problem(
+            repository,
+            f"{name} is a git-lfs pointer in place of the file; run git lfs install and git lfs pull in it, or give "
+            f"the repository's name on the Hub as path",
+        )
+    return content
+
+
+def _folder(repository: Repository) -> Path:
+    assert repository.folder is not None, "only what lies here is read"
+    return repository.folder
+
+
+def _shards(repository: Repository) -> list[str]:
+    if repository.folder is None:
+        return []  # the library asks for those that the index names
+    _check_json(repository, (INDEX,))
+    index = json.loads(_read(repository, INDEX)).get("weight_map")
+    if not isinstance(index, dict) or not index:
+        raise _problem(repository, f"{INDEX} names no weights; {_again(repository)}")
+    return sorted(set(map(str, index.values())))
+
+
+def _adapter(repository: Repository) -> str:
+    base = "the model that adapter_config.json names"
+    if repository.folder:
+        base = json.loads(_read(repository, "adapter_config.json")).get("base_model_name_or_path") or base
+    return (
+        f"it holds an adapter, not a model; path: {base} is what it belongs to. To go on from both, merge them first: "
+        f"peft's AutoPeftModelForCausalLM.from_pretrained({repository.path!r}).merge_and_unload() and save_pretrained"
+    )
+
+
+def _instead_of_a_config(repository: Repository) -> str:
+    if repository.folder and (below := sorted(repository.folder.glob("*/config.json"))):
+        return f"it has no config.json, and a folder in it has one; path: {below[-1].parent}"
+    if repository.named(".gguf"):
+        return f"it holds {repository.named('.gguf')[0]}, a format for inference; take the model it was made from"
+    if "params.json" in repository or repository.named(".pth"):
+        return "it holds weights as Meta publishes them; take the repository in the format of transformers (often -hf)"
+    if "model_index.json" in repository:
+        return "it holds a pipeline of diffusers and no language model"
+    return "it has no config.json; a model is a folder as save_pretrained writes it"
+
+
+def _instead_of_a_tokenizer(repository: Repository) -> str:
+    where = "give the tokenizer the path of the model that it was made for"
+    if "trainer_state.json" in repository or "optimizer.pt" in repository:
+        return f"it is a checkpoint of a training, which was saved without its tokenizer; {where} (where it began)"
+    if "adapter_config.json" in repository:
+        return f"it holds an adapter and no tokenizer; {where}"
+    if repository.named("processor_config.json"):
+        return f"it holds the processor of a multimodal model and no tokenizer; {where}"
+    return f"it holds no tokenizer; {where}, or train one with byte-bpe"
+
+
+def _instead_of_weights(repository: Repository) -> str:
+    if pickled := [*repository.named(".bin"), *repository.named(".pth"), *repository.named(".pt")]:
+        copy = f"{repository.path.rstrip('/')}-safetensors"
+        return (
+            f"its weights are pickles ({pickled[0]}), which can carry code, and the toolkit reads safetensors alone. "
+            f'Convert them once: python -c "from transformers import AutoModelForCausalLM as M; '
+            f'M.from_pretrained({repository.path!r}).save_pretrained({copy!r})", and give that folder as path'
+        )
+    if repository.named(".gguf"):
+        return f"it holds {repository.named('.gguf')[0]}, a format for inference; take the model it was made from"
+    if named := [name for name in repository.named(".safetensors") if "adapter" not in name]:
+        return f"it has neither {WEIGHTS} nor {INDEX}; it has {named[0]}, which no index names"
+    return f"it has no weights in the safetensors format: neither {WEIGHTS} nor {INDEX}"
+
+
+def _again(repository: Repository) -> str:
+    return "fetch the file again" if repository.folder else "the repository itself is incomplete"
+
+
+def _problem(repository: Repository, message: str) -> OptionError:
+    return OptionError(f"{repository.path} cannot be used: {message}", option="path")
