@@ -1,7 +1,7 @@
 """README and documentation: their commands run, what they print from files is in the files, their links lead somewhere.
 
 A block of shell commands says in the comment above it what is done with it here: `run: quick` runs in every test run,
-`run: slow` with -m slow after the quick ones and in the same folder, `run: make` in a fresh clone.
+`run: slow` with -m slow after the quick ones and in the same folder, `run: make` and `run: install` in a fresh clone.
 """
 
 import os
@@ -61,7 +61,7 @@ def passed(done: subprocess.CompletedProcess[str]) -> bool:
 
 def test_every_shell_block_of_the_readme_says_how_it_is_run() -> None:
     how = [remark for remark, language, _ in blocks(README) if language == "sh"]
-    assert set(how) == {"run: make", "run: quick", "run: slow"}
+    assert set(how) == {"run: make", "run: install", "run: quick", "run: slow"}
 
 
 def test_the_quick_commands_of_the_readme_run(tmp_path: Path) -> None:
@@ -86,6 +86,7 @@ def test_make_quickstart_in_a_fresh_clone(tmp_path: Path) -> None:
     assert "make quickstart\n" in shell_blocks("make")
     assert passed(run(f"make quickstart PYTHON={shlex.quote(sys._base_executable)}", clone))  # type: ignore[attr-defined]
     assert (clone / "runs/quickstart/model/config.json").is_file()
+    assert all(passed(run(f"source .venv/bin/activate\n{commands}", clone)) for commands in shell_blocks("install"))
     assert passed(run("touch .venv/stays && make quickstart && test -e .venv/stays", clone))
 
 
@@ -140,7 +141,9 @@ def test_something_is_printed_from_files() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_command_exists_with_its_options(document: Path) -> None:
-    for line in re.findall(r"(?:^|`)(toolkit [^`\n]+)", document.read_text(encoding="utf-8"), re.MULTILINE):
+    for line in re.findall(
+        r"(?:^|`)(?:!|python -m )?(toolkit [^`\n]+)", document.read_text(encoding="utf-8"), re.MULTILINE
+    ):
         assert unknown_in(shlex.split(line, comments=True)[1:]) == [], line
 
 
