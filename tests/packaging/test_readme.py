@@ -18,6 +18,9 @@ import pytest
 
 from toolkit.cli.main import toolkit as command_line
 from toolkit.recipe import catalog
+from toolkit.recipe.document import parse
+from toolkit.recipe.schema import ONE
+from toolkit.registry import Registry
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -176,6 +179,15 @@ def test_a_command_that_does_not_exist_would_be_found() -> None:
 def test_every_link_leads_to_a_file(document: Path) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", document.read_text(encoding="utf-8"))
     assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_recipe_may_say_is_valid(document: Path) -> None:
+    """Of plugins that are written out between backticks: `model: {plugin: gpt2, parameters: 30M}`."""
+    registry = Registry.discover()
+    for line in re.findall(rf"`((?:{'|'.join(ONE)}): \{{plugin: [^`]+\}})`", document.read_text(encoding="utf-8")):
+        ((section, options),) = parse(line, document.name).data.items()
+        registry.load(ONE[section], options.pop("plugin")).model_validate(options)
 
 
 def test_the_two_languages_tell_the_same() -> None:
