@@ -9,7 +9,7 @@ from toolkit import processes
 from toolkit.errors import InterruptedRun, OutOfMemoryError, ToolkitError, TrainingError
 from toolkit.recovery import remember_out_of_memory
 from toolkit.run_directory import RunDirectory
-from toolkit.signals import StopRequest
+from toolkit.signals import StopRequest, at_forced_end
 
 
 @contextlib.contextmanager
@@ -21,15 +21,14 @@ def noted(run: RunDirectory, stop: StopRequest) -> Iterator[None]:
         BaseException: whatever ended it.
     """
     try:
-        yield
+        with at_forced_end(lambda reason: _note_end(run, "interrupted", reason)):
+            yield
     except BaseException as error:
         has_lost_one = processes.have_lost_one(error)
         if isinstance(error, OutOfMemoryError):  # in whichever process
             remember_out_of_memory(run, error)
-        if processes.is_first():
-            how = "interrupted" if stop.signal_number is not None else "failed"
-            with contextlib.suppress(OSError):  # a full disk is told by the error itself
-                run.end_attempt(how=how, step=_last_step(run), error=_first_line(error), lost_a_process=has_lost_one)
+        how = "interrupted" if stop.signal_number is not None else "failed"
+        _note_end(run, how, _first_line(error), lost_a_process=has_lost_one)
         if stop.raised and not isinstance(error, InterruptedRun):
             raise stop.raised from error  # a library took it for its own: "Can't load tokenizer", say
         if has_lost_one:
@@ -38,6 +37,12 @@ def noted(run: RunDirectory, stop: StopRequest) -> Iterator[None]:
                 f"{_first_line(error)}. The same command goes on from the last checkpoint"
             ) from error
         raise
+
+
+def _note_end(run: RunDirectory, how: str, error: str, *, lost_a_process: bool = False) -> None:
+    if processes.is_first():
+        with contextlib.suppress(OSError):  # a full disk is told by the error itself
+            run.end_attempt(how=how, step=_last_step(run), error=error, lost_a_process=lost_a_process)
 
 
 def _last_step(run: RunDirectory) -> int:

@@ -127,7 +127,7 @@ class OutOfMemoryError(TrainingError):
 
 
 class InterruptedRun(ToolkitError):  # noqa: N818 - named for what it tells: an interruption, not a failure
-    """A signal stopped the run after its checkpoint was written; `signal_number` is 2 or 15."""
+    """A signal stopped the run after its checkpoint was written; `signal_number` is 1, 2 or 15."""
 
     def __init__(self, message: str, *, signal_number: int) -> None:
         self.signal_number = signal_number

@@ -22,6 +22,14 @@ class Message:
 
 
 @dataclass(frozen=True)
+class AttemptBegun:
+    """The run has a folder, and this process has begun to work on it."""
+
+    log: Path
+    """The file for what is told of the run."""
+
+
+@dataclass(frozen=True)
 class DataPrepared:
     """The tokens are ready; before the first step."""
 
@@ -117,7 +125,17 @@ class Exported:
     folder: Path | None
 
 
-Event = Message | DataPrepared | Progressed | TrainingStarted | StepDone | Evaluated | CheckpointSaved | Exported
+Event = (
+    Message
+    | AttemptBegun
+    | DataPrepared
+    | Progressed
+    | TrainingStarted
+    | StepDone
+    | Evaluated
+    | CheckpointSaved
+    | Exported
+)
 Listener = Callable[[Event], None]
 
 MOST_EVENTS_PER_SECOND = 5

@@ -8,6 +8,7 @@
       data.json          the account of the data
       metrics.jsonl      one line for each logged step, evaluation and save
       samples.jsonl      generated texts, by the `samples` callback
+      run.log            what was told and the steps, as lines with their time, over all attempts
       checkpoints/       checkpoint-STEP/, each with a manifest
       model/             what from_pretrained loads
 
@@ -60,6 +61,11 @@ class RunDirectory:
     def model(self) -> Path:
         """The folder that `from_pretrained` loads, once the run has finished."""
         return self.folder / MODEL
+
+    @property
+    def log(self) -> Path:
+        """What was told of the run, by whoever shows it."""
+        return self.folder / "run.log"
 
     @property
     def record(self) -> dict[str, Any]:

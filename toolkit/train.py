@@ -19,7 +19,7 @@ from toolkit.memory_watch import bytes_to_be_had, own_share
 from toolkit.messages import plugin_messages_told
 from toolkit.plan.choose import NOTHING_CHOSEN, chooser_of, resolve_auto, with_choice
 from toolkit.plan.plan import peak_bytes
-from toolkit.progress import Event, Listener, Message, RunResult
+from toolkit.progress import AttemptBegun, Event, Listener, Message, RunResult
 from toolkit.recovery import has_run_out_of_memory
 from toolkit.resolve import ResolvedRecipe
 from toolkit.run_directory import RunDirectory
@@ -81,6 +81,7 @@ def run(
         with directory.locked() if processes.is_first() else contextlib.nullcontext():
             if directory.status == "finished":
                 return _result(directory, already_finished=True)
+            listener(AttemptBegun(directory.log))
             Attempt(resolved, directory, stop, listener, rehearsal=rehearsal, stop_after=stop_after).run()
             return _result(directory, already_finished=False)
 

@@ -168,7 +168,9 @@ class Disk:
         entries = []
         for relative, identity in self._walk(self.root, Path()):
             content = b"a folder"
-            if identity not in self.names:
+            if relative.name == "run.log":
+                content = b"lines that nothing reads"
+            elif identity not in self.names:
                 content = self.contents[identity].read_bytes()[: cut.get(identity)]
             name = RANDOM_NAME.sub("*", str(relative))
             entries.append(f"{name} {hashlib.sha256(_without_chance(content)).hexdigest()}")

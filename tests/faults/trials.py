@@ -27,6 +27,7 @@ COUNT, KILL, FAIL_ONCE, FAIL_FROM = range(4)
 STATE_OF_TRAINING = ("model.safetensors", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
 OF_THE_ATTEMPT = ("seconds_trained", "evaluation_left_out")
 """Of toolkit_state.json: how long it took, and whether a signal left the last evaluation to the attempt after it."""
+NOT_COMPARED = (memory_watch.FILE, "run.log")
 HALF_REMOVED = "left over: checkpoints/.removing-"
 
 SECTIONS: dict[str, Any] = {
@@ -47,7 +48,7 @@ class End:
     files: dict[str, str]
     """Digests of the model and of the state of training in each checkpoint."""
     names: set[str]
-    """Of all files and folders, but for the readings of memory, which a process that is ended leaves."""
+    """Of all files and folders, but for what a process that is ended leaves: its readings of memory, its log."""
     steps: list[int]
     """Of the checkpoints."""
 
@@ -67,7 +68,7 @@ class End:
             files={
                 str(file.relative_to(run)): sha256(file.read_bytes()).hexdigest() for file in states if file.exists()
             },
-            names={str(path.relative_to(run)) for path in run.rglob("*") if path.name != memory_watch.FILE},
+            names={str(path.relative_to(run)) for path in run.rglob("*") if path.name not in NOT_COMPARED},
             steps=[step for step, _ in checkpoints],
         )
 

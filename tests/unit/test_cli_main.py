@@ -86,6 +86,7 @@ def test_a_misspelt_word_gets_the_nearest(words: list[str], text: str) -> None:
         (TrainingError("the loss is not a number"), 1),
         (UsageError("no such run"), 2),
         (UnavailableError("the disk is full"), 3),
+        (InterruptedRun("step 7 is saved", signal_number=1), 129),
         (InterruptedRun("step 7 is saved", signal_number=2), 130),
         (InterruptedRun("step 7 is saved", signal_number=15), 143),
     ],

@@ -7,6 +7,7 @@ when it runs. So `--help` costs what click costs, and torch starts where trainin
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from importlib import import_module
@@ -14,8 +15,8 @@ from typing import Any
 
 import click
 
-from toolkit import __version__
-from toolkit.cli import render
+from toolkit import __version__, signals
+from toolkit.cli import output, render
 from toolkit.cli.groups import NamingGroup
 from toolkit.errors import ToolkitError
 
@@ -29,8 +30,7 @@ COMMANDS = {
 }
 """Where each command of the first level is, in the order of its help."""
 
-INTERRUPTED = 130
-"""What a shell says of a process that Ctrl-C has stopped: 128 + SIGINT."""
+INTERRUPTED = "interrupted"
 
 
 class LazyGroup(NamingGroup):
@@ -54,9 +54,9 @@ class LazyGroup(NamingGroup):
         except ToolkitError as error:
             render.error(error)
             ctx.exit(error.exit_status)
-        except KeyboardInterrupt:
-            render.note("interrupted")
-            ctx.exit(INTERRUPTED)
+        except KeyboardInterrupt as interrupt:
+            render.note(INTERRUPTED)
+            ctx.exit(128 + getattr(interrupt, "signal_number", signal.SIGINT))
 
 
 @click.group(
@@ -78,11 +78,18 @@ def toolkit() -> None:
 
 def main() -> None:
     """Entry point of the console script."""
+    output.install()
     be_quiet()
-    for stream in (sys.stdout, sys.stderr):
-        # A generated text may hold any character, and the terminal may be an old one.
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # they are text files at this point
-    toolkit(prog_name="toolkit")
+    with signals.ending_the_process(), signals.at_forced_end(_say_at_forced_end):
+        try:
+            toolkit(prog_name="toolkit")
+        except ToolkitError as error:  # of a help text that could not be written: no command has begun
+            render.error(error)
+            sys.exit(error.exit_status)
+
+
+def _say_at_forced_end(reason: str) -> None:
+    render.note(f"error: {reason}" if reason else INTERRUPTED)
 
 
 def be_quiet() -> None:

@@ -200,9 +200,9 @@ def run(
     output, and progress goes to standard error.
 
     Exit status: 0 done, 1 failed, 2 invalid recipe or command, 3 something is missing here (network, device, disk),
-    130 and 143 interrupted with everything saved.
+    129, 130 and 143 interrupted with everything saved.
     """
-    from toolkit.cli.watch import watching
+    from toolkit.cli.run_log import watching_and_logging
 
     if rehearse and (fresh or parent):
         raise UsageError("a rehearsal always starts over, in a folder of its own; leave --fresh and --from out")
@@ -211,7 +211,7 @@ def run(
             f"--name {run_name}: a run's name is the name of a folder in {runs}, without / and leading dots"
         )
     stand_ins: list[StandIn] = []
-    with watching(quiet=quiet, on_standard_error=as_json) as listener:
+    with watching_and_logging(quiet=quiet, on_standard_error=as_json) as listener:
         if rehearse:
             result, stand_ins = _rehearse(
                 name, overrides, plugin_folders, runs=runs, run_name=run_name, listener=listener

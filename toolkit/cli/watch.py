@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
-from toolkit import formatting
+from toolkit import formatting, signals
 from toolkit.cli import render
 from toolkit.cli.lines import filled, phase, progress, told
 
@@ -149,5 +149,8 @@ def _live(stream: TextIO) -> Iterator[Listener]:
 
     console = Console(file=stream, markup=False, highlight=False, emoji=False)
     bar = Bar(console)
-    with Live(bar, console=console, refresh_per_second=4, transient=True):
+    with (
+        Live(bar, console=console, refresh_per_second=4, transient=True) as live,
+        signals.at_forced_end(lambda _: live.stop()),
+    ):
         yield bar

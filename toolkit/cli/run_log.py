@@ -1,0 +1,92 @@
+"""A run's own log, run.log in its folder: messages and steps as plain lines with their time.
+
+It is kept however the command was started, and whatever becomes of the command's output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, BinaryIO
+
+from toolkit import signals
+from toolkit.cli.output import run_goes_on_without_it
+from toolkit.cli.watch import LogLines, watching
+from toolkit.errors import ToolkitError
+
+if TYPE_CHECKING:
+    from toolkit.progress import Event, Listener
+
+
+@contextlib.contextmanager
+def watching_and_logging(*, quiet: bool, on_standard_error: bool) -> Iterator[Listener]:
+    """Give the listener for a run: it is shown and logged, and no output that fails ends it."""
+    run_goes_on_without_it()
+    log = RunLog()
+    with (
+        log.kept(),
+        signals.at_forced_end(lambda reason: log.end(f"error: {reason}")),
+        watching(quiet=quiet, on_standard_error=on_standard_error) as show,
+    ):
+
+        def tell(event: Event) -> None:
+            log(event)
+            show(event)
+
+        yield tell
+
+
+class RunLog:
+    """Writes what it hears of once the run has a folder; until then it keeps the lines."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._plain = LogLines(self._lines.append)
+        self._file: BinaryIO | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Write down an event, or not: as often as a line is shown elsewhere than on a terminal."""
+        from toolkit.progress import AttemptBegun
+
+        if isinstance(event, AttemptBegun):
+            # Unbuffered: what cannot be written is lost, and in nobody's way. A full disk has worse to tell.
+            with contextlib.suppress(OSError):
+                self._file = event.log.open("ab", buffering=0)
+        self._plain(event)
+        self._write()
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Write down how the command ends, too."""
+        try:
+            yield
+        except ToolkitError as error:
+            self.end(f"error: {error}")
+            raise
+        except KeyboardInterrupt:
+            self.end("interrupted")
+            raise
+        except BaseException:
+            self.end(traceback.format_exc())
+            raise
+        self.end("finished")
+
+    def end(self, words: str) -> None:
+        """Write the last words."""
+        self._lines += words.splitlines()
+        self._write()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _write(self) -> None:
+        from toolkit.run_directory import now
+
+        if self._file is None or not self._lines:
+            return
+        time = now()
+        text = "".join(f"{time}  {line}\n" for line in self._lines)
+        self._lines.clear()
+        with contextlib.suppress(OSError):
+            self._file.write(text.encode("utf-8", errors="backslashreplace"))
