@@ -8,7 +8,6 @@ The checkpoint is copied, so that neither run needs the other any more, and run.
 from __future__ import annotations
 
 import json
-import shutil
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit import checkpoint
 from toolkit.errors import RunMismatchError, UsageError
-from toolkit.files import read_json
+from toolkit.files import copy_folder, read_json
 from toolkit.resolve import ResolvedRecipe
 from toolkit.run_directory import RunDirectory, find
 
@@ -75,7 +74,7 @@ def begin(child: RunDirectory, parent: Parent, resolved: ResolvedRecipe) -> list
     """Give a new run its first checkpoint, and return what its settings change."""
     changes = parent.run.differences(resolved)
     staging = child.checkpoints / checkpoint.STAGING / parent.folder.name
-    shutil.copytree(parent.folder, staging)
+    copy_folder(parent.folder, staging)
     files = read_json(staging / checkpoint.MANIFEST)["files"]
     if reason := checkpoint.difference(staging, files):  # its run went on, and removed it meanwhile
         raise UsageError(f"the checkpoint of step {parent.step} was gone before it was copied: {reason}; try again")

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
-from toolkit.files import read_json, sync, write_json
+from toolkit.files import move_folder, read_json, set_mode, sync, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -59,8 +59,8 @@ def commit(staging: Path, final: Path, *, run_id: str, step: int) -> int:
         sync(final.parent)
         return sum(int(entry["bytes"]) for entry in files.values())
     if final.exists():  # a damaged one of the same step, else the run would have gone on from it
-        final.rename(_free_name(final.with_name(f"{DAMAGED}{final.name}")))
-    staging.rename(final)
+        move_folder(final, _free_name(final.with_name(f"{DAMAGED}{final.name}")), last=MANIFEST)
+    move_folder(staging, final, last=MANIFEST)
     sync(final.parent)
     return sum(int(entry["bytes"]) for entry in files.values())
 
@@ -70,7 +70,7 @@ def listed(folder: Path) -> dict[str, dict[str, int | str]]:
     mode = 0o666 & ~_umask()
     files: dict[str, dict[str, int | str]] = {}
     for file in _files(folder):
-        file.chmod(mode)  # safetensors makes its files 0600, so that a group could read half of a checkpoint
+        set_mode(file, mode)  # safetensors makes its files 0600, so that a group could read half of a checkpoint
         sync(file)
         files[str(file.relative_to(folder))] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
     for inner in {file.parent for file in _files(folder)}:
@@ -147,7 +147,7 @@ def prune(checkpoints: Path, *, keep: int, keep_every: int | None = None, verifi
 
 def _remove(folder: Path) -> None:
     doomed = _free_name(folder.with_name(f"{REMOVING}{folder.name.removeprefix('.')}"))
-    folder.rename(doomed)
+    move_folder(folder, doomed)
     sync(doomed.parent)  # or a power cut gives its name back to what is left of it
     shutil.rmtree(doomed)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from toolkit import checkpoint
 from toolkit.api import Exporter, Results, RunContext, Task
 from toolkit.assemble import Components, refusals_placed
-from toolkit.files import sync
+from toolkit.files import move_folder, sync
 from toolkit.generation import fill_mask_text, sample_text
 from toolkit.host import disk_faults_named
 from toolkit.messages import libraries_quiet
@@ -79,7 +79,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
             yield staging
         if folder.exists():  # left by an attempt that was killed after its export; this one is of the same weights
             shutil.rmtree(folder)
-        staging.rename(folder)
+        move_folder(staging, folder)
         sync(folder.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

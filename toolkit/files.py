@@ -1,13 +1,52 @@
-"""Files that survive a crash: after it they are the old ones or the new ones, and nothing between."""
+"""Files that survive a crash: after it they are the old ones or the new ones, and nothing between.
+
+Not every file system can do all that this takes. gcsfuse, SMB and others refuse to change modes, to force a folder to
+disk, to lock, or to rename a folder: then the work goes on without, and what is not guaranteed there is said once
+(`where_supported`).
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+NOT_SUPPORTED = frozenset(
+    {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOLCK, errno.ENODEV, errno.EBADF}
+)
+"""What a file system answers that cannot do something; a disk that is full or broken answers otherwise."""
+FORBIDDEN = frozenset({errno.EPERM, errno.EACCES})
+"""Besides, where it is about modes: the answer of one where all files belong to whoever has mounted it."""
+NO_FOLDERS = frozenset({errno.EMFILE, errno.EXDEV, errno.EPERM})
+"""Besides, where a folder is renamed that is only the common beginning of names: gcsfuse gives EMFILE."""
+UNOPENED = frozenset({errno.EISDIR, errno.EACCES})
+"""Besides, where a folder is to be opened."""
+NOT_DURABLE = "a power cut may take the newest checkpoint"
+_told: set[str] = set()
+
+
+@contextlib.contextmanager
+def where_supported(consequence: str, besides: frozenset[int] = frozenset()) -> Iterator[None]:
+    """Do without what the file system does not support, and say once what follows from that.
+
+    Args:
+        consequence: what is not guaranteed there, as a clause: "a power cut may take the newest checkpoint".
+        besides: further error numbers that mean the same here.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED | besides:
+            raise
+        if consequence not in _told:
+            _told.add(consequence)
+            logging.getLogger("toolkit").warning("the file system says %r: %s", error.strerror, consequence)
 
 
 def make_folder(folder: Path) -> None:
@@ -47,7 +86,7 @@ def write_text(file: Path, text: str) -> None:
         with staging.open("w", encoding="utf-8") as out:
             out.write(text)
             out.flush()
-            os.fsync(out.fileno())
+            force(out.fileno())
         staging.replace(file)
     except BaseException:
         staging.unlink(missing_ok=True)
@@ -57,8 +96,52 @@ def write_text(file: Path, text: str) -> None:
 
 def sync(path: Path) -> None:
     """Make renames in this folder, or the content of this file, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
+    with where_supported(NOT_DURABLE, UNOPENED):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def force(descriptor: int) -> None:
+    """Force what was written to disk."""
+    with where_supported(NOT_DURABLE):
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+
+
+def set_mode(file: Path, mode: int) -> None:
+    """Change who may read a file."""
+    with where_supported("the files of a run have its modes, so others may not be able to read them", FORBIDDEN):
+        file.chmod(mode)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy what a folder holds, without modes and times, which a file system may refuse to set."""
+    target.mkdir(parents=True)
+    for path in sorted(source.rglob("*")):
+        copy = target / path.relative_to(source)
+        if path.is_dir():
+            copy.mkdir()
+        else:
+            shutil.copyfile(path, copy)
+
+
+def move_folder(source: Path, target: Path, *, last: str | None = None) -> None:
+    """Give a folder a name that is free: at once, or file by file where the file system cannot.
+
+    Args:
+        source: the folder.
+        target: its new name, in the same file system.
+        last: the file to be moved after the others, whose absence says that the folder is not whole.
+    """
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED | NO_FOLDERS:
+            raise
+        files = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
+        for file in sorted(files, key=lambda file: (str(file) == last, file)):
+            (target / file).parent.mkdir(parents=True, exist_ok=True)
+            (source / file).replace(target / file)
+        shutil.rmtree(source)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import logging
+import math
 import os
 import platform
 import shutil
@@ -18,6 +19,7 @@ from typing import Any
 
 from toolkit import __version__, control_group, formatting, processes
 from toolkit.errors import UnavailableError
+from toolkit.files import force
 from toolkit.resolve import ResolvedRecipe
 
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
@@ -87,13 +89,19 @@ def available_memory_bytes() -> int:
     return free if left is None else max(0, min(free, left))
 
 
+def free_bytes(folder: Path) -> float:
+    """What the disk of this folder has free; endless where it does not say, as some network file systems do not."""
+    usage = shutil.disk_usage(folder)
+    return usage.free if usage.total else math.inf
+
+
 def check_disk(folder: Path, *, checkpoint_bytes: int) -> None:
     """Two checkpoints must fit before the first step is taken.
 
     Raises:
         UnavailableError: they do not.
     """
-    needed, free = 2 * checkpoint_bytes, shutil.disk_usage(folder).free
+    needed, free = 2 * checkpoint_bytes, free_bytes(folder)
     if free < needed:
         raise UnavailableError(
             f"the disk of {folder} has {formatting.size(free)} free, and this run needs about "
@@ -109,7 +117,7 @@ def seconds_to_write(folder: Path, size: int) -> float:
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-") as file:
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())
+        force(file.fileno())
         hashlib.sha256(content)
     return (time.monotonic() - begun) * max(1.0, size / max(1, part))
 
@@ -122,13 +130,13 @@ def disk_faults_named(folder: Path, what: str) -> Iterator[None]:
     except UnavailableError:
         raise
     except Exception as error:
-        free = shutil.disk_usage(folder).free
+        free = free_bytes(folder)
         text = str(error)
-        of_disk = isinstance(error, OSError) or any(sign in text for sign in SIGNS_OF_THE_DISK)
-        if not of_disk and free > 2**20:
+        want_of_room = free <= 2**20 or any(sign in text for sign in SIGNS_OF_THE_DISK)
+        if not isinstance(error, OSError) and not want_of_room:
             raise
+        cure = "free some space and give the same command" if want_of_room else "the same command tries again"
         raise UnavailableError(
             f"cannot write {what} to {folder}: {text.splitlines()[0] if text else type(error).__name__} "
-            f"({formatting.size(free)} free); the checkpoints before it stand: free some space and give the same "
-            f"command"
+            f"({formatting.size(free)} free); the checkpoints before it stand: {cure}"
         ) from error

@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from toolkit.api import Device
+from toolkit.files import where_supported
 from toolkit.host import available_memory_bytes
 
 FILE = "memory"
@@ -140,7 +141,9 @@ def watched(
     with path.open("w+b") as file:
         file.write(bytes(LAYOUT.size))
         file.flush()
-        readings = mmap.mmap(file.fileno(), LAYOUT.size)
+        readings = mmap.mmap(-1, LAYOUT.size)
+        with where_supported("a kill for want of memory will not be seen by the next start"):
+            readings = mmap.mmap(file.fileno(), LAYOUT.size)
 
     def read() -> None:
         fullest, watching = 0.0, ample

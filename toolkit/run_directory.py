@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import UnavailableError, UsageError, nearest
-from toolkit.files import make_folder, read_json, read_json_lines, write_json, write_text
+from toolkit.files import make_folder, read_json, read_json_lines, where_supported, write_json, write_text
 from toolkit.resolve import ResolvedRecipe
 
 MODEL = "model"
@@ -168,7 +168,8 @@ class RunDirectory:
                 lock = stack.enter_context((self.folder / "lock").open("a"))
                 # A data loader's worker that outlives a killed run for some seconds must not hold its lock.
                 os.register_at_fork(after_in_child=lock.close)
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with where_supported("see to it that no second command works on this run; nothing else keeps it off"):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UnavailableError(
                     f"another process is working on {self.folder}; wait for it, or give this run another --name"

@@ -24,7 +24,7 @@ from typing import Any
 from toolkit import checkpoint, formatting, processes
 from toolkit.errors import UnavailableError
 from toolkit.files import sync, write_json
-from toolkit.host import disk_faults_named
+from toolkit.host import disk_faults_named, free_bytes
 from toolkit.run_directory import RunDirectory
 
 STATE_FILE = "toolkit_state.json"
@@ -248,7 +248,7 @@ class Saver:
         checkpoint.prune(self.run.checkpoints, keep=keep, keep_every=self.keep_every, verified=self.verified)
 
     def _check_free_space(self, needed: int) -> None:
-        free = shutil.disk_usage(self.run.folder).free
+        free = free_bytes(self.run.folder)
         if free < needed:
             raise UnavailableError(
                 f"the disk of {self.run.folder} has {formatting.size(free)} free and a checkpoint needs "

@@ -160,12 +160,12 @@ def held_back() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for number, frame in held[:1]:
-            handler = before[signal.Signals(number)]
-            if callable(handler):
-                handler(number, frame)
+        for received, frame in held[:1]:
+            handler = before[signal.Signals(received)]
+            if callable(handler):  # not by raising it again, which would count twice
+                handler(received, frame)
             else:
-                signal.raise_signal(number)
+                signal.raise_signal(received)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import io
 import os
 import select
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from toolkit.errors import UnavailableError
 
@@ -71,7 +71,7 @@ def run_goes_on_without_it() -> None:
         raw.needed = False
 
 
-def _stream(present: io.TextIOBase | None, descriptor: int, *, needed: bool) -> io.TextIOWrapper:
+def _stream(present: TextIO | None, descriptor: int, *, needed: bool) -> io.TextIOWrapper:
     return io.TextIOWrapper(
         io.BufferedWriter(Output(descriptor, needed=needed)),
         encoding=(present.encoding if present else None) or "utf-8",

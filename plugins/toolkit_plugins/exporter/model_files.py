@@ -5,6 +5,7 @@ Used by every exporter that leaves a model; what model that is, is theirs to dec
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -38,7 +39,8 @@ def readable(folder: Path) -> None:
     probe.unlink()
     for file in folder.rglob("*"):
         if file.is_file():
-            file.chmod(mode)
+            with contextlib.suppress(OSError):  # a file system without modes
+                file.chmod(mode)
 
 
 def prove(
