@@ -92,8 +92,10 @@ class Device:
 class Progress(Protocol):
     """Takes how far a phase of work has come, and shows it to the person who waits."""
 
-    def __call__(self, phase: str, done: int, total: int | None = None, *, unit: str) -> None:
+    def __call__(self, phase: str, done: int = 0, total: int | None = None, *, unit: str = "") -> None:
         """Report progress; call it as often as you like, it is shown a few times a second.
+
+        With the phase alone it names what begins now, where nothing can be counted.
 
         Args:
             phase: what is going on, in one or two words: "reading", "tokenizing".
@@ -103,7 +105,7 @@ class Progress(Protocol):
         """
 
 
-def _nobody_watches(phase: str, done: int, total: int | None = None, *, unit: str) -> None:
+def _nobody_watches(phase: str, done: int = 0, total: int | None = None, *, unit: str = "") -> None:
     """Take progress that nobody wants to see."""
 
 

@@ -40,3 +40,21 @@ class Cadence:
             save_minutes=training.save_minutes,
             keep_every=training.keep_every,
         )
+
+    def evaluations_left(self, step: int) -> int:
+        """Evaluations after this step or a later one; the last step has one in any case."""
+        if self.eval_steps is None:
+            return 0
+        return self._multiples_left(self.eval_steps, step) + (self.total_steps % self.eval_steps != 0)
+
+    def saves_left(self, step: int) -> int:
+        """Saves after this step or a later one, without those by the clock; the last step has one in any case."""
+        counts = [every for every in (self.save_steps, self.keep_every) if every is not None]
+        left = sum(self._multiples_left(every, step) for every in counts)
+        if len(counts) == 2:
+            left -= self._multiples_left(math.lcm(*counts), step)
+        return left + all(self.total_steps % every for every in counts)
+
+    def _multiples_left(self, every: int, step: int) -> int:
+        """Steps from this one to the last that are a multiple of `every`."""
+        return self.total_steps // every - (step - 1) // every

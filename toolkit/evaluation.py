@@ -9,18 +9,20 @@ bits per byte do not, so they compare models.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit import variables
-from toolkit.api import highest_id
+from toolkit.api import Progress, highest_id
 from toolkit.assemble import context_of, load_documents
 from toolkit.device import detect
 from toolkit.errors import UsageError
 from toolkit.generation import load_model
 from toolkit.packing import pieces
+from toolkit.progress import Listener, ProgressReporter
 from toolkit.recipe.document import read
 from toolkit.recipe.schema import validate
 from toolkit.resolve import registry_for, resolve
@@ -62,12 +64,14 @@ class Evaluation:
 class Window:
     """Tokens to show to the model, the last `scored` of which are to be scored."""
 
-    tokens: list[int]
+    tokens: Sequence[int]
     scored: int
 
 
 @variables.set_aside()
-def evaluate(run: RunDirectory, *, stride: int | None = None, max_documents: int | None = None) -> Evaluation:
+def evaluate(
+    run: RunDirectory, *, stride: int | None = None, max_documents: int | None = None, listener: Listener
+) -> Evaluation:
     """Score the held-out documents with the run's exported model.
 
     Raises:
@@ -75,6 +79,8 @@ def evaluate(run: RunDirectory, *, stride: int | None = None, max_documents: int
     """
     if run.record["task"] == "masked-lm":
         raise UsageError(f"{run.name} fills in words; perplexity is of models that predict the next one")
+    progress = ProgressReporter(listener)
+    progress("loading")
     model, tokenizer = load_model(run)
     documents = held_out_documents(run, tokenizer)
     chosen = documents.select(range(min(len(documents), max_documents or len(documents))))
@@ -83,11 +89,14 @@ def evaluate(run: RunDirectory, *, stride: int | None = None, max_documents: int
         raise UsageError(f"the {len(chosen)} held-out documents of {run.name} hold no text to score")
     context = _context(run, model)
     stride = min(stride or max(1, context // 2), context - 1)
-    nll, tokens = 0.0, 0
+    tokenized = list(_tokenized(texts, tokenizer, progress))
+    nll, tokens, to_score = 0.0, 0, sum(len(document) - 1 for document in tokenized)
+    progress("evaluating", 0, to_score, unit="tokens")
     at_once = max(1, min(WINDOWS_PER_BATCH, MOST_LOGITS // (context * (highest_id(tokenizer) + 1))))
-    for batch in _batches(_all_windows(texts, tokenizer, context, stride), at_once):
+    for batch in _batches(_all_windows(tokenized, context, stride), at_once):
         nll += _negative_log_likelihood(batch, model)
         tokens += sum(window.scored for window in batch)
+        progress("evaluating", tokens, to_score, unit="tokens")
     words, size = sum(len(text.split()) for text in texts), sum(len(text.encode()) for text in texts)
     return Evaluation(
         documents=len(texts),
@@ -120,7 +129,7 @@ def held_out_documents(run: RunDirectory, tokenizer: PreTrainedTokenizerBase | N
     return data["validation"]
 
 
-def windows(tokens: list[int], *, context: int, stride: int) -> Iterator[Window]:
+def windows(tokens: Sequence[int], *, context: int, stride: int) -> Iterator[Window]:
     """Cut a document of at least two tokens, the first of which is not scored, into windows."""
     scored_up_to = 1
     while scored_up_to < len(tokens):
@@ -129,14 +138,18 @@ def windows(tokens: list[int], *, context: int, stride: int) -> Iterator[Window]
         scored_up_to = end
 
 
-def _all_windows(
-    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, context: int, stride: int
-) -> Iterator[Window]:
+def _tokenized(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, progress: Progress) -> Iterator[Sequence[int]]:
+    """The ids of each document, between two ends of documents, in 4 bytes each."""
     end = tokenizer.eos_token_id
-    for text in texts:
+    for done, text in enumerate(texts):
+        progress("tokenizing", done, len(texts), unit="documents")
         parts = (tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"] for part in pieces(text))
-        ids = [token for part in parts for token in part]
-        yield from windows([end, *ids, end], context=context, stride=stride)
+        yield array("I", [end, *(token for part in parts for token in part), end])
+
+
+def _all_windows(tokenized: Iterable[Sequence[int]], context: int, stride: int) -> Iterator[Window]:
+    for tokens in tokenized:
+        yield from windows(tokens, context=context, stride=stride)
 
 
 def _batches(found: Iterable[Window], at_once: int) -> Iterator[list[Window]]:
@@ -165,7 +178,7 @@ def _negative_log_likelihood(batch: list[Window], model: PreTrainedModel) -> flo
     ids = torch.zeros(len(batch), length, dtype=torch.long)
     for row, window in enumerate(batch):
         # Padded on the right: a causal model does not look there, so no mask is needed.
-        ids[row, : len(window.tokens)] = torch.tensor(window.tokens)
+        ids[row, : len(window.tokens)] = torch.tensor(list(window.tokens))
     ids = ids.to(model.device)
     total = 0.0
     with torch.no_grad():

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 def final_sample(model: PreTrainedModel, components: Components, context: RunContext) -> str:
     """What the finished model writes: a text, or a sentence with its missing word."""
+    context.progress("writing a sample")
     if context.task == "masked-lm":
         return fill_mask_text(model, components.tokenizer)
     return sample_text(
@@ -55,6 +56,7 @@ def export(
         if path[0] != "exporters":
             continue
         exporter = cast(Exporter, part.plugin)
+        context.progress(f"exporting: {part.name}")
         with refusals_placed(recipe, path), libraries_quiet():
             if exporter.folder is None:
                 exporter.export(model, components.tokenizer, newest, told, context)

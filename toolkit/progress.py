@@ -50,7 +50,7 @@ class Progressed:
     done: int
     total: int | None
     unit: str
-    """What is counted, in the plural: "documents"."""
+    """What is counted, in the plural: "documents"; empty where nothing is."""
     seconds: float
     """Since the phase began."""
 
@@ -89,7 +89,9 @@ class StepDone:
     total_steps: int
     tokens_seen: int
     tokens_per_second: float
-    remaining_seconds: float
+    """Of training alone, without evaluations and saves."""
+    remaining_seconds: float | None
+    """Of the run, with the evaluations and saves that are still to come; None while that is not known."""
     loss: float | None
     """Mean over the steps since the last logged one; None on steps that are not logged."""
     learning_rate: float | None
@@ -149,13 +151,15 @@ class ProgressReporter:
         self._listener = listener
         self._clock = clock
         self._phase: str | None = None
+        self._done = 0
         self._begun = self._told = 0.0
 
-    def __call__(self, phase: str, done: int, total: int | None = None, *, unit: str) -> None:
-        """Pass on how far the phase has come."""
+    def __call__(self, phase: str, done: int = 0, total: int | None = None, *, unit: str = "") -> None:
+        """Pass on how far the phase has come; fewer done than before is the beginning of another of that name."""
         now = self._clock()
-        if begins := phase != self._phase:
+        if begins := phase != self._phase or done < self._done:
             self._phase, self._begun = phase, now
+        self._done = done
         if begins or done == total or now - self._told >= 1 / MOST_EVENTS_PER_SECOND:
             self._told = now
             self._listener(Progressed(phase, done, total, unit, now - self._begun))

@@ -16,7 +16,7 @@ from transformers import DefaultFlowCallback, TrainerControl, TrainerState, Trai
 from toolkit import processes
 from toolkit.cadence import Cadence
 from toolkit.errors import UnavailableError
-from toolkit.formatting import counted
+from toolkit.formatting import counted, duration
 from toolkit.guards import Spike
 from toolkit.memory_watch import peak_bytes, resident_bytes
 from toolkit.metrics_log import MetricsLog
@@ -51,8 +51,6 @@ class Schedule(DefaultFlowCallback):
         self.metrics = MetricsLog(run, listener)
         self.listener = listener
         self.stop = stop
-        self.save_seconds = save_seconds
-        """What writing a checkpoint will take, as far as is known."""
         self.trainer: RecipeTrainer | None = None
         self.resumed_from: Path | None = None
         self.evaluation_left_out = False
@@ -61,7 +59,7 @@ class Schedule(DefaultFlowCallback):
         """End this attempt after so many steps of the run, as a signal would."""
         self.last_save_step: int | None = None
         self._next_save = math.inf
-        self._pace = Pace()
+        self._pace = Pace(save_seconds=save_seconds)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -69,6 +67,9 @@ class Schedule(DefaultFlowCallback):
         """Put the running sums back, now that the Trainer has set them to zero."""
         assert self.trainer is not None
         self._pace.seen(int(state.num_input_tokens_seen))
+        self._pace.evaluation_tokens = self.trainer.evaluation_tokens
+        if not self.trainer.saver.in_background:
+            self._pace.stall_seconds = self._pace.save_seconds
         if self.resumed_from:
             self.trainer.restore_sums(self.resumed_from)
             self.last_save_step = state.global_step
@@ -185,6 +186,7 @@ class Schedule(DefaultFlowCallback):
             }
         )
         self.listener(Evaluated(state.global_step, loss, perplexity))
+        self._pace.evaluation_seconds = metrics["eval_runtime"]
         self._pace.restart(int(state.num_input_tokens_seen))
 
     def make_up_evaluation(self, step: int) -> None:
@@ -214,7 +216,7 @@ class Schedule(DefaultFlowCallback):
     def saved(self, saved: Saved) -> None:
         """Record a save, once the checkpoint is safe on disk."""
         self.last_save_step = saved.step
-        self.save_seconds = saved.seconds
+        self._pace.save_seconds, self._pace.stall_seconds = saved.seconds, saved.stall_seconds
         line = {"step": saved.step, "kind": "save", "seconds": saved.seconds}
         self.metrics.write(line | {"stall_seconds": saved.stall_seconds, "bytes": saved.bytes})
         self.listener(CheckpointSaved(saved.step, saved.folder, saved.seconds, saved.stall_seconds))
@@ -264,23 +266,22 @@ class Schedule(DefaultFlowCallback):
         step = self._pace.measured_step_seconds()
         if step is None or not processes.is_first():
             return
-        grace = grace_seconds(step=step, save=self.save_seconds)
+        grace = grace_seconds(step=step, save=self._pace.save_seconds)
         with contextlib.suppress(OSError):  # a full disk is the saves' business
             self.run.update(grace_seconds=grace)
-        words = f"to stop without loss this run needs {grace} s after SIGTERM: a step takes {step:.2g} s, "
-        words += f"a save about {self.save_seconds:.2g} s"
+        words = f"to stop without loss this run needs {grace} s after SIGTERM: a step takes {duration(step)}, "
+        words += f"a save about {duration(self._pace.save_seconds)}"
         self.listener(Message(words + (f"; docker stop --time {grace}" if grace > DOCKER_GRACE_SECONDS else "")))
 
     def _tell(self, state: TrainerState, *, loss: float | None = None, learning_rate: float | None = None) -> None:
         speed, seen, step = self._pace.tokens_per_second, int(state.num_input_tokens_seen), state.global_step
-        left = self.cadence.total_steps - step
         self.listener(
             StepDone(
                 step=step,
                 total_steps=self.cadence.total_steps,
                 tokens_seen=seen,
                 tokens_per_second=speed,
-                remaining_seconds=left * (seen / step) / speed if speed else math.inf,
+                remaining_seconds=self._pace.remaining_seconds(self.cadence, step=step, tokens_per_step=seen / step),
                 loss=loss,
                 learning_rate=learning_rate,
                 last_save_step=self.last_save_step,

@@ -68,6 +68,7 @@ class RecipeTrainer(UndisturbedTrainer):
         super().__init__(
             task=context.task,
             steps=steps,
+            progress=context.progress,
             model=components.model,
             args=arguments,
             train_dataset=components.data.train,
@@ -94,6 +95,11 @@ class RecipeTrainer(UndisturbedTrainer):
         self.started = time.monotonic()
         self._snapshot = Snapshot()
         self._check_state = guard.state_check(0)
+
+    @property
+    def evaluation_tokens(self) -> int:
+        """Of one evaluation."""
+        return len(cast(Any, self.eval_dataset or ())) * self.context.block_size
 
     @property
     def seconds_trained(self) -> float:
@@ -200,6 +206,9 @@ class RecipeTrainer(UndisturbedTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._check_state = self.guard.state_check(self.state.global_step)
+        last = self.control.should_training_stop
+        if last or not self.saver.in_background:
+            self.progress("saving")
         self.saver.save(
             self.state.global_step,
             write=partial(super()._save_checkpoint, model, trial),
@@ -216,7 +225,7 @@ class RecipeTrainer(UndisturbedTrainer):
                 "ended": self.ended,
             },
             expected_bytes=checkpoint.expected_bytes(self._model),
-            last=self.control.should_training_stop,
+            last=last,
         )
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:

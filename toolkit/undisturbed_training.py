@@ -11,7 +11,7 @@ from transformers import Trainer, TrainerControl, TrainerState, TrainingArgument
 from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_utils import EvalLoopOutput
 
-from toolkit.api import Task
+from toolkit.api import Progress, Task
 from toolkit.errors import OutOfMemoryError, TrainingError
 from toolkit.formatting import counted
 from toolkit.loss import predicted_tokens
@@ -24,7 +24,7 @@ from toolkit.without_effect import check_loss_function, loss_function_of
 class UndisturbedTrainer(Trainer):
     """A Trainer with which the same run without evaluations and callbacks ends with the same weights."""
 
-    def __init__(self, *, task: Task, steps: SmallerSteps, **of_the_trainer: Any) -> None:
+    def __init__(self, *, task: Task, steps: SmallerSteps, progress: Progress, **of_the_trainer: Any) -> None:
         super().__init__(**of_the_trainer)
         handler = self.callback_handler
         self.callback_handler = _UndisturbingHandler(
@@ -32,6 +32,8 @@ class UndisturbedTrainer(Trainer):
         )
         self.task: Task = task
         self.steps = steps
+        self.progress = progress
+        self._batches_evaluated = self._batches_to_evaluate = 0
         self.ended = False
         """Whether a callback has ended the training before its last step."""
         self.evaluation_left_out = False
@@ -65,6 +67,8 @@ class UndisturbedTrainer(Trainer):
         Where memory runs out, it begins again with a smaller batch; callbacks hear of the evaluation once.
         """
         while True:
+            self._batches_evaluated, self._batches_to_evaluate = 0, len(dataloader)
+            self._tell_evaluated()
             with OutOfMemoryCaught():
                 output = super().evaluation_loop(
                     dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
@@ -84,7 +88,12 @@ class UndisturbedTrainer(Trainer):
         assert loss is not None
         tokens = predicted_tokens(labels, self.task).to(loss)
         share = torch.stack([loss * tokens, tokens]) / len(labels)
+        self._batches_evaluated += 1
+        self._tell_evaluated()
         return loss, share.repeat(len(labels), 1), None
+
+    def _tell_evaluated(self) -> None:
+        self.progress("evaluating", self._batches_evaluated, self._batches_to_evaluate, unit="batches")
 
     def _evaluate_smaller(self) -> None:
         """Memory ran out in an evaluation: halve its batch, and leave training's alone."""

@@ -26,8 +26,11 @@ from toolkit.progress import (
     CheckpointSaved,
     DataPrepared,
     Evaluated,
+    Event,
     Exported,
     Message,
+    Progressed,
+    ProgressReporter,
     RunResult,
     StepDone,
     TrainingStarted,
@@ -395,3 +398,51 @@ def test_a_path_in_a_table_stays_whole(monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_tables_do_not_wrap_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     render.table(["NAME", "WHAT"], [["a", "some words " * 30]])
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def phases_shown(*events: Event) -> list[str]:
+    shown = list[str]()
+    listener = watch.LogLines(shown.append, Clock())
+    for event in events:
+        listener(event)
+    return [line for line in shown if line.startswith("evaluating")]
+
+
+EVALUATING = Progressed("evaluating", 12, 50, "batches", 4.0)
+
+
+def test_a_log_is_told_of_an_evaluation_that_takes_long_or_ends_the_run() -> None:
+    assert phases_shown(STARTED, STEP, EVALUATING) == []
+    slow = phases_shown(STARTED, STEP, replace(EVALUATING, seconds=6.0), replace(EVALUATING, done=13, seconds=6.5))
+    assert slow == ["evaluating  12/50 batches  2 batches/s  19 s left"]
+    assert len(phases_shown(STARTED, replace(STEP, step=1000), EVALUATING)) == 1
+
+
+def test_the_live_display_says_how_far_an_evaluation_has_come() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    bar = watch.Bar(console)
+    bar(STEP)
+    bar(EVALUATING)
+    console.print(bar)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
+    assert " 42%" in shown
+    assert "evaluating  12/50 batches  3 batches/s  13 s left" in shown
+    assert "step" not in shown
+
+
+def test_a_phase_without_a_count_is_named() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    bar = watch.Bar(console)
+    bar(Progressed("planning memory", 0, None, "", 0.0))
+    console.print(bar)
+    assert console.file.getvalue().strip(" \n|") == "planning memory  0 s"  # type: ignore[attr-defined]  # a StringIO
+
+
+def test_a_phase_that_begins_again_is_timed_anew() -> None:
+    clock, events = Clock(), list[Event]()
+    progress = ProgressReporter(events.append, clock)
+    for begun in (100.0, 900.0):
+        for done in range(3):
+            clock.now = begun + done
+            progress("evaluating", done, 2, unit="batches")
+    assert [event.seconds for event in events if isinstance(event, Progressed)] == [0, 1, 2, 0, 1, 2]

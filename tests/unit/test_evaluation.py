@@ -8,7 +8,10 @@ from tests.tiny import train, write_recipe
 from toolkit.errors import UsageError
 from toolkit.evaluation import evaluate, held_out_documents, windows
 from toolkit.generation import generate, load_model, sample_text
+from toolkit.progress import Event, Listener, Progressed
 from toolkit.run_directory import RunDirectory
+
+UNHEARD: Listener = [].append
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,8 @@ def test_each_token_is_scored_once_with_enough_context(length: int, context: int
 def test_it_equals_the_plain_way_token_by_token(run: RunDirectory, stride: int | None) -> None:
     import torch
 
-    reached = evaluate(run, stride=stride, max_documents=3)
+    events = list[Event]()
+    reached = evaluate(run, stride=stride, max_documents=3, listener=events.append)
     model, tokenizer = load_model(run)
     end, total, count = tokenizer.eos_token_id, 0.0, 0
     texts = held_out_documents(run).select(range(3))["text"]
@@ -53,6 +57,8 @@ def test_it_equals_the_plain_way_token_by_token(run: RunDirectory, stride: int |
                 total -= float(logits.log_softmax(-1)[window.tokens[at]])
                 count += 1
     assert reached.tokens == count
+    assert isinstance(events[-1], Progressed)
+    assert (events[-1].phase, events[-1].done, events[-1].total) == ("evaluating", count, count)
     assert reached.negative_log_likelihood == pytest.approx(total, rel=1e-5)
     size = sum(len(text.encode()) for text in texts)
     words = sum(len(text.split()) for text in texts)
@@ -62,7 +68,7 @@ def test_it_equals_the_plain_way_token_by_token(run: RunDirectory, stride: int |
 
 
 def test_the_window_is_what_the_model_was_trained_on(run: RunDirectory) -> None:
-    reached = evaluate(run, max_documents=2)
+    reached = evaluate(run, max_documents=2, listener=UNHEARD)
     assert (reached.context, reached.stride, reached.documents) == (32, 16, 2)
 
 
@@ -95,7 +101,7 @@ def test_a_run_without_a_model_says_so(run: RunDirectory) -> None:
     hidden = run.model.rename(run.folder / "hidden")
     try:
         with pytest.raises(UsageError, match="has no model yet"):
-            evaluate(run)
+            evaluate(run, listener=UNHEARD)
     finally:
         hidden.rename(run.model)
 
@@ -105,14 +111,14 @@ def test_held_out_documents_without_text_cannot_be_scored(run: RunDirectory, mon
 
     monkeypatch.setattr("toolkit.evaluation.held_out_documents", lambda run, _: Dataset.from_dict({"text": ["", ""]}))
     with pytest.raises(UsageError, match="hold no text to score"):
-        evaluate(run)
+        evaluate(run, listener=UNHEARD)
 
 
 def test_with_stride_one_every_token_sees_all_that_the_window_holds(run: RunDirectory) -> None:
     """Reckoned without our windows: token i from the `context - 1` tokens before it, one call for each."""
     import torch
 
-    reached = evaluate(run, stride=1, max_documents=2)
+    reached = evaluate(run, stride=1, max_documents=2, listener=UNHEARD)
     model, tokenizer = load_model(run)
     total, end = 0.0, tokenizer.eos_token_id
     for text in held_out_documents(run).select(range(2))["text"]:

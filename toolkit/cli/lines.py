@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -32,7 +33,8 @@ def progress(step: StepDone, loss: float | None) -> list[str]:
     if loss is not None:
         parts.append(f"loss {formatting.loss(loss)}")
     parts.append(f"{formatting.compact(step.tokens_per_second)} tokens/s")
-    parts.append(f"{formatting.duration(step.remaining_seconds)} left")
+    if step.remaining_seconds is not None:
+        parts.append(f"{formatting.duration(math.ceil(step.remaining_seconds))} left")
     if step.last_save_step is not None:
         parts.append(f"saved at {step.last_save_step:,}")
     return parts
@@ -40,12 +42,14 @@ def progress(step: StepDone, loss: float | None) -> list[str]:
 
 def phase(event: Progressed) -> list[str]:
     """How far a phase has come, in parts that a line may break between."""
+    if not event.unit:
+        return [event.phase]
     of_total = f"/{event.total:,}" if event.total is not None else ""
     parts = [event.phase, f"{event.done:,}{of_total} {event.unit}"]
     if event.per_second:
         parts.append(f"{formatting.compact(event.per_second)} {event.unit}/s")
     if event.remaining_seconds is not None:
-        parts.append(f"{formatting.duration(event.remaining_seconds)} left")
+        parts.append(f"{formatting.duration(math.ceil(event.remaining_seconds))} left")
     return parts
 
 

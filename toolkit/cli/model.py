@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from toolkit import formatting
 from toolkit.cli import options, render
 
 
@@ -77,21 +78,30 @@ def evaluate(run: str, stride: int | None, max_documents: int | None, runs: Path
     from dataclasses import asdict
 
     from toolkit import run_directory
+    from toolkit.cli.watch import watching
 
     found = run_directory.find(run, runs)
     from toolkit import evaluation
 
-    reached = evaluation.evaluate(found, stride=stride, max_documents=max_documents)
+    with watching(quiet=False, on_standard_error=True) as listener:
+        reached = evaluation.evaluate(found, stride=stride, max_documents=max_documents, listener=listener)
     if as_json:
         render.as_json({"run": found.name, **asdict(reached)})
         return
     render.pairs(
         {
-            "token perplexity": f"{reached.token_perplexity:,.3f}",
-            "word perplexity": f"{reached.word_perplexity:,.3f}",
+            "token perplexity": formatting.perplexity(reached.token_perplexity),
+            "word perplexity": formatting.perplexity(reached.word_perplexity),
             "bits per byte": f"{reached.bits_per_byte:.4f}",
-            "measured on": f"{reached.documents:,} documents, {reached.tokens:,} tokens, {reached.words:,} words, "
-            f"{reached.bytes:,} bytes",
+            "measured on": ", ".join(
+                formatting.counted(number, noun)
+                for number, noun in (
+                    (reached.documents, "document"),
+                    (reached.tokens, "token"),
+                    (reached.words, "word"),
+                    (reached.bytes, "byte"),
+                )
+            ),
             "window": f"{reached.context:,} tokens, moved by {reached.stride:,}",
         }
     )

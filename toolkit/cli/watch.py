@@ -71,6 +71,7 @@ class LogLines:
         self._clock = clock
         self._began = self._shown_at = clock()
         self._shown_phase: str | None = None
+        self._in_training = False
 
     def __call__(self, event: Event) -> None:
         """Show an event, or not."""
@@ -78,17 +79,27 @@ class LogLines:
 
         if isinstance(event, TrainingStarted):
             self._began = self._shown_at = self._clock()
+            self._in_training = True
+        if isinstance(event, StepDone):
+            self._in_training = event.step < event.total_steps
         if isinstance(event, Progressed):
-            if event.phase != self._shown_phase or self._clock() - self._shown_at >= PHASE_SECONDS:
+            if self._is_worth_a_line(event):
                 self._shown_phase, self._shown_at = event.phase, self._clock()
                 self._write("  ".join(phase(event)))
             return
+        self._shown_phase = None
         if not isinstance(event, StepDone):
             for line in told(event):
                 self._write(line)
         elif event.loss is not None and self._is_due(event):
             self._shown_at = self._clock()
             self._write("  ".join(progress(event, event.loss)))
+
+    def _is_worth_a_line(self, event: Progressed) -> bool:
+        """A phase is named when it begins, among steps only where it takes long; and then now and then."""
+        if event.phase == self._shown_phase:
+            return self._clock() - self._shown_at >= PHASE_SECONDS
+        return not self._in_training or event.seconds >= LEAST_SECONDS
 
     def _is_due(self, event: StepDone) -> bool:
         now = self._clock()
@@ -105,12 +116,13 @@ class Bar:
         self._step: StepDone | None = None
         self._loss: float | None = None
         self._phase: Progressed | None = None
+        self._phase_told = 0.0
 
     def __call__(self, event: Event) -> None:
         """Take the numbers of a step; print anything else above the bar."""
         from toolkit.progress import Progressed, StepDone
 
-        self._phase = event if isinstance(event, Progressed) else None
+        self._phase, self._phase_told = (event if isinstance(event, Progressed) else None), time.monotonic()
         if isinstance(event, StepDone):
             self._step = event
             self._loss = event.loss if event.loss is not None else self._loss
@@ -123,14 +135,21 @@ class Bar:
         """What stands below the lines now; rich asks a few times a second."""
         from rich.text import Text
 
-        elapsed = time.monotonic() - self._began
+        now = time.monotonic()
+        elapsed = now - self._began
         spinner = SPINNER[int(elapsed * 4) % len(SPINNER)]
         if self._phase is not None:
-            return Text("\n".join(filled([spinner, *phase(self._phase)], self._console.width)))
+            parts = phase(self._phase)
+            if not self._phase.unit:
+                parts.append(formatting.duration(int(now - self._phase_told)))
+        elif self._step is not None:
+            parts = progress(self._step, self._loss)
+        else:
+            parts = [formatting.duration(int(elapsed))]
+        lines = Text("\n".join(filled([spinner, *parts], self._console.width)))
         if self._step is None:
-            return Text(f"{spinner} {formatting.duration(elapsed)}")
-        lines = filled([spinner, *progress(self._step, self._loss)], self._console.width)
-        return Text("\n").join([self._bar(self._step.step / self._step.total_steps), Text("\n".join(lines))])
+            return lines
+        return Text("\n").join([self._bar(self._step.step / self._step.total_steps), lines])
 
     def _bar(self, share: float) -> Text:
         """The share done, as wide as the terminal; told apart by shape, for terminals without color."""
