@@ -43,6 +43,7 @@ __all__ = [
     "Objective",
     "Optimizer",
     "OptionError",
+    "Peek",
     "Plugin",
     "Progress",
     "Results",
@@ -133,6 +134,16 @@ class RunContext:
 
 
 @dataclass(frozen=True)
+class Peek:
+    """What the first rows of a dataset show, before a run."""
+
+    source: str
+    """What there is, in a few words: "3 files for train"."""
+    document: str
+    """The first document, or its beginning."""
+
+
+@dataclass(frozen=True)
 class Results:
     """What a finished run has to say about itself, for exporters."""
 
@@ -180,6 +191,13 @@ class Dataset(Plugin):
 
         One row, one document; its text is a string in the column `text`.
         """
+
+    def peek(self, run: RunContext) -> Peek | None:
+        """Look at the first rows, in seconds, and refuse what `load` would refuse of them; None for no way to do so.
+
+        `recipe validate --data` and `recipe plan` ask for it. It shares its code with `load`, and imports no torch.
+        """
+        return None
 
     def holds_end_tokens(self) -> bool:
         """Whether end tokens are expected to separate documents within a text, as in plain text files; by default not.

@@ -200,7 +200,8 @@ def choice(word: str, known: Iterable[str]) -> str:
     """Say which of the known words was probably meant, and what the known ones are, up to twenty of them."""
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=1)
-    shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    shown = ", ".join(name if len(name) <= 60 else f"{name[:57]}..." for name in names[:20])
+    shown += f" and {len(names) - 20} more" if len(names) > 20 else ""
     return (f"did you mean {close[0]!r}? " if close else "") + (f"known: {shown}" if names else "there are none")
 
 

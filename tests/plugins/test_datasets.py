@@ -1,39 +1,25 @@
 """Datasets: what they return, and what they say to a person who asked for something that is not there."""
 
-import bz2
-import dataclasses
-import gzip
-import json
 import logging
-import lzma
 import os
-import random
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from tests.hub_contents import ARTICLES, MEMBER, STRANGER, card, parquet, table
+from tests.hub_contents import ARTICLES, MEMBER, STRANGER, card, table
 from tests.hub_server import HubServer
-from toolkit.api import Device, OptionError, RunContext, UnavailableError
+from tests.plugins.refusals import refused
+from toolkit.api import Device, RunContext, UnavailableError
 from toolkit_plugins.dataset.hub import Hub
 from toolkit_plugins.dataset.python_docs import PythonDocs
-from toolkit_plugins.dataset.text_files import TextFiles
 from toolkit_plugins.dataset.wikitext import WikiText, articles
 
 FINEWEB = {"path": "HuggingFaceFW/fineweb-edu", "name": "sample-10BT"}
 WIKITEXT = {"path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1"}
-
-
-def refused(dataset: object, run: RunContext, error: type[Exception] = OptionError) -> tuple[str | None, str]:
-    """The option that a dataset refuses, and what it says about it."""
-    with pytest.raises(error) as caught:
-        dataset.load(run)
-    return caught.value.option, str(caught.value)
 
 
 class TestHub:
@@ -344,196 +330,6 @@ class TestWikiText:
         option, message = refused(WikiText(path="example/no-wikitext"), run_context)
         assert option == "path"
         assert "is not WikiText" in message
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
-def jsonl(*rows: object) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def zstd(data: bytes) -> bytes:
-    import pyarrow
-
-    return pyarrow.compress(data, codec="zstd", asbytes=True)
-
-
-class TestTextFiles:
-    def test_files_of_all_kinds_in_the_order_of_their_names(self, here: Path, run_context: RunContext) -> None:
-        rows = [{"text": "one\nline"}, {"text": None, "other": 3}, {"text": "zwei é"}]
-        (here / "a.txt").write_bytes(b"\xef\xbb\xbfa text\r\nin two lines\r\n")
-        (here / "b.MD").write_text("# a heading\n")
-        (here / "c.jsonl").write_text(jsonl(*rows) + "\n")
-        (here / "d.json").write_text(json.dumps(rows, indent=2))
-        (here / "e.json").write_text(jsonl(*rows))
-        (here / "f.csv").write_text('id,text\n1,"one\nline"\n2,\n3,zwei é\n')
-        (here / "g.tsv").write_text("text\tid\nzwei é\t3\n")
-        (here / "h.parquet").write_bytes(parquet({"text": [row["text"] for row in rows], "id": [1, 2, 3]}))
-        data = TextFiles(files=["[e-h].*", "[a-d].*"]).load(run_context)
-        both = ["one\nline", "zwei é"]
-        assert list(data) == ["train"]
-        assert data["train"].column_names == ["text"]
-        assert data["train"]["text"][:] == [
-            "a text\nin two lines\n", "# a heading\n", *both, *both, *both, *both, "zwei é", *both
-        ]  # fmt: skip
-
-    @pytest.mark.parametrize(
-        ("ending", "compress"),
-        [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress), (".zst", zstd)],
-    )
-    def test_compressed(
-        self, here: Path, run_context: RunContext, ending: str, compress: Callable[[bytes], bytes]
-    ) -> None:
-        (here / f"a.txt{ending}").write_bytes(compress("é\n".encode() * 100_000))
-        (here / f"b.jsonl{ending}").write_bytes(compress(jsonl({"text": "b"}).encode()))
-        data = TextFiles(files="*").load(run_context)
-        assert data["train"]["text"][:] == ["é\n" * 100_000, "b"]
-
-    @pytest.mark.parametrize(
-        ("sample_by", "samples"),
-        [
-            ("line", ["one", "two", "three"]),
-            ("paragraph", ["one\ntwo", "three"]),
-            ("document", ["one\ntwo\n \n\nthree"]),
-        ],
-    )
-    def test_what_a_document_is(self, here: Path, run_context: RunContext, sample_by: str, samples: list[str]) -> None:
-        (here / "a.txt").write_text("one\ntwo\n \n\nthree")
-        assert TextFiles(files="a.txt", sample_by=sample_by).load(run_context)["train"]["text"][:] == samples
-
-    def test_home_subfolders_and_names_with_brackets(
-        self, here: Path, run_context: RunContext, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("HOME", str(here))
-        (here / "deep" / "er").mkdir(parents=True)
-        (here / "deep" / "er" / "a.txt").write_text("a")
-        (here / "deep" / "b [1].txt").write_text("b")
-        assert TextFiles(files="~/deep/**/*.txt").load(run_context)["train"]["text"][:] == ["b", "a"]
-        assert TextFiles(files="deep/b [1].txt").load(run_context)["train"]["text"][:] == ["b"]
-
-    def test_validation_files_are_kept_out_of_training(self, here: Path, run_context: RunContext) -> None:
-        for name in "abc":
-            (here / f"{name}.txt").write_text(name)
-        data = TextFiles(files="*.txt", validation_files="b.txt").load(run_context)
-        assert {split: rows["text"][:] for split, rows in data.items()} == {"train": ["a", "c"], "validation": ["b"]}
-        elsewhere = TextFiles(files=["*.txt", str(here / "a.txt")], validation_files=str(here / "b.txt"))
-        assert elsewhere.load(run_context)["train"]["text"][:] == ["a", "c"]
-        option, message = refused(TextFiles(files="b.txt", validation_files="*.txt"), run_context)
-        assert option == "files"
-        assert "nothing is left to train on" in message
-
-    def test_a_changed_file_is_read_again(self, here: Path, run_context: RunContext) -> None:
-        file = here / "a.txt"
-        file.write_text("old")
-        assert TextFiles(files="a.txt").load(run_context)["train"]["text"][:] == ["old"]
-        stat = file.stat()
-        file.write_text("new")
-        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-        assert TextFiles(files="a.txt").load(run_context)["train"]["text"][:] == ["new"]
-
-    def test_another_encoding(self, here: Path, run_context: RunContext) -> None:
-        (here / "a.txt").write_text("naïve", encoding="utf-16")
-        assert TextFiles(files="a.txt", encoding="utf-16").load(run_context)["train"]["text"][:] == ["naïve"]
-        (here / "b.txt").write_text("no byte order mark!!")
-        assert "b.txt: byte 0 is not utf-16" in refused(TextFiles(files="b.txt", encoding="utf-16"), run_context)[1]
-        for name in ("utf-17", "base64"):
-            with pytest.raises(ValidationError, match=f"'{name}' is no encoding of text"):
-                TextFiles(files="a.txt", encoding=name)
-
-    @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
-    def test_a_line_of_50_megabytes(self, here: Path, run_context: RunContext, name: str) -> None:
-        line = "word " * 10_000_000
-        content = {"a.txt": line, "a.jsonl": jsonl({"text": line}), "a.csv": f"text\n{line}\n"}[name]
-        (here / name).write_text(content)
-        (document,) = TextFiles(files=name, sample_by="line").load(run_context)["train"]["text"]
-        assert document == line
-
-    def test_half_a_surrogate_pair_is_replaced(self, here: Path, run_context: RunContext) -> None:
-        (here / "a.jsonl").write_text('{"text": "cut \\ud83d"}\n{"text": "whole \\ud83e\\udd8a"}\n')
-        first, second = TextFiles(files="a.jsonl").load(run_context)["train"]["text"]
-        assert (first.rstrip("\ufffd"), second) == ("cut ", "whole 🦊")
-
-    @pytest.mark.parametrize(
-        ("name", "content", "option", "parts"),
-        [
-            ("a.txt", b"fine \xe9t\xe9", "encoding", ["a.txt: byte 5 is not utf-8", "encoding: cp1252"]),
-            ("a.txt", "é".encode() * 1_000_000 + b"\xff", "encoding", ["byte 2,000,000 is not utf-8"]),
-            ("a.txt.gz", gzip.compress(b"abc\xff", mtime=0), "encoding", ["byte 3 is not utf-8"]),
-            ("a.txt", b"cut \xc3", "encoding", ["byte 4 is not utf-8"]),
-            ("a.jsonl", b'{"text": "\xe9"}', "encoding", ["byte 10 is not utf-8"]),
-            ("a.txt", "text".encode("utf-16-le"), "encoding", ["NUL", "encoding: utf-16"]),
-            ("a.txt", b" \n\n", "files", ["there is no text in a.txt"]),
-            ("a.txt.gz", b"no gzip", "files", ["a.txt.gz: damaged"]),
-            ("a.txt.gz", gzip.compress(random.Random(0).randbytes(999), mtime=0)[:-40], "files", ["damaged"]),
-            ("a.txt.bz2", b"no bzip2", "files", ["a.txt.bz2: "]),
-            ("a.txt.xz", b"no xz", "files", ["a.txt.xz: damaged"]),
-            ("a.txt.zst", b"no zstd", "files", ["a.txt.zst: "]),
-            ("a.docx", b"x", "files", ["a.docx: .docx does not say how to read it", ".txt, .md, .jsonl"]),
-            ("README", b"x", "files", ["a name without an ending"]),
-            ("a.parquet.gz", b"x", "files", [".parquet.gz does not say"]),
-            ("a.jsonl", jsonl({"text": "a"}) + "{nope\n", "files", ["a.jsonl: line 2 is not JSON: Expecting"]),
-            ("a.jsonl", "[" * 100_000, "files", ["line 1 is not JSON"]),
-            ("a.jsonl", jsonl([1]), "files", ["line 1 is a list where an object with the key 'text'"]),
-            ("a.jsonl", jsonl({"text": "a"}, {"txt": "b"}), "column", ["line 2 has no key 'text'", "'txt'?"]),
-            ("a.jsonl", jsonl({"text": 3}), "column", ["'text' of line 1 is a int, not a string"]),
-            ("a.json", '[{"text": "a"},\n {]', "files", ["it is not JSON: ", "line 2 column 3"]),
-            ("a.json", '[{"text": "a"}, {"content": "b"}]', "column", ["item 2 has no key 'text'"]),
-            ("a.csv", "id,content\n1,a\n", "column", ["names no column 'text'", "known: content, id"]),
-            ("a.csv", "id,text\n1,a,b\n", "files", ["line 2 has 3 cells where the first row has 2"]),
-            ("a.csv", 'text\n"open\n', "files", ["line 2: unexpected end of data"]),
-            ("a.csv", "", "column", ["names no column 'text'", "there are none"]),
-            ("a.parquet", b"no parquet", "files", ["a.parquet: damaged"]),
-            ("a.parquet", parquet({"content": ["a"]}), "column", ["has no column 'text'", "known: content"]),
-            ("a.parquet", parquet({"text": [1]}), "column", ["'text' holds int64, not strings"]),
-        ],
-    )
-    def test_what_is_wrong_with_a_file(
-        self, here: Path, run_context: RunContext, name: str, content: bytes | str, option: str, parts: list[str]
-    ) -> None:
-        (here / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-        told, message = refused(TextFiles(files=name), run_context)
-        assert [part for part in parts if part not in message] == [], message
-        assert told == option
-        assert not list(run_context.cache.rglob("*.*")), "half a dataset stayed behind"
-
-    @pytest.mark.parametrize(
-        ("options", "option", "parts"),
-        [
-            ({"files": "*.txt"}, "files", ["no file matches '*.txt'", "looked in"]),
-            ({"files": ["a.md", "b.md"]}, "files", ["no file matches 'b.md'"]),
-            ({"files": "sub"}, "files", ["sub is a folder", "sub/**/*.txt"]),
-            ({"files": "a.md", "validation_files": "*.txt"}, "validation_files", ["no file matches '*.txt'"]),
-            ({"files": "a.md", "validation_files": "empty.md"}, "validation_files", ["no text in empty.md"]),
-        ],
-    )
-    def test_what_is_not_there(
-        self, here: Path, run_context: RunContext, options: dict[str, object], option: str, parts: list[str]
-    ) -> None:
-        (here / "sub").mkdir()
-        (here / "a.md").write_text("a")
-        (here / "empty.md").write_text("")
-        told, message = refused(TextFiles(**options), run_context)
-        assert told == option
-        assert [part for part in parts if part not in message] == [], message
-
-    def test_a_file_that_may_not_be_read(
-        self, here: Path, run_context: RunContext, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        (here / "loop.txt").symlink_to(here / "loop.txt")
-        assert refused(TextFiles(files="loop.txt"), run_context)[0] == "files"
-
-    def test_a_cache_that_cannot_be_written(self, here: Path, run_context: RunContext) -> None:
-        (here / "a.txt").write_text("a")
-        (here / "cache").write_text("a file where a folder should be")
-        run = dataclasses.replace(run_context, cache=here / "cache")
-        _, message = refused(TextFiles(files="a.txt"), run, UnavailableError)
-        assert message.startswith(f"the documents cannot be written to {here / 'cache'}")
 
 
 @pytest.fixture(scope="module")

@@ -1,87 +1,43 @@
-"""Reads one file: the documents in it, or a `Fault` that says where in it something is wrong."""
+"""Reads the documents of one file, or raises a `Fault` that says where in it something is wrong."""
 
 from __future__ import annotations
 
-import bz2
-import codecs
-import csv
-import gzip
-import itertools
 import json
-import lzma
-import sys
+import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from json import JSONDecodeError, JSONDecoder
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, TYPE_CHECKING, Any, Literal
 
+from toolkit_plugins.dataset.contents import Fault
 from toolkit_plugins.hub_errors import choice
+
+if TYPE_CHECKING:
+    import pyarrow
 
 SampleBy = Literal["line", "paragraph", "document"]
 
-BYTES_PER_READ = 1 << 20
+CHARACTERS_PER_READ = 1 << 20
 ROWS_PER_BATCH = 1000
+LONGEST_ESCAPE = 12
+"""Characters of a surrogate pair in JSON: a fault nearer to the end may be one of reading no further."""
+UNTERMINATED = "Unterminated string"
+JSON_SPACE = re.compile(r"[ \t\r\n]*")
+JSON_NAMES = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
 
 
-class Fault(Exception):  # noqa: N818 - it is a finding, which text_files.py turns into an error
-    """Something is wrong with a file: where in it and what, and which option could put it right."""
-
-    def __init__(self, message: str, *, option: str | None = None) -> None:
-        self.option = option
-        super().__init__(message)
-
-
-def opened(file: Path, compression: str) -> IO[bytes]:
-    """The bytes of a file, without its compression."""
-    match compression:
-        case ".gz":
-            return cast(IO[bytes], gzip.open(file))
-        case ".bz2":
-            return cast(IO[bytes], bz2.open(file))
-        case ".xz":
-            return cast(IO[bytes], lzma.open(file))
-        case ".zst":
-            import pyarrow
-
-            return cast(IO[bytes], pyarrow.input_stream(str(file), compression="zstd"))
-        case _:
-            return file.open("rb")
-
-
-def first_bad_byte(file: Path, compression: str, encoding: str) -> int:
-    """Where decoding stops, counted from 0 in the uncompressed file."""
-    decoder = codecs.getincrementaldecoder(encoding)()
-    position = 0
-    with opened(file, compression) as raw:
-        while True:
-            chunk = raw.read(BYTES_PER_READ)
-            pending = len(decoder.getstate()[0])
-            try:
-                decoder.decode(chunk, final=not chunk)
-            except UnicodeDecodeError as error:
-                return position - pending + error.start
-            except UnicodeError:  # there is no byte order mark where utf-16 or utf-32 asks for one
-                return 0
-            if not chunk:
-                return position
-            position += len(chunk)
-
-
-def samples(stream: IO[str], sample_by: SampleBy) -> Iterator[str]:
-    """The documents of a text."""
-    for sample in _cut(stream, sample_by):
+def samples(stream: IO[str], sample_by: SampleBy, characters: int = -1) -> Iterator[str]:
+    """The documents of a text; of one that is a whole file, `characters` at most."""
+    for sample in _cut(stream, sample_by, characters):
         if "\0" in sample:
-            raise Fault(
-                "it holds NUL characters, so it is no text, or text in another encoding; encoding: utf-16, perhaps",
-                option="encoding",
-            )
+            raise Fault("it holds NUL characters, so it is no text, or text in another encoding", option="encoding")
         yield sample
 
 
-def _cut(stream: IO[str], sample_by: SampleBy) -> Iterator[str]:
+def _cut(stream: IO[str], sample_by: SampleBy, characters: int) -> Iterator[str]:
     match sample_by:
         case "document":
-            yield stream.read()
+            yield stream.read(characters)
         case "line":
             yield from (line.rstrip("\n") for line in stream)
         case "paragraph":
@@ -99,91 +55,179 @@ def json_lines(lines: Iterable[str], column: str) -> Iterator[str]:
     """The text of the object on each line."""
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            yield from _value(_parsed(line, f"line {number} is not JSON"), column, f"line {number}")
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise _not_json_lines(line, number, error) from error
+            yield from _value(row, column, f"line {number:,}")
+
+
+def _not_json_lines(line: str, number: int, error: Exception) -> Fault:
+    if isinstance(error, JSONDecodeError):
+        if error.msg == "Extra data" and line[error.pos :].strip() == ",":
+            return Fault(f"line {number:,} ends with a comma; write one object a line, and nothing between them")
+        if error.pos >= len(line.rstrip()) or error.msg.startswith(UNTERMINATED):
+            return Fault(
+                f"line {number:,} is not a whole JSON value: the file is cut off there, or its objects span several "
+                f"lines, as in a .json file (format: json)"
+            )
+        return Fault(f"line {number:,} is not JSON: {error.msg} in column {error.colno:,}")
+    return Fault(f"line {number:,} is not JSON: {error}")
 
 
 def json_documents(stream: IO[str], column: str) -> Iterator[str]:
-    """A list of objects, or (as many a .json file is) one object on each line."""
-    head = stream.readline()
-    if _is_object(head):
-        yield from json_lines(itertools.chain([head], stream), column)
+    """The texts of a list of objects, or of objects one after the other."""
+    for number, (line, item) in enumerate(_json_items(stream), start=1):
+        yield from _value(item, column, f"item {number:,} (line {line:,})")
+
+
+def _json_items(stream: IO[str]) -> Iterator[tuple[int, Any]]:
+    """The items of a list, or values one after the other, each with its line; read as far as they are asked for."""
+    source = _JSONSource(stream)
+    in_list = source.skip("[")
+    if in_list and source.skip("]"):
         return
-    content = _parsed(head + stream.read(), "it is not JSON")
-    for number, item in enumerate(content if isinstance(content, list) else [content], start=1):
-        yield from _value(item, column, f"item {number}")
+    while source.has_more():
+        yield source.line, source.value()
+        if in_list and source.skip("]"):
+            break
+        if not source.skip(",") and in_list:
+            raise source.fault("',' or ']' expected")
+    else:
+        if in_list:
+            raise source.fault("the file ends within its list")
+    if source.has_more():
+        raise source.fault("something follows the end of the list")
 
 
-def _is_object(line: str) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
+class _JSONSource:
+    """JSON values from a stream, of which no more than one is held in memory."""
 
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._text = ""
+        self._at = 0
+        self._ended = False
+        self._decoder = JSONDecoder()
+        self.line = 1
 
-def _parsed(text: str, fault: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise Fault(f"{fault}: {error}") from error
+    def has_more(self) -> bool:
+        """Go to the next thing that is no white space; whether there is one."""
+        while True:
+            self._advance(JSON_SPACE.match(self._text, self._at).end())  # type: ignore[union-attr] # matches nothing as well
+            if self._at < len(self._text) or not self._read():
+                return self._at < len(self._text)
+
+    def skip(self, mark: str) -> bool:
+        """Go past this mark, if it comes next."""
+        if found := self.has_more() and self._text[self._at] == mark:
+            self._advance(self._at + 1)
+        return found
+
+    def value(self) -> Any:
+        """The value that comes next."""
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._text, self._at)
+            except JSONDecodeError as error:
+                cut_off = error.pos > len(self._text) - LONGEST_ESCAPE or error.msg.startswith(UNTERMINATED)
+                if not (cut_off and self._read()):
+                    self._advance(error.pos)
+                    raise self.fault(error.msg) from error
+            except (ValueError, RecursionError) as error:
+                raise self.fault(str(error)) from error
+            else:
+                # A number at the end of what was read may go on.
+                if end < len(self._text) or not self._read():
+                    self._advance(end)
+                    return value
+
+    def fault(self, what: str) -> Fault:
+        """What is wrong, here."""
+        return Fault(f"it is not JSON: {what} in line {self.line:,}")
+
+    def _advance(self, to: int) -> None:
+        self.line += self._text.count("\n", self._at, to)
+        self._at = to
+
+    def _read(self) -> bool:
+        """Read as much again as is held, so that a value of any size is tried few times; whether there was more."""
+        held = len(self._text) - self._at
+        if not self._ended:
+            more = self._stream.read(max(CHARACTERS_PER_READ, held))
+            self._text, self._at, self._ended = self._text[self._at :] + more, 0, not more
+        return not self._ended
 
 
 def _value(row: Any, column: str, place: str) -> Iterator[str]:
     """The text of a row; nothing for null."""
     if not isinstance(row, dict):
-        raise Fault(f"{place} is a {type(row).__name__} where an object with the key {column!r} is needed")
+        what = JSON_NAMES.get(type(row), "null" if row is None else "a string")
+        raise Fault(f"{place} is {what} where an object with the key {column!r} is needed")
     if column not in row:
-        raise Fault(f"{place} has no key {column!r}; {choice(column, map(str, row))}", option="column")
+        raise Fault(f"{place} has no key {column!r}; {choice(column, row)}{_nested(row)}", option="column")
     value = row[column]
     if value is not None and not isinstance(value, str):
-        raise Fault(f"{column!r} of {place} is a {type(value).__name__}, not a string", option="column")
+        raise Fault(
+            f"{column!r} of {place} is {JSON_NAMES[type(value)]}, not a string{_nested({column: value})}",
+            option="column",
+        )
     if value is not None:
         # JSON can escape half of a surrogate pair, as in a text that was cut inside an emoji; UTF-8 cannot hold it.
         yield (value.encode("utf-8", "surrogatepass").decode("utf-8", "replace") if _has_surrogate(value) else value)
+
+
+def _nested(row: dict[str, Any]) -> str:
+    """How to take documents out of a list in an object."""
+    for key, value in row.items():
+        if isinstance(value, list) and value and isinstance(value[0], (str, dict)):
+            item = " | {text: .}" if isinstance(value[0], str) else ""
+            return f". For the items of its list {key!r}: jq -c '.{key}[]{item}' FILE > NEW.jsonl"
+    return ""
 
 
 def _has_surrogate(text: str) -> bool:
     return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def table_column(stream: IO[str], column: str, delimiter: str) -> Iterator[str]:
-    """The column of a table whose first row names the columns."""
-    with _cells_of_any_size():
-        rows = csv.reader(stream, delimiter=delimiter, strict=True)
-        try:
-            names = next(rows, [])
-            if column not in names:
-                raise Fault(f"its first row names no column {column!r}; {choice(column, names)}", option="column")
-            index = names.index(column)
-            for row in rows:
-                if len(row) not in (0, len(names)):
-                    raise Fault(f"line {rows.line_num} has {len(row)} cells where the first row has {len(names)}")
-                if row:
-                    yield row[index]
-        except csv.Error as error:
-            raise Fault(f"line {rows.line_num}: {error}") from error
-
-
-@contextmanager
-def _cells_of_any_size() -> Iterator[None]:
-    # The csv module refuses cells of more than 131,072 characters, and the limit is one for the whole process.
-    before = csv.field_size_limit(sys.maxsize)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
-
-
 def parquet_column(file: Path, column: str) -> Iterator[str]:
-    """The column of a Parquet file, a few rows at a time."""
-    import pyarrow
+    """The column of a Parquet file, some rows at a time."""
     from pyarrow import parquet
 
     with parquet.ParquetFile(file) as table:
         schema = table.schema_arrow
         if column not in schema.names:
             raise Fault(f"it has no column {column!r}; {choice(column, schema.names)}", option="column")
-        kind = schema.field(column).type
-        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+        if (times := schema.names.count(column)) > 1:
+            raise Fault(f"it has {times} columns {column!r}; rename all but one", option="column")
+        if not _is_text(kind := schema.field(column).type):
             raise Fault(f"its column {column!r} holds {kind}, not strings", option="column")
+        row = 1
         for batch in table.iter_batches(batch_size=ROWS_PER_BATCH, columns=[column]):
-            yield from (text for text in batch.column(0).to_pylist() if text is not None)
+            texts = batch.column(column)
+            try:
+                yield from (text for text in texts.to_pylist() if text is not None)
+            except UnicodeDecodeError as error:
+                bad = row + _first_undecodable(texts)
+                raise Fault(
+                    f"{column!r} of row {bad:,} is not UTF-8, as text in Parquet has to be ({error.reason}); write the "
+                    f"file again with that row mended or left out"
+                ) from error
+            row += len(texts)
+
+
+def _is_text(kind: pyarrow.DataType) -> bool:
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
+def _first_undecodable(texts: pyarrow.Array) -> int:
+    for number, text in enumerate(texts):
+        try:
+            text.as_py()
+        except UnicodeDecodeError:
+            return number
+    raise AssertionError("every text is UTF-8")

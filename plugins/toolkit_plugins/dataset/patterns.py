@@ -1,0 +1,75 @@
+"""Finds the files that patterns name."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from toolkit.api import OptionError
+from toolkit_plugins.dataset.contents import ENDINGS
+
+LOOKED_AT = 10_000
+"""Files of a folder that are looked at for their endings."""
+
+
+def found(patterns: str | list[str], option: str) -> list[Path]:
+    """The files that the patterns match, each once, in the order of their names.
+
+    Raises:
+        OptionError: one of them matches none, or cannot be looked at.
+    """
+    files: dict[Path, Path] = {}
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        try:
+            files |= {file.resolve(): file for file in _matches(pattern, option)}
+        except (OSError, ValueError, RuntimeError) as error:  # a name too long, NUL in it, a home that is unknown
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
+            raise OptionError(f"{pattern!r} cannot be looked for: {reason}", option=option) from error
+    return sorted(files.values())
+
+
+def _matches(pattern: str, option: str) -> list[Path]:
+    place = Path(pattern).expanduser()
+    matches = [path for path in _expanded(place) if path.is_file()]
+    if matches:
+        return matches
+    if place.is_dir():
+        raise OptionError(f"{pattern} is a folder; name its files, as in {place / '**' / _usual(place)}", option=option)
+    if place.exists():
+        raise OptionError(
+            f"{pattern} is no regular file; write what comes out of a pipe or a device into one", option=option
+        )
+    raise OptionError(f"no file matches {pattern!r} (looked in {Path.cwd()})", option=option)
+
+
+def _expanded(pattern: Path) -> Iterator[Path]:
+    """The paths that a pattern matches; a part of it that is the name of something is that name, whatever is in it."""
+    places = [Path(pattern.anchor)]
+    parts = pattern.parts[1:] if pattern.anchor else pattern.parts
+    for part in parts:
+        places = list(itertools.chain.from_iterable(_step(place, part) for place in places))
+    return iter(places)
+
+
+def _step(place: Path, part: str) -> Iterator[Path]:
+    if (place / part).exists():
+        return iter([place / part])
+    if not glob.has_magic(part):
+        return iter(())
+    # Brackets are a set of characters, or those of a name: `corpus [v1]*` means both.
+    names = {*_names(part, place), *_names(part.replace("[", "[[]"), place)}
+    return itertools.chain([place] if part == "**" else [], (place / name for name in names))
+
+
+def _names(part: str, place: Path) -> list[str]:
+    return glob.glob(part, root_dir=place, recursive=True)  # noqa: PTH207 - Path.glob matches hidden files as well
+
+
+def _usual(folder: Path) -> str:
+    """The pattern of the files that a folder has the most of."""
+    names = (file.name.lower() for file in itertools.islice(folder.rglob("*"), LOOKED_AT))
+    endings = Counter(ending for name in names for ending in ENDINGS if f"{name}.".find(f"{ending}.") > 0)
+    return f"*{endings.most_common(1)[0][0]}" if endings else "*.txt"

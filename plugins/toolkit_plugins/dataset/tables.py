@@ -1,0 +1,170 @@
+"""Reads the column of a table in text, CSV or TSV, and says in which line something is wrong with it."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO
+
+from toolkit_plugins.dataset.contents import Fault
+from toolkit_plugins.hub_errors import choice
+
+DELIMITERS = {",": "','", "\t": "a tab", ";": "';'", "|": "'|'"}
+"""What mostly stands between cells, and its name in a sentence."""
+MANY_LINES = 10
+"""A row of more lines is worth a word."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a table is written."""
+
+    delimiter: str
+    quoting: bool
+    """Whether a cell may stand in double quotes."""
+    certain: bool
+    """Whether the delimiter is a person's word, and no default."""
+
+
+@dataclass
+class LongRow:
+    """The row that spans the most lines."""
+
+    lines: int = 0
+    first_line: int = 0
+
+    @property
+    def is_long(self) -> bool:
+        """Whether its quoted cell may have swallowed other rows."""
+        return self.lines > MANY_LINES
+
+
+class _Lines:
+    """Hands lines to a csv reader, and knows in which of them the newest quoted cell of its row opens."""
+
+    def __init__(self, stream: Iterable[str], delimiter: str) -> None:
+        self._stream = stream
+        self._opening = re.compile(rf'(?:^|{re.escape(delimiter)})"')
+        self._ends_cell = (delimiter, "\r", "\n", "")
+        self._row: int | None = None
+        """The first line of the row at hand."""
+        self._line = ""
+        self.number = 0
+        self.opens_at = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._stream:
+            self._line = line
+            self.number += 1
+            if self._row is None:
+                self._row = self.opens_at = self.number
+            yield line
+            if self._row is not None:  # the reader wants another line of the same row
+                self.look()
+
+    def row_is_read(self) -> int:
+        """Return the first line of the row that was read; another begins."""
+        first, self._row = self._row or self.number, None
+        return first
+
+    def look(self) -> None:
+        """Find out whether a quoted cell opens in the newest line that goes beyond it, or is at fault in it."""
+        text = self._line.replace('""', "")
+        at = 0
+        if self.number != self._row:  # it begins within quotes
+            at = text.find('"') + 1
+            if not at or text[at : at + 1] not in self._ends_cell:
+                return
+        while opening := self._opening.search(text, at):
+            self.opens_at = self.number
+            at = text.find('"', opening.end()) + 1
+            if not at or text[at : at + 1] not in self._ends_cell:
+                return
+
+
+def table_column(stream: IO[str], column: str, layout: Layout, longest: LongRow) -> Iterator[str]:
+    """The column of a table whose first row names the columns; the row of the most lines is noted in `longest`."""
+    header = stream.readline()
+    if not layout.certain:
+        _check_delimiter(header, column, layout)
+    lines = _Lines(itertools.chain([header] if header else [], stream), layout.delimiter)
+    with _cells_of_any_size():
+        rows = csv.reader(
+            iter(lines),
+            delimiter=layout.delimiter,
+            strict=True,
+            quoting=csv.QUOTE_MINIMAL if layout.quoting else csv.QUOTE_NONE,
+        )
+        try:
+            names = next(rows, [])
+            index = _index(names, column)
+            lines.row_is_read()
+            for row in rows:
+                first = lines.row_is_read()
+                if (spanned := lines.number - first + 1) > longest.lines:
+                    longest.lines, longest.first_line = spanned, first
+                if len(row) not in (0, len(names)):
+                    raise Fault(_other_width(row, names, first, layout))
+                if row:
+                    yield row[index]
+        except csv.Error as error:
+            lines.look()
+            raise Fault(
+                f"line {lines.number:,}: {error}; the quoted cell there opens in line {lines.opens_at:,}. A quotation "
+                f"mark within a quoted cell is written twice; if quotation marks are just text, set quoting: false",
+                option="quoting",
+            ) from error
+
+
+def _check_delimiter(header: str, column: str, layout: Layout) -> None:
+    """Refuse a delimiter that does not cut a header which another one does."""
+    if len(next(csv.reader([header], delimiter=layout.delimiter), [])) != 1:
+        return
+    for other in DELIMITERS:
+        names = next(csv.reader([header], delimiter=other))
+        if len(names) > 1:
+            known = "" if column in names else f" and column to one of {', '.join(names)}"
+            raise Fault(
+                f"its cells are separated by {DELIMITERS[other]} and not by {DELIMITERS[layout.delimiter]}; set "
+                f"delimiter: {_in_yaml(other)}{known}",
+                option="delimiter",
+            )
+
+
+def _index(names: list[str], column: str) -> int:
+    """Which cell of a row it is."""
+    if column not in names:
+        raise Fault(f"its first row names no column {column!r}; {choice(column, names)}", option="column")
+    if names.count(column) > 1:
+        raise Fault(
+            f"its first row names {names.count(column)} columns {column!r}; rename all but one", option="column"
+        )
+    return names.index(column)
+
+
+def _other_width(row: list[str], names: list[str], line: int, layout: Layout) -> str:
+    delimiter = DELIMITERS.get(layout.delimiter, repr(layout.delimiter))
+    cure = f"a cell that holds {delimiter} has to stand in double quotes"
+    if not layout.quoting:
+        cure = f"a cell cannot hold {delimiter}, except in double quotes with quoting: true"
+    cells = f"{len(row)} cell{'s' * (len(row) != 1)}"
+    return f"line {line:,} has {cells} where the first row has {len(names)}" + f"; {cure}" * (len(row) > len(names))
+
+
+def _in_yaml(delimiter: str) -> str:
+    return '"\\t"' if delimiter == "\t" else f'"{delimiter}"'
+
+
+@contextmanager
+def _cells_of_any_size() -> Iterator[None]:
+    # The csv module refuses cells of more than 131,072 characters, and the limit is one for the whole process.
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
