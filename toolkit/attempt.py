@@ -8,11 +8,13 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, cast
 
 from toolkit import branch, checkpoint, ending, memory_watch, processes
+from toolkit.account import DataAccount
 from toolkit.allocator import give_memory_back
 from toolkit.api import Callback
 from toolkit.assemble import Components, assemble, context_of, refusals_placed
 from toolkit.cadence import Cadence
-from toolkit.errors import InterruptedRun, RunMismatchError, TrainingError
+from toolkit.comparison import require_same_data
+from toolkit.errors import InterruptedRun, TrainingError
 from toolkit.export import export, final_sample
 from toolkit.files import read_json, write_json
 from toolkit.host import check_disk, seconds_to_write
@@ -21,7 +23,7 @@ from toolkit.plan.plan import Sizes
 from toolkit.progress import DataPrepared, Listener, Message, ProgressReporter, TrainingStarted
 from toolkit.recovery import INDIVISIBLE, Start, begin_attempt
 from toolkit.resolve import ResolvedRecipe
-from toolkit.run_directory import RunDirectory
+from toolkit.run_directory import DATA, RunDirectory
 from toolkit.saving import Saver
 from toolkit.signals import EndedByEvaluation, StopRequest
 
@@ -82,7 +84,7 @@ class Attempt:
     def _work(self, start: Start) -> None:
         with ending.noted(self.directory, self.stop):
             components = processes.first_then_others(lambda: assemble(self.resolved, self.context))
-            processes.by_first(lambda: self._check_data(components.data.account.key))
+            processes.by_first(lambda: self._check_data(components.data.account))
             cadence = self._prepare(components)
             checkpoint_bytes = checkpoint.expected_bytes(components.model)
             if start.folder and start.of_parent:
@@ -98,13 +100,10 @@ class Attempt:
                 self._finish(components, trainer, step)
             processes.wait()
 
-    def _check_data(self, key: str) -> None:
+    def _check_data(self, account: DataAccount) -> None:
         """The documents are part of a run's identity, and known only now."""
-        before = self.directory.record.get("data_key")
-        if before not in (None, key):
-            difference = f"the prepared tokens: the run has {before[:12]}, the data now gives {key[:12]}"
-            raise RunMismatchError(self.directory.folder, [difference])
-        self.directory.update(data_key=key)
+        require_same_data(self.directory, account)
+        self.directory.update(data_key=account.key)
 
     def _prepare(self, components: Components) -> Cadence:
         """Reckon the run's length, and give the account of its data."""
@@ -121,7 +120,7 @@ class Attempt:
         )
         budget = {"tokens_per_step": tokens_per_step, "epochs": prepared.epochs, "total_steps": total_steps}
         if processes.is_first():
-            write_json(self.directory.folder / "data.json", data.account.as_dict() | budget)
+            write_json(self.directory.folder / DATA, data.account.as_dict() | budget)
         self.listener(prepared)
         if data.validation is None:
             self.listener(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit import checkpoint
+from toolkit.comparison import differences, lines
 from toolkit.errors import RunMismatchError, UsageError
 from toolkit.files import copy_folder, read_json
 from toolkit.resolve import ResolvedRecipe
@@ -72,7 +73,7 @@ def parent(text: str, runs: Path) -> Parent:
 
 def begin(child: RunDirectory, parent: Parent, resolved: ResolvedRecipe) -> list[str]:
     """Give a new run its first checkpoint, and return what its settings change."""
-    changes = parent.run.differences(resolved)
+    changes = lines(differences(parent.run, resolved))
     staging = child.checkpoints / checkpoint.STAGING / parent.folder.name
     copy_folder(parent.folder, staging)
     files = read_json(staging / checkpoint.MANIFEST)["files"]
@@ -104,7 +105,9 @@ def check_fits(child: RunDirectory, folder: Path, model: PreTrainedModel, *, tot
     file = folder / ("adapter_model.safetensors" if adapter else "model.safetensors")
     if not file.exists():
         kinds = ("adapters", "whole weights") if adapter else ("whole weights", "adapters")
-        raise RunMismatchError(child.folder, [f"memory: the recipe trains {kinds[0]}, the checkpoint holds {kinds[1]}"])
+        raise RunMismatchError.of(
+            child.folder, [f"memory: the recipe trains {kinds[0]}, the checkpoint holds {kinds[1]}"]
+        )
     if adapter:
         return  # peft refuses factors that do not fit
     saved, wanted = _shapes(file), {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -116,7 +119,7 @@ def check_fits(child: RunDirectory, folder: Path, model: PreTrainedModel, *, tot
     ]
     if differences:
         more = [f"and {len(differences) - 3} more"] if len(differences) > 3 else []
-        raise RunMismatchError(child.folder, differences[:3] + more)
+        raise RunMismatchError.of(child.folder, differences[:3] + more)
 
 
 def _shapes(file: Path) -> Mapping[str, list[int]]:

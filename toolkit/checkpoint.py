@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
-from toolkit.files import move_folder, read_json, set_mode, sync, write_json
+from toolkit.files import move_folder, set_mode, sync
+from toolkit.records import read_record, write_record
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +54,7 @@ def commit(staging: Path, final: Path, *, run_id: str, step: int) -> int:
     # Pickled, unread by a resume that builds its own arguments, and it would hold whatever token they hold.
     (staging / "training_args.bin").unlink(missing_ok=True)
     files = listed(staging)
-    write_json(staging / MANIFEST, {"run_id": run_id, "step": step, "files": files})
+    write_record(staging / MANIFEST, {"run_id": run_id, "step": step, "files": files})
     if final.exists() and fault(final, run_id=run_id) is None:  # an earlier try, of which the disk refused the end
         shutil.rmtree(staging)
         sync(final.parent)
@@ -79,9 +80,13 @@ def listed(folder: Path) -> dict[str, dict[str, int | str]]:
 
 
 def fault(folder: Path, *, run_id: str) -> str | None:
-    """Say why a checkpoint cannot be used; None if it is whole and this run's."""
+    """Say why a checkpoint cannot be used; None if it is whole and this run's.
+
+    Raises:
+        UnavailableError: a later version has written it, so that an older one is not what to go on from.
+    """
     try:
-        manifest = read_json(folder / MANIFEST)
+        manifest = read_record(folder / MANIFEST)
         for entry in manifest["files"].values():
             int(entry["bytes"]), str(entry["sha256"])
     except (OSError, ValueError, AssertionError, KeyError, TypeError, AttributeError):

@@ -91,13 +91,20 @@ class RunMismatchError(ToolkitError):
 
     exit_status = 2
 
-    def __init__(self, folder: Path, differences: Iterable[str]) -> None:
-        self.folder = folder
+    def __init__(self, message: str, *, differences: Iterable[str]) -> None:
         self.differences = tuple(differences)
-        lines = "\n".join(f"  {difference}" for difference in self.differences)
-        super().__init__(
+        super().__init__(message)
+
+    @classmethod
+    def of(cls, folder: Path, differences: Iterable[str], *, checkpoint: str | None = None) -> RunMismatchError:
+        """The error for these differences; `checkpoint` is one that a new run could begin at, as RUN@STEP."""
+        found = tuple(differences)
+        lines = "\n".join(f"  {difference}" for difference in found)
+        begin = f", or begin one at its checkpoint with --from {checkpoint}" if checkpoint else ""
+        return cls(
             f"{folder} was made with other settings, so going on would mix two runs:\n{lines}\n"
-            f"put the settings back, or start a new run beside it with --fresh"
+            f"put the settings back, or start a new run beside it with --fresh{begin}",
+            differences=found,
         )
 
 

@@ -15,6 +15,7 @@ from toolkit.files import read_json, write_json
 from toolkit.formatting import counted
 from toolkit.host import environment
 from toolkit.progress import Listener, Message
+from toolkit.records import read_record
 from toolkit.resolve import ResolvedRecipe
 from toolkit.run_directory import RunDirectory
 from toolkit.saving import STATE_FILE
@@ -52,7 +53,7 @@ def begin_attempt(run: RunDirectory, resolved: ResolvedRecipe, listener: Listene
     """Clear up after a crash, find where to go on, note what was lost, and begin."""
     checkpoint.clean(run.checkpoints)
     found = _newest_checkpoint(run, listener)
-    state: dict[str, Any] = read_json(found.folder / STATE_FILE) if found else {"seconds_trained": 0.0}
+    state: dict[str, Any] = read_record(found.folder / STATE_FILE) if found else {"seconds_trained": 0.0}
     step = found.step if found else 0
     of_parent = found is not None and (run.record.get("parent") or {}).get("step") == step
     run.note_loss(from_step=step, seconds=state["seconds_trained"])

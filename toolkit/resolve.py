@@ -24,21 +24,6 @@ from toolkit.recipe.schema import FORMAT, MANY, ONE, Recipe, plugin_paths, valid
 from toolkit.recipe.training import Training
 from toolkit.registry import Registry
 
-WITHOUT_EFFECT = frozenset(
-    {
-        "eval_steps",
-        "save_steps",
-        "save_minutes",
-        "save_total_limit",
-        "keep_every",
-        "save_in_background",
-        "logging_steps",
-        "dataloader_num_workers",
-        "report_to",
-    }
-)
-"""Training settings that change no number of the model: how often the run is watched and saved."""
-
 
 @dataclass(frozen=True)
 class ResolvedRecipe:
@@ -102,26 +87,6 @@ class ResolvedRecipe:
     def origins(self) -> dict[str, tuple[Any, str]]:
         """Every value of the complete recipe with who set it, by dotted path."""
         return {dotted(path): (value, self.origin(path)) for path, value in leaves(self.data())}
-
-    def identity(self) -> dict[str, Any]:
-        """What determines the numbers of the run, by dotted path; two runs with the same are the same run."""
-        watching = {
-            path
-            for path, part in self.recipe.components.items()
-            if path[0] in ("callbacks", "exporters")
-            or (isinstance(part.plugin, Memory) and part.plugin.claims == frozenset({"saves"}))
-        }
-        data = self.data()
-        data.pop("description"), data.pop("plugin_paths"), data.pop("callbacks"), data.pop("exporters")
-        data["training"] = {key: value for key, value in data["training"].items() if key not in WITHOUT_EFFECT}
-        if (
-            data["training"]["on_spike"] != "skip-batch"
-        ):  # whether a spike stops the run or is only told changes nothing
-            del data["training"]["on_spike"]
-        data["memory"] = {
-            entry["plugin"]: entry for index, entry in enumerate(data["memory"]) if ("memory", index) not in watching
-        }
-        return {dotted(path): value for path, value in leaves(data)}
 
     def to_yaml(self) -> str:
         """The complete recipe as YAML, each value with who set it as a comment."""

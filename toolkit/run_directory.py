@@ -4,7 +4,7 @@
       recipe.yaml        as the person wrote it
       resolved.yaml      complete, a recipe again, each value with who set it
       environment.json   versions and device; no secrets
-      run.json           id, identity of the settings, attempts and how each ended, results
+      run.json           id, identity of the settings, which of them nobody set, attempts and how each ended, results
       data.json          the account of the data
       metrics.jsonl      one line for each logged step, evaluation and save
       samples.jsonl      generated texts, by the `samples` callback
@@ -30,8 +30,12 @@ from typing import Any
 
 from toolkit.errors import UnavailableError, UsageError, nearest
 from toolkit.files import make_folder, read_json, read_json_lines, where_supported, write_json, write_text
+from toolkit.identity import settings
+from toolkit.records import read_record, write_record
 from toolkit.resolve import ResolvedRecipe
 
+DATA = "data.json"
+"""The account of the run's data."""
 MODEL = "model"
 """The folder of the exported model in a run directory."""
 
@@ -70,7 +74,7 @@ class RunDirectory:
     @property
     def record(self) -> dict[str, Any]:
         """run.json: id, recipe, identity, status, attempts, results."""
-        return read_json(self.folder / "run.json")
+        return read_record(self.folder / "run.json")
 
     @property
     def status(self) -> str:
@@ -84,7 +88,7 @@ class RunDirectory:
 
     def update(self, **fields: Any) -> None:
         """Change fields of run.json."""
-        write_json(self.folder / "run.json", self.record | fields)
+        write_record(self.folder / "run.json", self.record | fields)
 
     def note_loss(self, *, from_step: int, seconds: float) -> None:
         """Note with the last attempt what of it is lost, now that the run goes on from `from_step`.
@@ -146,16 +150,6 @@ class RunDirectory:
         """The files that grow by a line for each thing that happens in a run, so far as they exist."""
         return [file for name in ("metrics.jsonl", "samples.jsonl") if (file := self.folder / name).exists()]
 
-    def differences(self, resolved: ResolvedRecipe) -> list[str]:
-        """What in the recipe would give other numbers than what the run was started with, with both values."""
-        # Through JSON, as the old one went, so that a tuple equals its list.
-        old, new = self.record["identity"], json.loads(json.dumps(resolved.identity()))
-        return [
-            f"{key}: the run has {_shown(old, key)}, the recipe now says {_shown(new, key)}"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key, ...) != new.get(key, ...)
-        ]
-
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes from working on the run.
@@ -179,10 +173,6 @@ class RunDirectory:
             yield
 
 
-def _shown(identity: Mapping[str, Any], key: str) -> str:
-    return repr(identity[key]) if key in identity else "nothing"
-
-
 def create(folder: Path, resolved: ResolvedRecipe, environment: Mapping[str, Any], *, series: str) -> RunDirectory:
     """Make the folder of a new run; `series` is the name that it shares with its `--fresh` successors.
 
@@ -199,7 +189,8 @@ def create(folder: Path, resolved: ResolvedRecipe, environment: Mapping[str, Any
         write_text(folder / "recipe.yaml", resolved.recipe.document.text)
         write_text(folder / "resolved.yaml", resolved.to_yaml())
         write_json(folder / "environment.json", environment)
-        write_json(
+        settled = settings(resolved)
+        write_record(
             folder / "run.json",
             {
                 "id": uuid.uuid4().hex,
@@ -209,7 +200,8 @@ def create(folder: Path, resolved: ResolvedRecipe, environment: Mapping[str, Any
                 "task": resolved.recipe.one("objective").task,
                 "created": now(),
                 "status": "running",
-                "identity": resolved.identity(),
+                "identity": {key: setting.value for key, setting in settled.items()},
+                "defaults": [key for key, setting in settled.items() if not setting.is_set],
                 "attempts": [],
                 "results": None,
             },
@@ -265,13 +257,13 @@ def all_runs(runs: Path) -> list[RunDirectory]:
     for file in runs.glob("*/run.json"):
         run = RunDirectory(file.parent)
         with contextlib.suppress(OSError, ValueError, AssertionError, KeyError):
-            created[run] = str(run.record["created"])
+            created[run] = str(read_json(file)["created"])  # of whatever format
     return sorted(created, key=lambda run: created[run])
 
 
 def newest_in_series(runs: Path, series: str) -> Path | None:
     """The folder of the newest run among NAME, NAME-2, NAME-3, ..., which `--fresh` has made."""
-    folders = [run.folder for run in all_runs(runs) if run.record["series"] == series]
+    folders = [run.folder for run in all_runs(runs) if read_json(run.folder / "run.json")["series"] == series]
     return folders[-1] if folders else None
 
 

@@ -12,7 +12,8 @@ from typing import Any
 from toolkit import branch, formatting, processes, run_directory, variables
 from toolkit.attempt import Attempt
 from toolkit.branch import Parent
-from toolkit.errors import PluginError, RunMismatchError, UnavailableError
+from toolkit.comparison import differences, require_same
+from toolkit.errors import PluginError, UnavailableError
 from toolkit.export import load_line
 from toolkit.host import DISK_FAULTS, check_device, environment
 from toolkit.memory_watch import bytes_to_be_had, own_share
@@ -143,11 +144,11 @@ def _directory(
         blank = directory.is_blank
         # One that has found no memory in its first step is gone on with, or it would find none again.
         if not blank or has_run_out_of_memory(directory):
-            differences = directory.differences(with_choice_of(resolved, directory))
-            if not differences:
-                return directory
+            same = with_choice_of(resolved, directory)
             if not blank:
-                raise RunMismatchError(directory.folder, differences)
+                require_same(directory, same)
+            if not differences(directory, same):
+                return directory
         with directory.locked():  # a start that came to nothing: its recipe may have been mended since
             shutil.rmtree(newest)
         folder = newest

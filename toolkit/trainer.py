@@ -33,10 +33,10 @@ from toolkit.api import Optimizer, RunContext
 from toolkit.blocks import BLOCK_NUMBERS, IndexedCollator
 from toolkit.branch import load_with_new_settings
 from toolkit.errors import TrainingError
-from toolkit.files import read_json
 from toolkit.guards import Guard, named_state
 from toolkit.loss import ChunkedLoss
 from toolkit.named_optimizer import build_named
+from toolkit.records import read_record
 from toolkit.released_gradients import ReleasedGradients
 from toolkit.saving import STATE_FILE, Saver
 from toolkit.smaller_steps import OPTIMIZER, SmallerSteps, survive_in
@@ -272,7 +272,7 @@ class RecipeTrainer(UndisturbedTrainer):
 
     def restore_sums(self, folder: Path) -> None:
         """Put back what the Trainer does not save; called once it has begun, for it starts from zero."""
-        state = read_json(folder / STATE_FILE)
+        state = read_record(folder / STATE_FILE)
         own = state["of_processes"][min(self.args.process_index, len(state["of_processes"]) - 1)]
         self._tr_loss = torch.tensor(float.fromhex(own["loss_sum"]), device=self.args.device)
         self._total_loss_scalar = float.fromhex(state["total_loss"])

@@ -163,7 +163,7 @@ def test_changed_settings_are_named_with_both_values(tmp_path: Path) -> None:
         ("training.global_batch_size=8", "training.global_batch_size: the run has 4, the recipe now says 8"),
         ("training.max_steps=9", "training.max_steps: the run has 8, the recipe now says 9"),
         ("training.precision=bf16", "training.precision: the run has 'fp32', the recipe now says 'bf16'"),
-        ("training.on_spike=skip-batch", "training.on_spike: the run has nothing, the recipe now says 'skip-batch'"),
+        ("training.on_spike=skip-batch", "training.on_spike: the run has 'warn', the recipe now says 'skip-batch'"),
     ],
 )  # fmt: skip
 def test_every_setting_that_changes_a_number_is_an_error_and_nothing_trains(

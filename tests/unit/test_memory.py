@@ -10,6 +10,7 @@ import pytest
 from tests.tiny import write_recipe
 from toolkit.api import Device
 from toolkit.errors import PluginError, RecipeError
+from toolkit.identity import identity
 from toolkit.resolve import ResolvedRecipe, load, resolve
 
 CPU = Device(kind="cpu", name="a CPU", memory_bytes=2**33)
@@ -55,7 +56,7 @@ def test_their_order_does_not_matter(folder: Path) -> None:
     first = resolved(folder, "gradient-checkpointing", {"plugin": "small-batch", "micro_batch_size": 2})
     second = resolved(folder, {"plugin": "small-batch", "micro_batch_size": 2}, "gradient-checkpointing")
     assert first.training == second.training
-    assert first.identity() == second.identity()
+    assert identity(first) == identity(second)
     assert (first.training.micro_batch_size, first.training.gradient_checkpointing) == (2, True)
     assert first.training.global_batch_size == 4
 

@@ -124,15 +124,15 @@ def _rates(device_name: str | None, resolved: ResolvedRecipe) -> Rates:
 
 def _known_blocks(resolved: ResolvedRecipe, runs: Path) -> int | None:
     """The blocks of an epoch, if a run of this name has counted the same data."""
-    from toolkit import run_directory
+    from toolkit import comparison, run_directory
     from toolkit.files import read_json
 
     found = run_directory.newest_in_series(runs, resolved.name)
     if found is None or not (found / "data.json").is_file():
         return None
     decisive = ("dataset", "tokenizer", "objective")
-    recorded: dict[str, Any] = run_directory.RunDirectory(found).record["identity"]
-    if any(recorded.get(key) != value for key, value in resolved.identity().items() if key.startswith(decisive)):
+    run = run_directory.RunDirectory(found)
+    if any(key.startswith(decisive) for key in comparison.differences(run, resolved)):
         return None
     blocks: int = read_json(found / "data.json")["train"]["blocks"]
     return blocks

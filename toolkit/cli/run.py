@@ -11,6 +11,7 @@ import click
 from toolkit import formatting
 from toolkit.cli import options, render
 from toolkit.cli.groups import NamingGroup
+from toolkit.errors import UnavailableError
 
 if TYPE_CHECKING:
     from toolkit.run_directory import RunDirectory
@@ -31,7 +32,12 @@ def list_(runs: Path, as_json: bool) -> None:
     """List the runs, oldest first."""
     from toolkit import run_directory
 
-    entries = [_summary(found) for found in run_directory.all_runs(runs)]
+    entries = []
+    for found in run_directory.all_runs(runs):
+        try:
+            entries.append(_summary(found))
+        except UnavailableError as error:  # a later version's
+            render.note(str(error))
     if as_json:
         render.as_json(entries)
     elif not entries:
