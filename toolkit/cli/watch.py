@@ -57,7 +57,7 @@ def can_repaint(stream: TextIO) -> bool:
     """
     if not stream.isatty() or os.environ.get("TERM", "") in STATIC_TERMINALS:
         return False
-    if os.environ.get("CI", "") not in ("", "0", "false") or "JPY_PARENT_PID" in os.environ:
+    if os.environ.get("CI", "").lower() not in ("", "0", "false") or "JPY_PARENT_PID" in os.environ:
         return False
     # A container's log or a recorder may be a terminal without a window.
     return os.get_terminal_size(stream.fileno()).columns > 0
