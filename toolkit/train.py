@@ -20,7 +20,7 @@ from toolkit.memory_watch import bytes_to_be_had, own_share
 from toolkit.messages import plugin_messages_told
 from toolkit.plan.choose import NOTHING_CHOSEN, chooser_of, resolve_auto, with_choice
 from toolkit.plan.plan import peak_bytes
-from toolkit.progress import AttemptBegun, Event, Listener, Message, RunResult
+from toolkit.progress import AttemptBegun, Event, Listener, Message, ProgressReporter, RunResult
 from toolkit.recovery import has_run_out_of_memory
 from toolkit.resolve import ResolvedRecipe
 from toolkit.run_directory import RunDirectory
@@ -169,6 +169,8 @@ def _directory(
 def _with_planned_memory(resolved: ResolvedRecipe, listener: Listener) -> tuple[ResolvedRecipe, dict[str, Any]]:
     """The recipe with what `auto` chooses, and what the run notes of its plan."""
     device, count = resolved.device, processes.count()
+    progress = ProgressReporter(listener)
+    progress("planning memory")
     to_be_had = bytes_to_be_had(device, count)
     try:
         if chooser := chooser_of(resolved):
@@ -177,7 +179,7 @@ def _with_planned_memory(resolved: ResolvedRecipe, listener: Listener) -> tuple[
                 listener(
                     Message(f"auto: other programs leave {formatting.size(to_be_had)} of {formatting.size(allowed)}")
                 )
-            resolved, chosen = resolve_auto(resolved, min(allowed, to_be_had), processes=count)
+            resolved, chosen = resolve_auto(resolved, min(allowed, to_be_had), processes=count, progress=progress)
             for sentence in chosen.why:
                 listener(Message(f"auto: {sentence}"))
             planned = {"planned_memory_bytes": chosen.plan.peak_bytes, "memory_budget_bytes": chosen.plan.limit_bytes}

@@ -40,9 +40,11 @@ def test_and_json_for_scripts() -> None:
 
 def test_what_does_not_fit_is_told_with_what_would() -> None:
     words = ("recipe", "plan", "mine.yaml", "--device", "t4", "--memory", "650MB")
-    out = toolkit(*words, "--set", "model.hidden_size=1024").out
-    assert "no: " in out
-    assert "would fit" in out
+    told = toolkit(*words, "--set", "model.hidden_size=1024")
+    assert "no: " in told.out.partition("would fit")[0]
+    assert "looking for strategies that fit, for 1 min at most" in told.err
+    hurried = toolkit(*words, "--set", "model.hidden_size=1024", "--search-seconds", "0").out
+    assert "the search ended after 0 s, with 1 set of strategies tried: --search-seconds gives it longer" in hurried
 
 
 def test_where_only_the_copy_for_saves_does_not_fit_that_is_the_cure() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +12,15 @@ import pytest
 
 from tests.tiny import resolved, write_recipe
 from tests.unit.test_plan import RATES, SMALL
-from toolkit.api import Fidelity
+from toolkit.api import Device, Fidelity
 from toolkit.errors import RecipeError
 from toolkit.identity import identity
 from toolkit.plan import step
-from toolkit.plan.choose import SPARE, Choice, resolve_auto, usable_bytes, with_choice
+from toolkit.plan.choose import SPARE, Choice, not_all_was_tried, resolve_auto, usable_bytes, with_choice
 from toolkit.plan.compare import rows
 from toolkit.plan.plan import Plan, plan
 from toolkit.plan.search import Search, choose
+from toolkit.plan.speed import measured
 from toolkit.plan.step import trace
 from toolkit.plan.trace import Trace
 from toolkit.plan.variants import Option, candidates, without_choosers
@@ -265,3 +268,42 @@ def test_a_comparison_shows_each_strategy_and_sets_of_them(tmp_path: Path) -> No
     assert ("lora",) in sets
     assert any(len(words) > 1 for words in sets)
     assert len(set(sets)) == len(sets)
+
+
+def test_a_search_tells_how_it_goes_and_ends_with_its_time(tmp_path: Path) -> None:
+    recipe = auto(tmp_path)
+    made, told = plain(recipe), list[str]()
+
+    def search(seconds: float) -> Search:
+        ticks = itertools.count()
+        return Search(
+            recipe,
+            rates=RATES,
+            limit_bytes=made.peak_bytes - 1,
+            progress=lambda phase, done=0, total=None, *, unit="": told.append(f"{phase}: {done} {unit}"),
+            seconds=seconds,
+            clock=lambda: float(next(ticks)),
+        )
+
+    whole = search(1000)
+    best = whole.best(fidelity="different")
+    assert best is not None
+    assert (best.plan.fits, whole.cut_short) == (True, False)
+    assert told[0] == "planning memory: 0 sets tried"
+    assert re.fullmatch(r".* needed, .* usable: looking for strategies that fit, for .* at most: 1 sets tried", told[1])
+    hurried = search(3)
+    hurried.best(fidelity="different")
+    assert hurried.cut_short
+    assert hurried.tried < whole.tried
+    assert "--search-seconds" in not_all_was_tried(hurried)
+
+
+def test_a_machine_that_was_busy_while_it_was_measured_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toolkit.plan.speed.PROBE_SECONDS", 0.0)
+    monkeypatch.setattr("toolkit.plan.speed.BUSY_PROBE_SECONDS", 0.0)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    for load, told in ((1.2, ""), (9.0, "busy (load 9.0 on 2 cores): the time may be up to 5.0 times shorter")):
+        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, load, load))
+        source = measured.__wrapped__(Device("cpu", "a processor", 2**33)).source
+        assert told in source
+        assert ("busy" in source) == bool(told)

@@ -15,6 +15,7 @@ from toolkit.cli.completion import complete_recipes
 from toolkit.errors import UsageError
 
 if TYPE_CHECKING:
+    from toolkit.api import Progress
     from toolkit.plan.plan import Plan
     from toolkit.plan.speed import Rates
     from toolkit.plan.variants import Option
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
     "--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Devices that share a step."
 )
 @click.option("--compare", is_flag=True, help="Show what memory strategies would change: peak, speed and fidelity.")
+@click.option(
+    "--search-seconds", type=click.FloatRange(min=0), default=60, show_default=True,
+    help="How long to look for strategies with which it fits.",
+)  # fmt: skip
 @options.overrides
 @options.runs
 @options.plugin_folders
@@ -47,6 +52,7 @@ def plan(
     memory: str | None,
     processes: int,
     compare: bool,
+    search_seconds: float,
     overrides: tuple[str, ...],
     runs: Path,
     plugin_folders: tuple[Path, ...],
@@ -57,43 +63,64 @@ def plan(
     Reckoned from the step that the run would do, traced without its memory: no weights are downloaded and no GPU is
     needed, so one can plan here for a machine elsewhere. Configs and tokenizers from the Hub are fetched.
 
-    A run that does not fit is told with what would make it fit; the exit status is 0 then, too. It is 2 where the
-    recipe leaves the choice to `auto`, and nothing that may be chosen fits.
+    Of a run that does not fit the plan comes first, and then what would make it fit; the exit status is 0 then, too.
+    It is 2 where the recipe leaves the choice to `auto`, and nothing that may be chosen fits.
     """
     from toolkit import resolve
+    from toolkit.cli.watch import watching
 
     device = options.chosen_device(device_name)
     if memory:
         device = replace(device, memory_bytes=_bytes(memory))
     resolved = resolve.resolve(resolve.load(name, overrides=overrides, plugin_folders=plugin_folders), device)
-    rates = _rates(device_name, resolved)
     from toolkit.memory_watch import bytes_to_be_had, own_share
     from toolkit.plan import compare as comparison
-    from toolkit.plan.choose import chooser_of, resolve_auto, usable_bytes
+    from toolkit.plan.choose import chooser_of, not_all_was_tried, resolve_auto, usable_bytes
     from toolkit.plan.plan import plan as planned
     from toolkit.plan.search import Search
+    from toolkit.progress import ProgressReporter
 
     chooser = chooser_of(resolved)
     whole = chooser.limit(resolved.device) if chooser else resolved.device.memory_bytes
     limit = own_share(whole, resolved.device, processes)
     if device_name is None and not memory:  # here and now, as the run would find it
         limit = min(limit, bytes_to_be_had(resolved.device, processes))
-    search = Search(resolved, rates=rates, limit_bytes=usable_bytes(limit, resolved.device), processes=processes)
-    why: Sequence[str] = ()
-    if chooser:
-        resolved, choice = resolve_auto(resolved, limit, rates=rates, processes=processes)
-        why = choice.why
-    blocks = _known_blocks(resolved, runs)
-    made = planned(resolved, rates=rates, limit_bytes=limit, processes=processes, training_blocks=blocks)
-    rows = list(comparison.rows(search)) if compare else []
-    help_ = None if made.fits else search.best(fidelity="different")
+    asked, why = resolved, tuple[str, ...]()
+    with watching(quiet=False, on_standard_error=True) as listener:
+        progress = ProgressReporter(listener)
+        rates = _rates(device_name, resolved, progress)
+        progress("planning memory")
+        if chooser:
+            resolved, choice = resolve_auto(
+                resolved, limit, rates=rates, processes=processes, progress=progress, seconds=search_seconds
+            )
+            why = choice.why
+        blocks = _known_blocks(resolved, runs)
+        made = planned(resolved, rates=rates, limit_bytes=limit, processes=processes, training_blocks=blocks)
+    if not as_json:  # before what takes longer
+        _show(made, why)
+    rows: list[Option] = []
+    help_ = None
+    if compare or not made.fits:
+        with watching(quiet=False, on_standard_error=True) as listener:
+            search = Search(
+                asked,
+                rates=rates,
+                limit_bytes=usable_bytes(limit, asked.device),
+                processes=processes,
+                progress=ProgressReporter(listener),
+                seconds=search_seconds,
+            )
+            help_ = None if made.fits else search.best(fidelity="different")
+            rows = list(comparison.rows(search)) if compare else []
     if as_json:
         render.as_json(_as_data(made, why, rows, help_))
         return
-    _show(made, why)
     if rows:
         render.text()
         _show_rows(rows)
+        if search.cut_short:
+            render.text(f"Not all is shown: {not_all_was_tried(search)}.")
     if not made.fits:
         render.text()
         render.text(_what_would_fit(search, help_, made))
@@ -111,7 +138,7 @@ def _bytes(text: str) -> int:
     return int(size)
 
 
-def _rates(device_name: str | None, resolved: ResolvedRecipe) -> Rates:
+def _rates(device_name: str | None, resolved: ResolvedRecipe, progress: Progress) -> Rates:
     from toolkit.plan import devices, speed
 
     if device_name is not None:
@@ -119,6 +146,7 @@ def _rates(device_name: str | None, resolved: ResolvedRecipe) -> Rates:
     from toolkit.host import check_device
 
     check_device(resolved)
+    progress("measuring this machine")
     return speed.measured(resolved.device)
 
 
@@ -190,8 +218,10 @@ def _when(made: Plan) -> str:
 
 
 def _verdict(made: Plan) -> str:
-    share = f"{formatting.size(made.peak_bytes)} of {formatting.size(made.limit_bytes)}"
-    return f"yes, {share}" if made.fits else f"no: {share}"
+    needed, room = formatting.size(made.peak_bytes), formatting.size(made.limit_bytes)
+    if made.fits:
+        return f"yes, {needed} of {room}"
+    return f"no: {needed} needed, {room} available, {formatting.size(made.peak_bytes - made.limit_bytes)} short"
 
 
 def _step(made: Plan) -> str:
@@ -245,7 +275,7 @@ def _show_rows(rows: Sequence[Option]) -> None:
 
 
 def _what_would_fit(search: Any, found: Option | None, made: Plan) -> str:
-    from toolkit.plan.choose import too_small
+    from toolkit.plan.choose import not_all_was_tried, too_small
 
     if found is None:
         return too_small(search, made.limit_bytes, "different")
@@ -253,8 +283,9 @@ def _what_would_fit(search: Any, found: Option | None, made: Plan) -> str:
     waiting = (
         ", and training.save_in_background: false" if made.snapshot_bytes and not found.plan.snapshot_bytes else ""
     )
+    more = f"; {not_all_was_tried(search)}" if search.cut_short else ""
     slower = found.plan.seconds_per_step / made.seconds_per_step - 1
     return (
         f"It would fit in {formatting.size(found.plan.peak_bytes)}, with {slower:+.0%} time a step and fidelity "
-        f"{found.plan.fidelity}: memory: {entries}{waiting}"
+        f"{found.plan.fidelity}: memory: {entries}{waiting}{more}"
     )

@@ -5,12 +5,14 @@ What `search` finds is written into the recipe, which is what a run records and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from toolkit import formatting
-from toolkit.api import Change, Chooser, Device, Fidelity
+from toolkit.api import Change, Chooser, Device, Fidelity, Progress
+from toolkit.formatting import counted
 from toolkit.memory import StrategyChange
 from toolkit.memory_watch import is_ample, own_share
 from toolkit.plan.plan import Plan, plan
@@ -55,6 +57,8 @@ def resolve_auto(
     *,
     rates: Rates | None = None,
     processes: int = 1,
+    progress: Progress | None = None,
+    seconds: float = math.inf,
 ) -> tuple[ResolvedRecipe, Choice]:
     """Put concrete strategies in the place of the recipe's chooser, and say why these.
 
@@ -63,6 +67,8 @@ def resolve_auto(
         budget: bytes that each process may take, in place of the chooser's limit.
         rates: of the recipe's device; measured here, if not given.
         processes: how many devices share a step.
+        progress: is told how the search goes.
+        seconds: that the search may take.
 
     Raises:
         RecipeError: nothing that may be chosen fits.
@@ -72,7 +78,7 @@ def resolve_auto(
     limit = budget or own_share(chooser.limit(resolved.device), resolved.device, processes)
     usable = usable_bytes(limit, resolved.device)
     rates = rates or measured(resolved.device)
-    search = Search(resolved, rates=rates, limit_bytes=usable, processes=processes)
+    search = Search(resolved, rates=rates, limit_bytes=usable, processes=processes, progress=progress, seconds=seconds)
     found = search.best(fidelity=chooser.lowest_fidelity())
     if found is None:
         raise resolved.recipe.error(too_small(search, limit, chooser.lowest_fidelity()), _place(resolved))
@@ -122,8 +128,9 @@ def usable_bytes(limit: int, device: Device) -> int:
 def too_small(search: Search, limit: int, fidelity: Fidelity) -> str:
     """Say what would be needed where nothing fits, and which size of model would fit."""
     least = search.smallest().plan
+    chosen_from = "was tried" if search.cut_short else "may be chosen"
     words = [
-        f"nothing that may be chosen fits into {formatting.size(limit)}: the smallest peak is "
+        f"nothing that {chosen_from} fits into {formatting.size(limit)}: the smallest peak is "
         f"{formatting.size(least.peak_bytes)}, with {listed(least.strategies)}, and "
         f"{formatting.size(limit - search.limit_bytes)} have to stay free"
     ]
@@ -135,9 +142,19 @@ def too_small(search: Search, limit: int, fidelity: Fidelity) -> str:
         )
     else:
         words.append(f"the libraries alone take {formatting.size(framework)}")
+    if search.cut_short:
+        words.append(not_all_was_tried(search))
     if fidelity != FIDELITIES[-1]:
         words.append(f"fidelity: {FIDELITIES[FIDELITIES.index(fidelity) + 1]} allows more")
     return "; ".join(words)
+
+
+def not_all_was_tried(search: Search) -> str:
+    """That the time for the search was over, and what gives it more."""
+    return (
+        f"the search ended after {formatting.duration(search.seconds)}, with {counted(search.tried, 'set')} of "
+        f"strategies tried: --search-seconds gives it longer"
+    )
 
 
 def _why(found: Option, made: Plan, search: Search) -> Iterator[str]:
@@ -156,6 +173,8 @@ def _why(found: Option, made: Plan, search: Search) -> Iterator[str]:
         yield f"a machine with {formatting.size(needed)} would be {faster:.0%} faster, with {names}"
     else:
         yield "more memory would make it no faster"
+    if search.cut_short:
+        yield f"{not_all_was_tried(search)}, as a run does"
 
 
 def _place(resolved: ResolvedRecipe) -> Path_:

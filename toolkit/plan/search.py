@@ -6,10 +6,13 @@ few sets, and not all that there are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import cast
 
-from toolkit.api import Fidelity, Memory
+from toolkit import formatting
+from toolkit.api import Fidelity, Memory, Progress
 from toolkit.plan.speed import Rates
 from toolkit.plan.variants import FIDELITIES, Option, Planner, Set, candidates, cuts_the_batch_alone
 from toolkit.recipe.schema import Component
@@ -41,8 +44,37 @@ def choose(options: Iterable[Option], *, limit_bytes: int, fidelity: Fidelity = 
 class Search:
     """Looks for the best set of strategies for one recipe."""
 
-    def __init__(self, resolved: ResolvedRecipe, *, rates: Rates, limit_bytes: int, processes: int = 1) -> None:
+    def __init__(
+        self,
+        resolved: ResolvedRecipe,
+        *,
+        rates: Rates,
+        limit_bytes: int,
+        processes: int = 1,
+        progress: Progress | None = None,
+        seconds: float = math.inf,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Nothing is looked for yet.
+
+        Args:
+            resolved: the recipe, whose own strategies stay.
+            rates: of its device.
+            limit_bytes: what a plan may take.
+            processes: how many devices share a step.
+            progress: is told of each set of strategies that was planned.
+            seconds: after which nothing new is planned; the recipe as it is always is.
+            clock: what these are counted by.
+        """
         self.limit_bytes = limit_bytes
+        self.seconds = seconds
+        self.cut_short = False
+        """Whether the time was over before everything of interest was planned."""
+        self._progress = progress
+        self._phase = "planning memory"
+        self._clock = clock
+        self._until = clock() + seconds
+        self._options: dict[tuple[Set, Component | None], Option | None] = {}
         self.planner = Planner(resolved, rates=rates, limit_bytes=limit_bytes, processes=processes)
         offered = candidates(resolved)
         self.batches = [part for part in offered if cuts_the_batch_alone(part, resolved)]
@@ -55,6 +87,10 @@ class Search:
         whole = self.planned(frozenset(), None)
         if whole and whole.plan.peak_bytes <= self.limit_bytes:
             return self._if_worth_it(whole)  # most often: nothing is needed
+        if whole:
+            needed, room = formatting.size(whole.plan.peak_bytes), formatting.size(self.limit_bytes)
+            at_most = f", for {formatting.duration(self.seconds)} at most" if self.seconds < math.inf else ""
+            self._phase = f"{needed} needed, {room} usable: looking for strategies that fit{at_most}"
         cut = self._best_batch(frozenset())
         for lowest in FIDELITIES[: FIDELITIES.index(fidelity) + 1]:
             usable = [part for part in self.others if rank(part) <= FIDELITIES.index(lowest)]
@@ -148,11 +184,24 @@ class Search:
             fitting.append(option)
         return choose(filter(None, fitting), limit_bytes=self.limit_bytes)
 
+    @property
+    def tried(self) -> int:
+        """Sets of strategies that were planned, or refused."""
+        return len(self._options)
+
     def planned(self, added: Set, batch: Component | None) -> Option | None:
-        option = self.planner.option(added, batch)
-        if option:
-            self.seen[option.plan.strategies] = option
-        return option
+        """The plan with these strategies; None if they do not go together, or the time is over."""
+        key = added, batch
+        if key not in self._options:
+            if self._options and self._clock() >= self._until:
+                self.cut_short = True
+                return None
+            if self._progress:
+                self._progress(self._phase, self.tried, unit="sets tried")
+            option = self._options[key] = self.planner.option(added, batch)
+            if option:
+                self.seen[option.plan.strategies] = option
+        return self._options[key]
 
 
 def rank(part: Component) -> int:

@@ -9,12 +9,14 @@ counts, and it needs no list of what each strategy is said to cost.
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from toolkit.api import Device
+from toolkit.formatting import counted
 from toolkit.plan.devices import GIGA, TERA, Published
 from toolkit.plan.trace import Work
 
@@ -29,6 +31,10 @@ SECONDS_PER_FRESH_BYTE = 2e-10
 """On a processor that is not here: just under a microsecond for a page of 4 KiB."""
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 PROBE_SIDE, PROBE_BYTES, PROBE_SECONDS = 1024, 64 * 2**20, 0.2
+BUSY, BUSY_PROBE_SECONDS = 0.5, 0.6
+"""From so many threads of others a processor on, a measurement takes longer, to find a moment without them."""
+OWN_LOAD = 1.0
+"""Of the system's load, what this process has just added with its imports."""
 SLOW_SIDE = 128
 """Where bfloat16 is not in the hardware, a product of the other size may take seconds."""
 
@@ -77,14 +83,16 @@ def measured(device: Device) -> Rates:
     """The rates of this machine's device, tried for about a second."""
     import torch
 
+    busy = _others_load()
+    seconds = PROBE_SECONDS if busy < BUSY else BUSY_PROBE_SECONDS
     flops = {
-        "fp32": _product_rate(torch.float32, PROBE_SIDE, device),
-        "bf16": _product_rate(torch.bfloat16, PROBE_SIDE if device.bf16 else SLOW_SIDE, device),
+        "fp32": _product_rate(torch.float32, PROBE_SIDE, device, seconds),
+        "bf16": _product_rate(torch.bfloat16, PROBE_SIDE if device.bf16 else SLOW_SIDE, device, seconds),
     }
     if device.kind == "cuda":
-        flops["fp16"] = _product_rate(torch.float16, PROBE_SIDE, device)
+        flops["fp16"] = _product_rate(torch.float16, PROBE_SIDE, device, seconds)
     many = torch.ones(PROBE_BYTES // 4, device=device.kind)
-    in_place, to_fresh = _seconds(lambda: many.add_(1), device), _seconds(lambda: many + 1, device)
+    in_place, to_fresh = _seconds(lambda: many.add_(1), device, seconds), _seconds(lambda: many + 1, device, seconds)
     bandwidth = 2 * PROBE_BYTES / in_place
     shown = ", ".join(f"{_rate(rate)} in {name}" for name, rate in flops.items())
     return Rates(
@@ -92,19 +100,31 @@ def measured(device: Device) -> Rates:
         bandwidth=bandwidth,
         seconds_per_kernel=SECONDS_PER_KERNEL[device.kind],
         seconds_per_fresh_byte=max(0.0, to_fresh - in_place) / PROBE_BYTES if device.kind == "cpu" else 0.0,
-        source=f"measured here: {shown}, {bandwidth / GIGA:.1f} GB/s",
+        source=f"measured here: {shown}, {bandwidth / GIGA:.1f} GB/s" + _caution(busy, device),
     )
 
 
-def _product_rate(dtype: torch.dtype, side: int, device: Device) -> float:
+def _others_load() -> float:
+    """How many threads of other programs want each processor, on average over the last minute."""
+    return max(0.0, os.getloadavg()[0] - OWN_LOAD) / (os.cpu_count() or 1)
+
+
+def _caution(busy: float, device: Device) -> str:
+    if device.kind != "cpu" or busy < BUSY:
+        return ""
+    load = f"load {os.getloadavg()[0]:.1f} on {counted(os.cpu_count() or 1, 'core')}"
+    return f"; while the machine was busy ({load}): the time may be up to {1 + busy:.1f} times shorter"
+
+
+def _product_rate(dtype: torch.dtype, side: int, device: Device, seconds: float) -> float:
     """Floating-point operations per second in the product of two square matrices."""
     import torch
 
     square = torch.ones(side, side, dtype=dtype, device=device.kind)
-    return 2 * side**3 / _seconds(lambda: square @ square, device)
+    return 2 * side**3 / _seconds(lambda: square @ square, device, seconds)
 
 
-def _seconds(work: Callable[[], object], device: Device) -> float:
+def _seconds(work: Callable[[], object], device: Device, for_seconds: float) -> float:
     """The shortest of a few tries, which other processes disturb least."""
     import torch
 
@@ -113,7 +133,7 @@ def _seconds(work: Callable[[], object], device: Device) -> float:
     work()
     synchronize()
     best, begun = float("inf"), time.perf_counter()
-    while time.perf_counter() - begun < PROBE_SECONDS:
+    while time.perf_counter() - begun < for_seconds:
         start = time.perf_counter()
         work()
         synchronize()
