@@ -18,6 +18,7 @@ bug of ours, or of a plugin, and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +141,34 @@ class InterruptedRun(ToolkitError):  # noqa: N818 - named for what it tells: an 
         self.signal_number = signal_number
         self.exit_status = 128 + signal_number
         super().__init__(message)
+
+
+OF_THE_MACHINE = frozenset(
+    {
+        errno.EACCES,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EIO,
+        errno.ELOOP,
+        errno.EMFILE,
+        errno.ENAMETOOLONG,
+        errno.ENFILE,
+        errno.ENOSPC,
+        errno.ENOTDIR,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ESTALE,
+    }
+)
+"""Answers of the operating system that are about the machine, or a path that was given, and no bug."""
+
+
+def of_the_machine(error: OSError) -> UnavailableError | None:
+    """The error in words; None if it may be a bug."""
+    if error.errno not in OF_THE_MACHINE:
+        return None
+    path = str(error.filename) if error.filename else "a file or folder"
+    return UnavailableError(f"cannot use {path if len(path) < 200 else path[:200] + '...'}: {error.strerror}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

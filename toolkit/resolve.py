@@ -18,7 +18,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from toolkit.api import Device, Exporter, Fidelity, Memory
 from toolkit.memory import StrategyChange, merge
-from toolkit.recipe import catalog
+from toolkit.recipe import catalog, trackers
 from toolkit.recipe.document import Document, Path_, dotted, read, with_override
 from toolkit.recipe.schema import FORMAT, MANY, ONE, Recipe, plugin_paths, validate
 from toolkit.recipe.training import Training
@@ -180,6 +180,20 @@ def resolve(recipe: Recipe, device: Device) -> ResolvedRecipe:
         whose = at.strategy if at.setting == setting else f"what {strategies} sets"
         raise recipe.error(f"{whose} does not fit: {cause}", at.path) from None
     return ResolvedRecipe(_name(recipe), recipe, training, changes, device)
+
+
+def check_trackers(recipe: Recipe) -> None:
+    """See that whatever the run is to report to is installed here.
+
+    Raises:
+        RecipeError: it is not.
+    """
+    for tracker in recipe.training.report_to:
+        if missing := trackers.missing(tracker):
+            raise recipe.error(
+                f"{tracker} is not installed here: pip install {' '.join(missing)}, or leave it out",
+                ("training", "report_to"),
+            )
 
 
 def _name(recipe: Recipe) -> str:

@@ -36,6 +36,8 @@ from toolkit.resolve import ResolvedRecipe
 
 DATA = "data.json"
 """The account of the run's data."""
+LONGEST_NAME = 200
+"""Bytes of a run's name: file systems take 255, and what is put beside a run has its name and more."""
 MODEL = "model"
 """The folder of the exported model in a run directory."""
 
@@ -173,6 +175,26 @@ class RunDirectory:
             yield
 
 
+def check_name(runs: Path, name: str) -> None:
+    """See that a run of this name can have a folder there, and successors beside it.
+
+    Raises:
+        UsageError: it cannot; or a name on the way is not UTF-8, in which safetensors and tokenizers want their paths.
+    """
+    if not name or "/" in name or name.startswith("."):
+        raise UsageError(f"{name!r} cannot name a run: it is the name of a folder, without / and leading dots; --name")
+    if (length := len(os.fsencode(name))) > LONGEST_NAME:
+        raise UsageError(
+            f"{name[:40]}... cannot name a run: a folder's name has at most {LONGEST_NAME} bytes here, and this one "
+            f"has {length}; choose a shorter one with --name"
+        )
+    try:
+        str(runs / name).encode("utf-8")
+    except UnicodeEncodeError:
+        shown = os.fsencode(runs / name).decode("utf-8", "backslashreplace")
+        raise UsageError(f"the folder {shown} has a name that is not UTF-8; give another --runs or --name") from None
+
+
 def create(folder: Path, resolved: ResolvedRecipe, environment: Mapping[str, Any], *, series: str) -> RunDirectory:
     """Make the folder of a new run; `series` is the name that it shares with its `--fresh` successors.
 
@@ -213,19 +235,6 @@ def create(folder: Path, resolved: ResolvedRecipe, environment: Mapping[str, Any
     return run
 
 
-def check_name(folder: Path) -> None:
-    """See that the libraries can write into a run's folder.
-
-    Raises:
-        UsageError: its name is not UTF-8, in which safetensors and tokenizers want their paths.
-    """
-    try:
-        str(folder).encode("utf-8")
-    except UnicodeEncodeError:
-        shown = os.fsencode(folder).decode("utf-8", "backslashreplace")
-        raise UsageError(f"the folder {shown} has a name that is not UTF-8; give another --runs or --name") from None
-
-
 def open_run(folder: Path) -> RunDirectory:
     """Return the run in this folder.
 
@@ -243,8 +252,9 @@ def find(name: str, runs: Path) -> RunDirectory:
     Raises:
         UsageError: there is none.
     """
-    if "/" in name or Path(name, "run.json").is_file():
-        return open_run(Path(name))
+    with contextlib.suppress(OSError):  # a name that is too long, say
+        if "/" in name or Path(name, "run.json").is_file():
+            return open_run(Path(name))
     known = [run.name for run in all_runs(runs)]
     if name not in known:
         raise UsageError(f"no run in {runs} is named {name!r}; {nearest(name, known)}")

@@ -22,7 +22,7 @@ from toolkit.plan.choose import NOTHING_CHOSEN, chooser_of, resolve_auto, with_c
 from toolkit.plan.plan import peak_bytes
 from toolkit.progress import AttemptBegun, Event, Listener, Message, ProgressReporter, RunResult
 from toolkit.recovery import has_run_out_of_memory
-from toolkit.resolve import ResolvedRecipe
+from toolkit.resolve import ResolvedRecipe, check_trackers
 from toolkit.run_directory import RunDirectory
 from toolkit.signals import StopRequest
 
@@ -61,6 +61,10 @@ def run(
         ToolkitError: anything else that a person can mend.
     """
     processes.check()
+    series = name or resolved.name
+    run_directory.check_name(runs, series)
+    if resolved.training.report_to:
+        check_trackers(resolved.recipe)
     everybodys, listener = listener, listener if processes.is_first() else _told_by_the_first
     with (
         StopRequest().handled() as stop,
@@ -70,8 +74,6 @@ def run(
     ):
         check_device(resolved)
         _meet(on_cpu=resolved.device.kind == "cpu", listener=everybodys)
-        series = name or resolved.name
-        run_directory.check_name(runs / series)
         with stop.never_swallowed():
             directory = processes.by_first(
                 lambda: _directory(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import socket
 from datetime import timedelta
@@ -12,6 +13,7 @@ import pytest
 from tests.tiny import assert_same_run, resolved, train, write_recipe
 from tests.unit.command_line import toolkit
 from toolkit import processes, variables
+from toolkit.cli.main import be_somebody
 from toolkit.errors import UnavailableError
 from toolkit.progress import Message
 from toolkit.train import run
@@ -153,3 +155,76 @@ def test_processes_that_never_come_are_waited_for_aloud_and_not_for_ever(
     with pytest.raises(UnavailableError, match="the 4 processes of this run have not met at"):
         run(resolved(recipe), runs=tmp_path / "runs", listener=events.append)
     assert events == [Message(f"waiting for 3 other processes at 127.0.0.1:{port}")]
+
+
+def test_a_user_without_a_name_and_a_home_gets_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def unknown(*_: object) -> None:
+        raise KeyError
+
+    for function in ("pwd.getpwuid", "pwd.getpwnam"):
+        monkeypatch.setattr(function, unknown)
+    with pytest.raises(RuntimeError):
+        Path.home()
+    monkeypatch.setattr("os.environ", dict(os.environ))  # what it sets is gone with the test
+    be_somebody()
+    user = f"user-{os.getuid()}"
+    assert getpass.getuser() == user
+    assert Path.home() == tmp_path / f"toolkit-{user}"
+    assert Path.home().stat().st_mode & 0o777 == 0o700
+    be_somebody()
+
+
+LONG = "n" * 300
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (("recipe", "run", "{recipe}", "--name", LONG), 2, "has at most 200 bytes here, and this one has 300"),
+        (("recipe", "run", f"./{LONG}.yaml"), 2, "there is no recipe file"),
+        (("run", "show", LONG), 2, "no run in runs is named"),
+        (("recipe", "run", "{recipe}", "--runs", LONG), 3, "File name too long"),
+        (("recipe", "validate", "{recipe}", "--set", f"dataset.files={LONG}"), 0, ""),
+        (("recipe", "validate", "{recipe}", "--plugins", LONG), 3, "File name too long"),
+    ],
+)
+def test_a_name_of_300_characters_is_answered_in_a_sentence(
+    words: tuple[str, ...], status: int, message: str, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path)
+    assert message in toolkit(*(word.format(recipe=recipe) for word in words), status=status).err
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("[wandbb]", "training.report_to[0]: no tracker is named 'wandbb'; did you mean 'wandb'?"),
+        ("tensorbord", "no tracker is named 'tensorbord'; did you mean 'tensorboard'?"),
+        ("comet_ml", "training.report_to: comet_ml is not installed here: pip install comet-ml, or leave it out"),
+        ("[dagshub]", "dagshub is not installed here: pip install dagshub mlflow"),
+    ],
+)
+def test_a_tracker_that_is_not_here_is_found_by_validation(
+    value: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    recipe = write_recipe(tmp_path)
+    assert message in toolkit("recipe", "validate", str(recipe), "--set", f"training.report_to={value}", status=2).err
+
+
+def test_a_bare_tracker_is_a_list_of_one_and_none_is_none(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    assert resolved(recipe, "training.report_to=tensorboard").training.report_to == ("tensorboard",)
+    assert resolved(recipe, "training.report_to=none").training.report_to == ()
+
+
+def test_the_names_of_trackers_are_those_of_transformers() -> None:
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    from toolkit.recipe.trackers import PACKAGES
+
+    assert INTEGRATION_TO_CALLBACK.keys() <= PACKAGES.keys()

@@ -7,10 +7,13 @@ when it runs. So `--help` costs what click costs, and torch starts where trainin
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import sys
+import tempfile
 import warnings
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import click
@@ -18,7 +21,7 @@ import click
 from toolkit import __version__, signals
 from toolkit.cli import output, render
 from toolkit.cli.groups import NamingGroup
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, of_the_machine
 
 COMMANDS = {
     "recipe": "toolkit.cli.recipe:recipe",
@@ -54,6 +57,11 @@ class LazyGroup(NamingGroup):
         except ToolkitError as error:
             render.error(error)
             ctx.exit(error.exit_status)
+        except OSError as error:
+            if (in_words := of_the_machine(error)) is None:
+                raise
+            render.error(in_words)
+            ctx.exit(in_words.exit_status)
         except KeyboardInterrupt as interrupt:
             render.note(INTERRUPTED)
             ctx.exit(128 + getattr(interrupt, "signal_number", signal.SIGINT))
@@ -80,6 +88,7 @@ def main() -> None:
     """Entry point of the console script."""
     output.install()
     be_quiet()
+    be_somebody()
     with signals.ending_the_process(), signals.at_forced_end(_say_at_forced_end):
         try:
             toolkit(prog_name="toolkit")
@@ -90,6 +99,22 @@ def main() -> None:
 
 def _say_at_forced_end(reason: str) -> None:
     render.note(f"error: {reason}" if reason else INTERRUPTED)
+
+
+def be_somebody() -> None:
+    """Give a user without an entry in the machine's list of users a name and a home, for which libraries ask.
+
+    `docker run --user 4321` starts one.
+    """
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        user = f"user-{os.getuid()}"
+        os.environ.setdefault("USER", user)
+        if "HOME" not in os.environ:
+            home = Path(tempfile.gettempdir(), f"toolkit-{user}")
+            home.mkdir(mode=0o700, exist_ok=True)
+            os.environ["HOME"] = str(home)
 
 
 def be_quiet() -> None:

@@ -107,11 +107,13 @@ def validate(
 
     Shows everything that is wrong at once: sections, plugins, options, values, and strategies in conflict.
     """
+    from toolkit.resolve import check_trackers
+
     verdicts = []
     options.chosen_device(device_name)  # a wrong name is the command's mistake, and no recipe's
     for name in names:
         try:
-            _resolve(name, overrides, plugin_folders, device_name=device_name)
+            check_trackers(_resolve(name, overrides, plugin_folders, device_name=device_name).recipe)
         except (RecipeError, PluginError, UsageError) as error:
             verdicts.append({"name": name, "valid": False, "problems": list(_problems(error))})
             if not as_json:
@@ -206,10 +208,10 @@ def run(
 
     if rehearse and (fresh or parent):
         raise UsageError("a rehearsal always starts over, in a folder of its own; leave --fresh and --from out")
-    if run_name is not None and (not run_name or "/" in run_name or run_name.startswith(".")):
-        raise UsageError(
-            f"--name {run_name}: a run's name is the name of a folder in {runs}, without / and leading dots"
-        )
+    if run_name is not None:
+        from toolkit.run_directory import check_name
+
+        check_name(runs, run_name)
     stand_ins: list[StandIn] = []
     with watching_and_logging(quiet=quiet, on_standard_error=as_json) as listener:
         if rehearse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import toolkit
@@ -23,8 +24,9 @@ def find(name: str) -> Path:
         UsageError: there is none.
     """
     if name.endswith((".yaml", ".yml")) or "/" in name:
-        if Path(name).is_file():
-            return Path(name)
+        with contextlib.suppress(OSError):  # a name that is too long, say
+            if Path(name).is_file():
+                return Path(name)
         raise UsageError(f"there is no recipe file {name}")
     recipes = shipped()
     if name in recipes:

@@ -5,9 +5,12 @@ Names are those of `transformers.TrainingArguments` wherever it has one. Imports
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from toolkit.errors import nearest
+from toolkit.recipe import trackers
 
 
 class UnfitSettingError(ValueError):
@@ -16,6 +19,23 @@ class UnfitSettingError(ValueError):
     def __init__(self, message: str, *, setting: str) -> None:
         super().__init__(message)
         self.setting = setting
+
+
+def _listed(value: Any) -> Any:
+    """A bare name is a list of one; `none` is transformers' name for an empty one."""
+    return () if value == "none" else (value,) if isinstance(value, str) else value
+
+
+def _known(name: str) -> str:
+    if name not in trackers.PACKAGES:
+        raise ValueError(f"no tracker is named {name!r}; {nearest(name, trackers.PACKAGES)}")
+    return name
+
+
+Trackers = Annotated[
+    tuple[Annotated[str, AfterValidator(_known)], ...],
+    BeforeValidator(_listed, json_schema_input_type=tuple[str, ...] | str),
+]
 
 
 class Training(BaseModel):
@@ -95,8 +115,9 @@ class Training(BaseModel):
     """Record the loss every so many steps; if not given, about two hundred times in the run."""
     dataloader_num_workers: int = Field(default=0, ge=0)
     """Processes that prepare batches. The data is packed and memory-mapped, so 0 is usually fastest."""
-    report_to: tuple[str, ...] = ()
-    """Trackers that the Trainer knows: tensorboard, wandb, mlflow, ... Their packages must be installed."""
+    report_to: Trackers = ()
+    """Trackers that the Trainer knows: tensorboard, wandb, mlflow, ... Their packages must be installed. Without it
+    none is reported to, whatever variables of theirs are set."""
 
     @model_validator(mode="after")
     def _released_gradients_are_not_needed_together(self) -> Self:

@@ -1,0 +1,38 @@
+"""Experiment trackers that the Trainer reports to: their names, and whether their packages are here.
+
+Without importing any of them: some take seconds, and some open a connection.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+PACKAGES: dict[str, tuple[str, ...]] = {
+    "azure_ml": ("azureml",),
+    "clearml": ("clearml",),
+    "codecarbon": ("codecarbon",),
+    "comet_ml": ("comet_ml",),
+    "dagshub": ("dagshub", "mlflow"),
+    "dvclive": ("dvclive",),
+    "flyte": ("flytekit",),
+    "kubeflow": (),
+    "mlflow": ("mlflow",),
+    "neptune": ("neptune",),
+    "swanlab": ("swanlab",),
+    "tensorboard": ("tensorboard",),
+    "trackio": ("trackio",),
+    "wandb": ("wandb",),
+}
+"""Each name of transformers' `INTEGRATION_TO_CALLBACK`, and the modules that it imports."""
+SUBSTITUTES = {"tensorboard": "tensorboardX"}
+INSTALLED_AS = {"azureml": "azureml-core azureml-mlflow", "comet_ml": "comet-ml"}
+"""What `pip install` takes, where it is another name than the module's."""
+
+
+def missing(tracker: str) -> tuple[str, ...]:
+    """What has to be installed for this tracker, by the names that pip takes."""
+    return tuple(
+        INSTALLED_AS.get(module, module)
+        for module in PACKAGES[tracker]
+        if not any(importlib.util.find_spec(name) for name in (module, SUBSTITUTES.get(module)) if name)
+    )
