@@ -343,11 +343,11 @@ class TestOtherFiles:
     @pytest.mark.parametrize(
         ("name", "content", "part"),
         [
-            ("a.txt", gzip.compress(b"text"), "compressed with gzip, and its name has to end in .gz"),
+            ("a.txt", gzip.compress(b"text", mtime=0), "compressed with gzip, and its name has to end in .gz"),
             ("a.jsonl", bz2.compress(b"text"), "compressed with bzip2"),
             ("a.csv", lzma.compress(b"text"), "compressed with xz"),
             ("a.txt", zstd(b"text"), "compressed with zstd"),
-            ("a.txt.gz", gzip.compress(gzip.compress(b"text")), "compressed with gzip"),
+            ("a.txt.gz", gzip.compress(gzip.compress(b"text", mtime=0), mtime=0), "compressed with gzip"),
             ("a.txt", parquet({"text": ["a"]}), "is a Parquet file; rename it"),
             ("a.txt", b"%PDF-1.7 ...", "PDF"),
             ("a.txt", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n", "git lfs pull"),
