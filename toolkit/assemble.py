@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from toolkit import documents, packing
-from toolkit.api import Dataset, Exporter, Memory, Model, Objective, Progress, RunContext, Tokenizer, highest_id
+from toolkit.api import Dataset, Exporter, Memory, Model, Objective, Peek, Progress, RunContext, Tokenizer, highest_id
 from toolkit.errors import OptionError, PluginError, RecipeError, UnavailableError
 from toolkit.packing import PackedData
 from toolkit.recipe.document import Path_, dotted
@@ -118,6 +118,17 @@ def load_documents(
         data = documents.cut_at(data, end, context.cache) if end else data
     with refusals_placed(recipe, ("dataset",)):
         return documents.drawn(data, dataset)
+
+
+def peek_documents(resolved: ResolvedRecipe) -> Peek | None:
+    """Look at the first rows of the recipe's dataset; None for a plugin that cannot without loading all.
+
+    Raises:
+        RecipeError, UnavailableError: the dataset plugin refuses.
+    """
+    dataset: Dataset = resolved.recipe.one("dataset")
+    with refusals_placed(resolved.recipe, ("dataset",)):
+        return dataset.peek(context_of(resolved, Path(resolved.name)))
 
 
 def _end_token(recipe: Recipe, context: RunContext, tokenizer: PreTrainedTokenizerBase | None) -> str | None:

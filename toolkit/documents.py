@@ -69,20 +69,30 @@ def texts(split: Split) -> Iterator[list[str]]:
     Raises:
         OptionError: one of them is not UTF-8.
     """
-    batches = split.select_columns("text").iter(batch_size=DOCUMENTS_PER_BATCH)
+    column = split.select_columns("text")
+    batches = column.iter(batch_size=DOCUMENTS_PER_BATCH)
     row = 0
     while True:
         try:
             batch = next(batches, None)
         except UnicodeDecodeError as error:
             raise OptionError(
-                f"a text in rows {row + 1:,} to {row + DOCUMENTS_PER_BATCH:,} is not UTF-8 ({error.reason}), though "
-                f"its column says so; it has to be mended where the data were written"
+                f"the text of row {_first_undecodable(column, row) + 1:,} is not UTF-8 ({error.reason}), though its "
+                f"column says so; it has to be mended where the data were written"
             ) from error
         if batch is None:
             return
         row += len(batch["text"])
         yield [text or "" for text in batch["text"]]
+
+
+def _first_undecodable(column: Split, row: int) -> int:
+    for number in range(row, len(column)):
+        try:
+            column[number]
+        except UnicodeDecodeError:
+            return number
+    raise AssertionError("every text is UTF-8")
 
 
 def cut_count(split: Split) -> int:
@@ -111,7 +121,9 @@ def _cut(split: Split, end: str, cache: Path) -> Split:
     from datasets import Dataset as Split
 
     column = split.with_format("arrow")
-    if not any(pc.any(pc.match_substring(batch["text"], end)).as_py() for batch in column.iter(DOCUMENTS_PER_BATCH)):
+    if not any(
+        pc.any(pc.match_substring(_large(batch["text"]), end)).as_py() for batch in column.iter(DOCUMENTS_PER_BATCH)
+    ):
         return split
     schema = pa.schema({"text": pa.large_string(), CUT: pa.bool_()})
     try:
@@ -130,6 +142,13 @@ def _cut(split: Split, end: str, cache: Path) -> Split:
         ) from error
 
 
+def _large(column: Any) -> Any:
+    """The same texts as the one kind of strings that every function of pyarrow takes, and that never overflows."""
+    import pyarrow as pa
+
+    return column if column.type == pa.large_string() else column.cast(pa.large_string())
+
+
 def _slices(column: Any) -> Iterator[Any]:
     """The column in parts that are small enough to be copied in memory, or a single text."""
     if column.nbytes <= BYTES_PER_SLICE or len(column) == 1:
@@ -146,13 +165,13 @@ def _pieces(column: Any, end: str, schema: Any) -> Any:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    texts = pc.fill_null(column.cast(pa.large_string()), "").combine_chunks()
+    texts = pc.fill_null(_large(column), "").combine_chunks()
     lists = pc.split_pattern(texts, pattern=end)
     pieces, offsets = lists.values, lists.offsets.to_numpy()
     cut = numpy.ones(len(pieces), dtype=bool)
     cut[offsets[:-1]] = False
-    pieces = pc.if_else(cut, pc.utf8_ltrim(pieces, characters="\r\n"), pieces)
-    has_text = pc.not_equal(pc.utf8_trim_whitespace(pieces), "").to_numpy(zero_copy_only=False)
+    pieces = pc.if_else(cut, pc.ascii_ltrim(pieces, characters="\r\n"), pieces)
+    has_text = pc.not_equal(pc.ascii_trim_whitespace(pieces), "").to_numpy(zero_copy_only=False)
     # A text without any stays, as one document, and is counted among the empty ones.
     first = offsets[:-1]
     has_text[first] |= ~numpy.logical_or.reduceat(has_text, first)

@@ -40,6 +40,7 @@ def imported(*words: str, cwd: Path, **environment: str) -> set[str]:
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
     (tmp_path / "mine.yaml").write_text(RECIPE)
+    (tmp_path / "a.txt").write_text("Once upon a time.")
     run = tmp_path / "runs" / "old"
     (run / "checkpoints").mkdir(parents=True)
     (run / "metrics.jsonl").write_text('{"kind": "eval", "step": 5, "eval_loss": 4.5, "perplexity": 90.0}\n')
@@ -70,6 +71,7 @@ LIGHT = [
     ["recipe", "show", "mine.yaml"],
     ["recipe", "show", "mine.yaml", "--resolved"],
     ["recipe", "validate", "mine.yaml"],
+    ["recipe", "validate", "mine.yaml", "--data"],
     ["recipe", "new", "another", "--from", "mine.yaml"],
     ["recipe", "schema"],
     ["plugin", "list"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from toolkit.cli.completion import complete_runs
 
 if TYPE_CHECKING:
     from toolkit.api import Device
+    from toolkit.resolve import ResolvedRecipe
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Write JSON to standard output.")
 
@@ -66,3 +68,17 @@ def chosen_device(name: str | None) -> Device:
     from toolkit.plan.devices import known
 
     return known(name).device
+
+
+def resolved(
+    name: str, overrides: Iterable[str], plugin_folders: Iterable[Path], *, device_name: str | None = None
+) -> ResolvedRecipe:
+    """The recipe of this name, for the device of --device or the one that is here.
+
+    Raises:
+        RecipeError, PluginError, UsageError: there is none, or it is invalid.
+    """
+    from toolkit import resolve
+
+    read = resolve.load(name, overrides=overrides, plugin_folders=plugin_folders)
+    return resolve.resolve(read, chosen_device(device_name))

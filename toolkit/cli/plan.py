@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,8 @@ import click
 from toolkit import formatting, variables
 from toolkit.cli import options, render
 from toolkit.cli.completion import complete_recipes
-from toolkit.errors import UsageError
+from toolkit.cli.validate import first_rows, in_words
+from toolkit.errors import RecipeError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
     from toolkit.api import Progress
@@ -63,6 +64,8 @@ def plan(
     Reckoned from the step that the run would do, traced without its memory: no weights are downloaded and no GPU is
     needed, so one can plan here for a machine elsewhere. Configs and tokenizers from the Hub are fetched.
 
+    The first rows of the dataset are looked at, and what a run would refuse of them is told.
+
     Of a run that does not fit the plan comes first, and then what would make it fit; the exit status is 0 then, too.
     It is 2 where the recipe leaves the choice to `auto`, and nothing that may be chosen fits.
     """
@@ -73,6 +76,7 @@ def plan(
     if memory:
         device = replace(device, memory_bytes=_bytes(memory))
     resolved = resolve.resolve(resolve.load(name, overrides=overrides, plugin_folders=plugin_folders), device)
+    data = _first_rows(resolved)
     from toolkit.memory_watch import bytes_to_be_had, own_share
     from toolkit.plan import compare as comparison
     from toolkit.plan.choose import chooser_of, not_all_was_tried, resolve_auto, usable_bytes
@@ -98,7 +102,7 @@ def plan(
         blocks = _known_blocks(resolved, runs)
         made = planned(resolved, rates=rates, limit_bytes=limit, processes=processes, training_blocks=blocks)
     if not as_json:  # before what takes longer
-        _show(made, why)
+        _show(made, why, data)
     rows: list[Option] = []
     help_ = None
     if compare or not made.fits:
@@ -114,7 +118,7 @@ def plan(
             help_ = None if made.fits else search.best(fidelity="different")
             rows = list(comparison.rows(search)) if compare else []
     if as_json:
-        render.as_json(_as_data(made, why, rows, help_))
+        render.as_json({**_as_data(made, why, rows, help_), "data": data})
         return
     if rows:
         render.text()
@@ -136,6 +140,15 @@ def _bytes(text: str) -> int:
     if size <= 0:
         raise UsageError(f"--memory {text}: a run needs some memory")
     return int(size)
+
+
+def _first_rows(resolved: ResolvedRecipe) -> dict[str, Any]:
+    """What the first rows of the dataset show, or why a run would be refused; a plan needs no data itself."""
+    try:
+        return first_rows(resolved)
+    except (RecipeError, UnavailableError) as error:
+        render.note(f"a run would be refused, as things are here: {error}")
+        return {"refused": str(error)}
 
 
 def _rates(device_name: str | None, resolved: ResolvedRecipe, progress: Progress) -> Rates:
@@ -181,7 +194,7 @@ def _summary(made: Plan) -> dict[str, Any]:
     return {field: getattr(made, field) for field in fields}
 
 
-def _show(made: Plan, why: Sequence[str]) -> None:
+def _show(made: Plan, why: Sequence[str], data: Mapping[str, Any]) -> None:
     device = made.device
     render.text(f"{made.recipe} on {device.name}, {formatting.size(made.limit_bytes)}")
     render.text()
@@ -200,6 +213,7 @@ def _show(made: Plan, why: Sequence[str]) -> None:
             "strategies": "; ".join(made.strategies) or "none",
             **({"chosen": ". ".join(why)} if why else {}),
             "model": f"{made.parameters:,} parameters, {made.trained_parameters:,} trained",
+            "data": f"a run is refused: {data['refused']}" if "refused" in data else in_words(data),
             "step": _step(made),
             "run": _run(made),
             "checkpoint": _checkpoint(made),

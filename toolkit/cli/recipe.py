@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,13 +11,13 @@ from toolkit.cli import options, render
 from toolkit.cli.completion import complete_recipes
 from toolkit.cli.groups import NamingGroup
 from toolkit.cli.plan import plan
+from toolkit.cli.validate import validate
 from toolkit.cli.verify_resume import verify_resume
-from toolkit.errors import PluginError, RecipeError, ToolkitError, UsageError
+from toolkit.errors import UsageError
 
 if TYPE_CHECKING:
     from toolkit.progress import Listener, RunResult
     from toolkit.rehearsal import StandIn
-    from toolkit.resolve import ResolvedRecipe
 
 
 @click.group(cls=NamingGroup, epilog=render.examples("toolkit recipe list", "toolkit recipe run quickstart"))
@@ -65,7 +64,7 @@ def show(
     As it is written; with --resolved (or --set) complete, each value with who set it.
     """
     if resolved or overrides:
-        complete = _resolve(name, overrides, plugin_folders)
+        complete = options.resolved(name, overrides, plugin_folders)
         if as_json:
             origins = {path: origin for path, (_, origin) in complete.origins().items()}
             facts = {"name": complete.name, "file": complete.recipe.document.source, "fidelity": complete.fidelity}
@@ -81,60 +80,6 @@ def show(
         render.as_json({"name": file.stem, "file": str(file), "recipe": written.data})
     else:
         render.text(written.text.rstrip("\n"))
-
-
-@recipe.command(
-    epilog=render.examples(
-        "toolkit recipe validate ./mine.yaml",
-        "toolkit recipe validate quickstart wikitext-gpt2 --json",
-    )
-)
-@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_recipes)
-@options.device
-@options.overrides
-@options.plugin_folders
-@options.as_json
-@click.pass_context
-def validate(
-    ctx: click.Context,
-    names: tuple[str, ...],
-    device_name: str | None,
-    overrides: tuple[str, ...],
-    plugin_folders: tuple[Path, ...],
-    as_json: bool,
-) -> None:
-    """Check recipes without running them.
-
-    Shows everything that is wrong at once: sections, plugins, options, values, and strategies in conflict.
-    """
-    from toolkit.resolve import check_trackers
-
-    verdicts = []
-    options.chosen_device(device_name)  # a wrong name is the command's mistake, and no recipe's
-    for name in names:
-        try:
-            check_trackers(_resolve(name, overrides, plugin_folders, device_name=device_name).recipe)
-        except (RecipeError, PluginError, UsageError) as error:
-            verdicts.append({"name": name, "valid": False, "problems": list(_problems(error))})
-            if not as_json:
-                render.error(error)
-        else:
-            verdicts.append({"name": name, "valid": True, "problems": []})
-            if not as_json:
-                render.text(f"{name} is valid")
-    if as_json:
-        render.as_json(verdicts)
-    if not all(verdict["valid"] for verdict in verdicts):
-        ctx.exit(RecipeError.exit_status)
-
-
-def _problems(error: ToolkitError) -> Iterable[dict[str, Any]]:
-    if not isinstance(error, RecipeError):
-        yield {"file": None, "line": None, "column": None, "path": "", "message": str(error)}
-        return
-    for problem in error.problems:
-        place = {"file": problem.place.file, "line": problem.place.line, "column": problem.place.column}
-        yield {**place, "path": problem.path, "message": problem.message}
 
 
 @recipe.command(
@@ -219,7 +164,7 @@ def run(
                 name, overrides, plugin_folders, runs=runs, run_name=run_name, listener=listener
             )
         else:
-            resolved = _resolve(name, overrides, plugin_folders)
+            resolved = options.resolved(name, overrides, plugin_folders)
             from toolkit import branch, train
 
             begun_at = branch.parent(parent, runs) if parent else None
@@ -284,14 +229,6 @@ def schema(output: str, plugin_folders: tuple[Path, ...]) -> None:
         render.text(f"Written: {output}")
 
 
-def _resolve(
-    name: str, overrides: Iterable[str], plugin_folders: Iterable[Path], *, device_name: str | None = None
-) -> ResolvedRecipe:
-    from toolkit import resolve
-
-    read = resolve.load(name, overrides=overrides, plugin_folders=plugin_folders)
-    return resolve.resolve(read, options.chosen_device(device_name))
-
-
 recipe.add_command(plan)
+recipe.add_command(validate)
 recipe.add_command(verify_resume)

@@ -36,6 +36,9 @@ def documents(plugin: Dataset, bench: Bench) -> str:
         one, other = _texts(first, str(split)), _texts(second, str(split))
         same = one == other and len(first[split]) == len(second[split])
         require(same, f"loading twice gives other documents in {split}; draw from random.Random(seed), and sort files")
+    peek = plugin.peek(bench.run())
+    seen = peek is None or any(text.startswith(peek.document) for text in _texts(first, "train"))
+    require(seen, f"peek shows a first document that load does not return: {peek.document[:60]!r}" if peek else "")
     sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in first.items())
     return f"{sizes} documents, the same when loaded again"
 

@@ -62,6 +62,12 @@ class Fault(Exception):  # noqa: N818 - it is a finding, which text_files.py tur
         super().__init__(message)
 
 
+def damaged(error: Exception) -> Fault:
+    """What to say of a file that a library cannot make sense of."""
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return Fault(f"damaged, cut off, or not what its ending says: {reason}")
+
+
 def format_of(file: Path, given: Format | None) -> tuple[Format, str]:
     """How to read a file, and its compression.
 

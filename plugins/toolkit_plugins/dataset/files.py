@@ -17,6 +17,7 @@ from toolkit_plugins.dataset.contents import (
     Fault,
     Format,
     check_signature,
+    damaged,
     first_bad_byte,
     format_of,
     head_of,
@@ -138,22 +139,16 @@ class _Watched(io.FileIO):
 @contextmanager
 def _explained() -> Iterator[None]:
     """Turn what the libraries raise about a file into a `Fault`."""
-    from pyarrow import ArrowException
-
     try:
         yield
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, ArrowException) as error:
-        raise Fault(f"damaged, cut off, or not what its ending says: {_first_line(error)}") from error
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise damaged(error) from error
     except OSError as error:
         if "too much memory" in str(error):  # pyarrow reads windows of up to 128 MB
             raise Fault(
-                "compressed with a window of more than 128 MB; decompress it with zstd -d --long=31 FILE, and name the "
-                "file that this writes"
+                "it is compressed with a window of more than 128 MB; decompress it with zstd -d --long=31 FILE, and "
+                "name the file that this writes"
             ) from error
         if error.errno is None:  # a library's, about the content
-            raise Fault(f"damaged, cut off, or not what its ending says: {_first_line(error)}") from error
+            raise damaged(error) from error
         raise Fault(f"cannot be read: {error.strerror}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import itertools
+import lzma
 import re
-from collections.abc import Iterable, Iterator
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import field_validator, model_validator
 
-from toolkit.api import Dataset, OptionError, RunContext, UnavailableError
+from toolkit.api import Dataset, OptionError, Peek, RunContext, UnavailableError
 from toolkit_plugins.dataset.arrow import dataset_of
 from toolkit_plugins.hub_errors import Repo, choice, explained, gated, look_up, quiet, unreachable
 
 if TYPE_CHECKING:
     import datasets
+
+STRINGS = ("string", "large_string", "string_view")
+PEEKED_ROWS = 100
+"""Rows of a split that are read to find one with text."""
 
 
 class Hub(Dataset):
@@ -68,6 +76,22 @@ class Hub(Dataset):
                 for part, split, option in self._splits(available)
             )
 
+    def peek(self, run: RunContext) -> Peek:
+        """Read the first rows over the network, or from the cache where the dataset is there already."""
+        import datasets
+
+        with quiet(datasets), readable(self.path), explained(self.path, kind="dataset", revision=self.revision):
+            builder = hub_builder(self.path, name=self.name, revision=self.revision, run=run)
+            available = split_rows(builder)
+            parts = []
+            for part, split, option in self._splits(available):
+                name = re.split(r"[\[+]", split)[0]  # the rows of `train[:10%]` are those of train
+                if name not in available:
+                    raise _no_split(name, available, option)
+                first = next(_texts(available[name], self.column, PEEKED_ROWS), "")
+                parts.append((f"{split} for {part}", first))
+        return Peek(f"{self.path}, {', '.join(words for words, _ in parts)}", parts[0][1])
+
     def _splits(self, available: Iterable[str]) -> list[tuple[str, str, str]]:
         """Which splits become `train` and `validation`, and the options that say so."""
         splits = [("train", self.split, "split")]
@@ -83,7 +107,7 @@ class Hub(Dataset):
         for part, split, option in self._splits(streams):
             if split not in streams:
                 raise _no_split(split, streams, option)
-            rows = _streamed_text(streams[split], self.column, self.max_samples)
+            rows = _texts(streams[split], self.column, self.max_samples)
             yield part, dataset_of(rows, key=(*source, split, self.column, self.max_samples), cache=run.cache)
 
 
@@ -130,15 +154,32 @@ def prepare(builder: datasets.DatasetBuilder, path: str) -> list[str]:
     return [name for name, split in (builder.info.splits or {}).items() if split.num_examples]
 
 
+def split_rows(
+    builder: datasets.DatasetBuilder,
+) -> Mapping[str, datasets.Dataset] | Mapping[str, datasets.IterableDataset]:
+    """The splits of a dataset, to read some rows: from the cache where they are there, or over the network."""
+    prepared: Mapping[str, Any] = (
+        builder.as_dataset() if Path(builder.cache_dir).is_dir() else builder.as_streaming_dataset()
+    )
+    return prepared
+
+
 @contextmanager
 def readable(path: str) -> Iterator[None]:
-    """Replace what datasets and pyarrow raise about the content of a dataset."""
+    """Replace what datasets, and the libraries that it reads files with, raise about the content of a dataset."""
     from datasets.exceptions import DatasetsError
+    from pyarrow import ArrowException
 
     try:
         yield
-    except (DatasetsError, ValueError) as error:
+    except OSError as error:
+        if error.errno is not None:  # the machine's, not the content's
+            raise UnavailableError(f"the dataset {path} cannot be read here: {error}", option="path") from error
+        raise _unreadable(path, error) from error
+    except (DatasetsError, ValueError, TypeError, NotImplementedError, ArrowException) as error:
         raise _unreadable(path, error.__cause__ or error) from error
+    except (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError) as error:
+        raise _unreadable(path, error) from error
 
 
 @contextmanager
@@ -204,7 +245,14 @@ def _script(path: str, error: Exception) -> OptionError:
 
 
 def _unreadable(path: str, error: BaseException) -> OptionError:
-    return OptionError(f"the dataset {path} cannot be read: {_first_line(error)}", option="path")
+    what = _first_line(error)
+    if twice := re.match(r"Multiple matches for FieldRef\.Name\((.*?)\)", what):
+        what = f"it has two columns {twice[1]!r}"
+    return OptionError(
+        f"the dataset {path} cannot be read: {what}; if you download its files, text-files reads them, or names the "
+        f"place of what is wrong",
+        option="path",
+    )
 
 
 def _split(builder: datasets.DatasetBuilder, split: str, available: Iterable[str], option: str) -> datasets.Dataset:
@@ -228,29 +276,35 @@ def _text(rows: datasets.Dataset, column: str) -> datasets.Dataset:
     if column != "text":
         texts = texts.rename_column(column, "text")
     if texts.data.column("text").null_count:
-        texts = texts.filter(_has_text)
+        filled = texts.with_format("arrow")["text"][:].is_valid()
+        texts = texts.select(filled.to_numpy().nonzero()[0], keep_in_memory=True)
     return texts
 
 
-def _has_text(row: dict[str, str | None]) -> bool:
-    return row["text"] is not None
-
-
-def _streamed_text(stream: datasets.IterableDataset, column: str, rows: int | None) -> Iterator[str]:
-    features = stream.features or dict.fromkeys(next(iter(stream), {}))
+def _texts(split: datasets.Dataset | datasets.IterableDataset, column: str, rows: int | None) -> Iterator[str]:
+    features = split.features or dict.fromkeys(next(iter(split), {}))
     _check_column(features, column)
-    for row in itertools.islice(stream.select_columns([column]), rows):
-        if row[column] is not None:
-            yield row[column]
+    for row in itertools.islice(split.select_columns([column]), rows):
+        text = row[column]
+        if not isinstance(text, str | None):
+            raise OptionError(f"the column {column!r} holds {text!r:.60}, not text", option="column")
+        if text is not None:
+            yield text
 
 
 def _check_column(features: dict[str, object], column: str) -> None:
     from datasets import Value
 
     if column not in features:
+        if len(features) == 1 and (delimiter := re.search(r"[;\t|]", name := next(iter(features)))):
+            raise OptionError(
+                f"the dataset has a single column {name!r}: the cells of its CSV are separated by {delimiter[0]!r}, "
+                f"which is not looked for here; download the file and read it with text-files, which has a delimiter",
+                option="column",
+            )
         raise OptionError(f"the dataset has no column {column!r}; {choice(column, features)}", option="column")
     feature = features[column]
-    if feature is not None and not (isinstance(feature, Value) and feature.dtype in ("string", "large_string")):
+    if feature is not None and not (isinstance(feature, Value) and feature.dtype in STRINGS):
         raise OptionError(f"the column {column!r} holds {feature}, not text", option="column")
 
 

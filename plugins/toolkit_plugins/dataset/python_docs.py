@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from toolkit.api import Dataset, RunContext, UnavailableError
+from toolkit.api import Dataset, Peek, RunContext, UnavailableError
 from toolkit_plugins.dataset.arrow import dataset_of
 
 if TYPE_CHECKING:
@@ -41,6 +41,13 @@ class PythonDocs(Dataset):
         library = Path(sysconfig.get_path("stdlib"))
         documents = dataset_of(_documents(library), key=("python-docs", 1, str(library), sys.version), cache=run.cache)
         return DatasetDict({"train": documents})
+
+    def peek(self, run: RunContext) -> Peek:
+        """Read the first document."""
+        library = Path(sysconfig.get_path("stdlib"))
+        return Peek(
+            f"the documentation of Python {sys.version_info.major}.{sys.version_info.minor}", next(_documents(library))
+        )
 
 
 def _documents(library: Path) -> Iterator[str]:

@@ -9,7 +9,7 @@ from json import JSONDecodeError, JSONDecoder
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
-from toolkit_plugins.dataset.contents import Fault
+from toolkit_plugins.dataset.contents import Fault, damaged
 from toolkit_plugins.hub_errors import choice
 
 if TYPE_CHECKING:
@@ -192,28 +192,40 @@ def _has_surrogate(text: str) -> bool:
 
 def parquet_column(file: Path, column: str) -> Iterator[str]:
     """The column of a Parquet file, some rows at a time."""
+    import pyarrow
     from pyarrow import parquet
 
-    with parquet.ParquetFile(file) as table:
-        schema = table.schema_arrow
-        if column not in schema.names:
-            raise Fault(f"it has no column {column!r}; {choice(column, schema.names)}", option="column")
-        if (times := schema.names.count(column)) > 1:
-            raise Fault(f"it has {times} columns {column!r}; rename all but one", option="column")
-        if not _is_text(kind := schema.field(column).type):
-            raise Fault(f"its column {column!r} holds {kind}, not strings", option="column")
-        row = 1
-        for batch in table.iter_batches(batch_size=ROWS_PER_BATCH, columns=[column]):
-            texts = batch.column(column)
-            try:
-                yield from (text for text in texts.to_pylist() if text is not None)
-            except UnicodeDecodeError as error:
-                bad = row + _first_undecodable(texts)
-                raise Fault(
-                    f"{column!r} of row {bad:,} is not UTF-8, as text in Parquet has to be ({error.reason}); write the "
-                    f"file again with that row mended or left out"
-                ) from error
-            row += len(texts)
+    try:
+        with parquet.ParquetFile(file) as table:
+            _check_schema(table.schema_arrow, column)
+            row = 1
+            for batch in table.iter_batches(batch_size=ROWS_PER_BATCH, columns=[column]):
+                texts = batch.column(column)
+                yield from _decoded(texts, column, row)
+                row += len(texts)
+    except pyarrow.ArrowException as error:
+        raise damaged(error) from error
+
+
+def _check_schema(schema: pyarrow.Schema, column: str) -> None:
+    if column not in schema.names:
+        raise Fault(f"it has no column {column!r}; {choice(column, schema.names)}", option="column")
+    if (times := schema.names.count(column)) > 1:
+        raise Fault(f"it has {times} columns {column!r}; rename all but one", option="column")
+    if not _is_text(kind := schema.field(column).type):
+        raise Fault(f"its column {column!r} holds {kind}, not strings", option="column")
+
+
+def _decoded(texts: pyarrow.Array, column: str, row: int) -> Iterator[str]:
+    """The texts that are there; the first is in this row of the file."""
+    try:
+        values = texts.to_pylist()
+    except UnicodeDecodeError as error:
+        raise Fault(
+            f"{column!r} of row {row + _first_undecodable(texts):,} is not UTF-8, as text in Parquet has to be "
+            f"({error.reason}); write the file again with that row mended or left out"
+        ) from error
+    yield from (text for text in values if text is not None)
 
 
 def _is_text(kind: pyarrow.DataType) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Literal
 
-from toolkit.api import Dataset, OptionError, RunContext
+from toolkit.api import Dataset, OptionError, Peek, RunContext
 from toolkit_plugins.dataset.arrow import dataset_of
-from toolkit_plugins.dataset.hub import hub_builder, prepare
+from toolkit_plugins.dataset.hub import hub_builder, prepare, readable, split_rows
 from toolkit_plugins.hub_errors import explained, quiet
 
 if TYPE_CHECKING:
@@ -39,13 +40,9 @@ class WikiText(Dataset):
         with quiet(datasets), explained(self.path, kind="dataset", revision=self.revision):
             builder = hub_builder(self.path, name=self.version, revision=self.revision, run=run)
             available = prepare(builder, self.path)
-            if missing := {"train", "validation"}.difference(available):
-                raise OptionError(
-                    f"{self.path} is not WikiText: it has no {' and no '.join(sorted(missing))}", option="path"
-                )
+            self._check(available)
             lines = {split: builder.as_dataset(split=split) for split in ("train", "validation")}
-            if lines["train"].column_names != ["text"]:
-                raise OptionError(f"{self.path} is not WikiText: its rows are not lines of text", option="path")
+            self._check_lines(lines["train"])
             return datasets.DatasetDict(
                 {
                     split: dataset_of(
@@ -56,6 +53,27 @@ class WikiText(Dataset):
                     for split in lines
                 }
             )
+
+    def peek(self, run: RunContext) -> Peek:
+        """Read the first article over the network, or from the cache where the dataset is there already."""
+        import datasets
+
+        with quiet(datasets), readable(self.path), explained(self.path, kind="dataset", revision=self.revision):
+            splits = split_rows(hub_builder(self.path, name=self.version, revision=self.revision, run=run))
+            self._check(splits)
+            self._check_lines(splits["train"])
+            first = next(articles(row["text"] for row in itertools.islice(splits["train"], LINES_PER_BATCH)), "")
+        return Peek(f"{self.version}, in articles", first)
+
+    def _check(self, splits: Iterable[str]) -> None:
+        if missing := {"train", "validation"}.difference(splits):
+            raise OptionError(
+                f"{self.path} is not WikiText: it has no {' and no '.join(sorted(missing))}", option="path"
+            )
+
+    def _check_lines(self, split: datasets.Dataset | datasets.IterableDataset) -> None:
+        if list(split.features or ()) != ["text"]:
+            raise OptionError(f"{self.path} is not WikiText: its rows are not lines of text", option="path")
 
 
 def _lines(split: datasets.Dataset) -> Iterator[str]:

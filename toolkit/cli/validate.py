@@ -1,0 +1,110 @@
+"""`toolkit recipe validate`: whether a recipe is valid, and with --data what the first rows of its dataset show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from toolkit.cli import options, render
+from toolkit.cli.completion import complete_recipes
+from toolkit.errors import PluginError, RecipeError, ToolkitError, UnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from toolkit.resolve import ResolvedRecipe
+
+SHOWN_CHARACTERS = 80
+"""Of the first document."""
+
+
+@click.command(
+    epilog=render.examples(
+        "toolkit recipe validate ./mine.yaml",
+        "toolkit recipe validate ./mine.yaml --data",
+        "toolkit recipe validate quickstart wikitext-gpt2 --json",
+    )
+)
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_recipes)
+@click.option("--data", "with_data", is_flag=True, help="Look at the first rows of the dataset, too.")
+@options.device
+@options.overrides
+@options.plugin_folders
+@options.as_json
+@click.pass_context
+def validate(
+    ctx: click.Context,
+    names: tuple[str, ...],
+    with_data: bool,
+    device_name: str | None,
+    overrides: tuple[str, ...],
+    plugin_folders: tuple[Path, ...],
+    as_json: bool,
+) -> None:
+    """Check recipes without running them.
+
+    Shows everything that is wrong at once: sections, plugins, options, values, and strategies in conflict. With
+    --data also what a run would refuse of the first rows: a file that is missing or empty, a column that is not
+    there, another delimiter. Of a dataset on the Hub, the first rows are fetched.
+    """
+    from toolkit.resolve import check_trackers
+
+    verdicts: list[dict[str, Any]] = []
+    statuses = set()
+    options.chosen_device(device_name)  # a wrong name is the command's mistake, and no recipe's
+    for name in names:
+        try:
+            resolved = options.resolved(name, overrides, plugin_folders, device_name=device_name)
+            check_trackers(resolved.recipe)
+            data = first_rows(resolved) if with_data else None
+        except (RecipeError, PluginError, UsageError, UnavailableError) as error:
+            verdicts.append({"name": name, "valid": False, "problems": list(_problems(error))})
+            statuses.add(error.exit_status)
+            if not as_json:
+                render.error(error)
+        else:
+            verdicts.append({"name": name, "valid": True, "problems": [], **({"data": data} if data else {})})
+            if not as_json:
+                render.text(f"{name} is valid")
+                if data:
+                    render.text(f"  {in_words(data)}")
+    if as_json:
+        render.as_json(verdicts)
+    if statuses:
+        ctx.exit(min(statuses))
+
+
+def first_rows(resolved: ResolvedRecipe) -> dict[str, Any]:
+    """What the first rows of the recipe's dataset show.
+
+    Raises:
+        RecipeError, UnavailableError: a run would be refused because of them.
+    """
+    from toolkit.assemble import peek_documents
+
+    peek = peek_documents(resolved)
+    return {
+        "plugin": resolved.recipe.components["dataset",].name,
+        "source": peek.source if peek else None,
+        "document": peek.document if peek else None,
+    }
+
+
+def in_words(data: Mapping[str, Any]) -> str:
+    """The same in one line."""
+    if data["source"] is None:
+        return f"{data['plugin']}: this plugin shows nothing before a run"
+    document = " ".join(data["document"].split())
+    if len(document) > SHOWN_CHARACTERS:
+        document = f"{document[:SHOWN_CHARACTERS]}..."
+    return f"{data['plugin']}: {data['source']}; the first document: {document}"
+
+
+def _problems(error: ToolkitError) -> Iterable[dict[str, Any]]:
+    if not isinstance(error, RecipeError):
+        yield {"file": None, "line": None, "column": None, "path": "", "message": str(error)}
+        return
+    for problem in error.problems:
+        place = {"file": problem.place.file, "line": problem.place.line, "column": problem.place.column}
+        yield {**place, "path": problem.path, "message": problem.message}
