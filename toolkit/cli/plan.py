@@ -12,8 +12,8 @@ import click
 from toolkit import formatting, variables
 from toolkit.cli import options, render
 from toolkit.cli.completion import complete_recipes
-from toolkit.cli.validate import first_rows, in_words
-from toolkit.errors import RecipeError, UnavailableError, UsageError
+from toolkit.cli.validate import first_rows_or_refusal, in_words
+from toolkit.errors import UsageError
 
 if TYPE_CHECKING:
     from toolkit.api import Progress
@@ -76,7 +76,7 @@ def plan(
     if memory:
         device = replace(device, memory_bytes=_bytes(memory))
     resolved = resolve.resolve(resolve.load(name, overrides=overrides, plugin_folders=plugin_folders), device)
-    data = _first_rows(resolved)
+    data = first_rows_or_refusal(resolved)
     from toolkit.memory_watch import bytes_to_be_had, own_share
     from toolkit.plan import compare as comparison
     from toolkit.plan.choose import chooser_of, not_all_was_tried, resolve_auto, usable_bytes
@@ -142,15 +142,6 @@ def _bytes(text: str) -> int:
     return int(size)
 
 
-def _first_rows(resolved: ResolvedRecipe) -> dict[str, Any]:
-    """What the first rows of the dataset show, or why a run would be refused; a plan needs no data itself."""
-    try:
-        return first_rows(resolved)
-    except (RecipeError, UnavailableError) as error:
-        render.note(f"a run would be refused, as things are here: {error}")
-        return {"refused": str(error)}
-
-
 def _rates(device_name: str | None, resolved: ResolvedRecipe, progress: Progress) -> Rates:
     from toolkit.plan import devices, speed
 
@@ -213,7 +204,7 @@ def _show(made: Plan, why: Sequence[str], data: Mapping[str, Any]) -> None:
             "strategies": "; ".join(made.strategies) or "none",
             **({"chosen": ". ".join(why)} if why else {}),
             "model": f"{made.parameters:,} parameters, {made.trained_parameters:,} trained",
-            "data": f"a run is refused: {data['refused']}" if "refused" in data else in_words(data),
+            "data": in_words(data),
             "step": _step(made),
             "run": _run(made),
             "checkpoint": _checkpoint(made),

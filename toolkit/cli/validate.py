@@ -91,8 +91,19 @@ def first_rows(resolved: ResolvedRecipe) -> dict[str, Any]:
     }
 
 
+def first_rows_or_refusal(resolved: ResolvedRecipe) -> dict[str, Any]:
+    """The same for who needs no data: a refusal is told, and nothing ends."""
+    try:
+        return first_rows(resolved)
+    except (RecipeError, UnavailableError) as error:
+        render.note(f"a run would be refused, as things are here: {error}")
+        return {"refused": str(error)}
+
+
 def in_words(data: Mapping[str, Any]) -> str:
-    """The same in one line."""
+    """What they show, in one line."""
+    if "refused" in data:
+        return f"a run would be refused: {data['refused']}"
     if data["source"] is None:
         return f"{data['plugin']}: this plugin shows nothing before a run"
     document = " ".join(data["document"].split())
