@@ -116,8 +116,8 @@ def join(*, on_cpu: bool) -> None:
         store, own_rank, world_size = next(rendezvous("env://", timeout=MEETING_TIME))
     except DistError as error:
         raise UnavailableError(
-            f"the {count()} processes of this run have not met at {meeting_point()} within "
-            f"{MEETING_TIME.total_seconds() / 60:g} minutes ({str(error).splitlines()[0]}). Were all of them started? "
+            f"the {count()} processes of this run could not meet at {meeting_point()}, for which they have "
+            f"{MEETING_TIME.total_seconds() / 60:g} minutes: {str(error).splitlines()[0]}. Were all of them started? "
             f"If there is only one: unset {', '.join((*NUMBERS, *MEETING_POINT))}"
         ) from error
     # torchrun keeps one store for all its restarts, and the addresses of the processes before would be taken for the

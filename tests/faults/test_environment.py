@@ -152,7 +152,7 @@ def test_processes_that_never_come_are_waited_for_aloud_and_not_for_ever(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(processes, "MEETING_TIME", timedelta(seconds=2))
     events: list[object] = []
-    with pytest.raises(UnavailableError, match="the 4 processes of this run have not met at"):
+    with pytest.raises(UnavailableError, match="the 4 processes of this run could not meet at"):
         run(resolved(recipe), runs=tmp_path / "runs", listener=events.append)
     assert events == [Message(f"waiting for 3 other processes at 127.0.0.1:{port}")]
 

@@ -269,3 +269,38 @@ def test_interrupted_twice_it_still_ends_the_same(tmp_path: Path) -> None:
     resumed = train_in_two(recipe, stop_after=5)
     assert_same_run(whole.folder, resumed.folder)
     assert resumed.seconds > 0
+
+
+BUSY = '''
+"""Documents that take minutes."""
+
+import hashlib
+from pathlib import Path
+
+from toolkit.api import Dataset
+
+
+class Busy(Dataset):
+    """Stays in native code, which looks for no signal."""
+
+    def load(self, run):
+        Path("loading").write_text("here")
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+'''
+
+
+def test_a_signal_to_native_code_before_training_ends_the_run_in_words(tmp_path: Path) -> None:
+    folder = tmp_path / "own" / "dataset"
+    folder.mkdir(parents=True)
+    (folder / "busy.py").write_text(BUSY, encoding="utf-8")
+    recipe = write_recipe(tmp_path, dataset={"plugin": "busy"}, plugin_paths=["own"])
+    process = command("recipe", "run", str(recipe), cwd=tmp_path)
+    wait_for("here", process, tmp_path / "loading")
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    words = "error: stopped by SIGTERM; before training, so there was nothing to save"
+    assert (process.returncode, err.splitlines()[-1]) == (128 + signal.SIGTERM, words)
+    run = tmp_path / "runs" / "tiny"
+    assert (run / "run.log").read_text(encoding="utf-8").splitlines()[-1].endswith(words)
+    attempt = json.loads((run / "run.json").read_text(encoding="utf-8"))["attempts"][-1]
+    assert (attempt["how"], attempt["error"]) == ("interrupted", words.removeprefix("error: "))
