@@ -46,10 +46,17 @@ class DataAccount:
     validation: SplitAccount | None
     block_size: int
     vocabulary_size: int
+    token_type: str
+    """The type of the stored token ids, by numpy's name."""
     excerpt: str
     """A decoded piece of one packed block, with its document borders."""
     key: str
     """Digest of documents, tokenizer and objective: what the cache entry is named."""
+
+    @property
+    def splits(self) -> dict[str, SplitAccount]:
+        """The account of each split that there is, by its name."""
+        return {"train": self.train} | ({"validation": self.validation} if self.validation else {})
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for data.json."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypedD
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from toolkit.cache import entry_made
 from toolkit.errors import OptionError, ToolkitError, UnavailableError
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ __all__ = [
     "Tokenizer",
     "ToolkitError",
     "UnavailableError",
+    "entry_made",
     "highest_id",
 ]
 
@@ -106,8 +108,13 @@ class Progress(Protocol):
         """
 
 
-def _nobody_watches(phase: str, done: int = 0, total: int | None = None, *, unit: str = "") -> None:
+def nobody_watches(phase: str, done: int = 0, total: int | None = None, *, unit: str = "") -> None:
     """Take progress that nobody wants to see."""
+
+
+def _learn_now(learn: Callable[[], str]) -> str:
+    """Learn, where nothing is kept for later."""
+    return learn()
 
 
 @dataclass(frozen=True)
@@ -129,8 +136,12 @@ class RunContext:
     """Whether this is a rehearsal: everything small, nothing from the network, nothing uploaded."""
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("toolkit"))
     """Messages of level INFO reach the person who watches the run; one sentence each."""
-    progress: Progress = _nobody_watches
+    progress: Progress = nobody_watches
     """Call it in work that may take more than some seconds, such as reading files."""
+    learned: Callable[[Callable[[], str]], str] = _learn_now
+    """For a tokenizer that learns from the corpus, in `build`: `run.learned(learn)` returns what `learn()` returns, a
+    text that says all that was learned, or, without calling it, what it returned to an earlier run with the same
+    documents and options. The toolkit keeps the text in the cache."""
 
 
 @dataclass(frozen=True)

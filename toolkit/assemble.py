@@ -6,7 +6,6 @@ torch starts here. What a plugin refuses is shown at its line of the recipe.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from toolkit import documents, packing
 from toolkit.api import Dataset, Exporter, Memory, Model, Objective, Peek, Progress, RunContext, Tokenizer, highest_id
+from toolkit.cache import cache_folder, remove_abandoned
 from toolkit.errors import OptionError, PluginError, RecipeError, UnavailableError
+from toolkit.learning import tokenizer_of
 from toolkit.packing import PackedData
 from toolkit.recipe.document import Path_, dotted
 from toolkit.recipe.schema import Recipe
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from datasets import DatasetDict
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+PACKING_OPTIONS: dict[str | None, Path_] = {"block_size": ("objective", "block_size"), "tokenizer": ("tokenizer",)}
+"""The places in a recipe of what packing refuses; the dataset's is that of the rest."""
 PHASES = ("weights", "adapters", "activations")
 """The order in which memory strategies are applied to the model."""
 
@@ -59,13 +62,6 @@ def context_of(
     return replace(context, progress=progress) if progress else context
 
 
-def cache_folder() -> Path:
-    """Where prepared tokens are kept: TOOLKIT_CACHE, or pretrain-toolkit in the user's cache folder."""
-    if chosen := os.environ.get("TOOLKIT_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pretrain-toolkit"
-
-
 def assemble(resolved: ResolvedRecipe, context: RunContext) -> Components:
     """Load the documents, build tokenizer and model, check that they fit, and pack the tokens.
 
@@ -78,8 +74,10 @@ def assemble(resolved: ResolvedRecipe, context: RunContext) -> Components:
     from transformers import set_seed
 
     recipe = resolved.recipe
+    remove_abandoned(context.cache)
     data = load_documents(resolved, context)
-    tokenizer = _tokenizer(recipe, data, context)
+    contents = documents.contents_of(data, context.progress)
+    tokenizer = _tokenizer(recipe, data, contents["train"].digest, context)
     set_seed(context.seed)  # the model's first weights
     model = _model(recipe, tokenizer, context)
     _check_own_loss(recipe, model, context)
@@ -89,10 +87,9 @@ def assemble(resolved: ResolvedRecipe, context: RunContext) -> Components:
     check_exporters(recipe, model, context)
     loss = checked_loss(resolved, model, context)
     try:
-        packed = packing.prepare(data, tokenizer, objective, cache=context.cache, seed=context.seed)
+        packed = packing.prepare(data, contents, tokenizer, objective, context)
     except OptionError as error:
-        at: Path_ = ("objective", "block_size") if error.option == "block_size" else ("dataset",)
-        raise recipe.error(error.message, at) from error
+        raise recipe.error(error.message, PACKING_OPTIONS.get(error.option, ("dataset",))) from error
     return Components(tokenizer, model, packed, objective, loss)
 
 
@@ -143,15 +140,9 @@ def _end_token(recipe: Recipe, context: RunContext, tokenizer: PreTrainedTokeniz
     return str(tokenizer.convert_ids_to_tokens(end[-1])) if end else None
 
 
-def _tokenizer(recipe: Recipe, data: DatasetDict, context: RunContext) -> PreTrainedTokenizerBase:
-    tokenizer: Tokenizer = recipe.one("tokenizer")
+def _tokenizer(recipe: Recipe, data: DatasetDict, digest: str, context: RunContext) -> PreTrainedTokenizerBase:
     with refusals_placed(recipe, ("tokenizer",)):
-        return tokenizer.build(_corpus(data), context)
-
-
-def _corpus(data: DatasetDict) -> Iterator[str]:
-    for batch in documents.texts(data["train"]):
-        yield from filter(None, batch)
+        return tokenizer_of(recipe.components["tokenizer",], data["train"], digest, context)
 
 
 def _model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context: RunContext) -> PreTrainedModel:

@@ -91,18 +91,24 @@ class IndexedCollator:
 
 
 def open_blocks(entry: Path, split: str, account: DataAccount, seed: int) -> PackedBlocks:
-    """Map the blocks of a split, as `packing` has written them into a cache entry."""
+    """Map the blocks of a split, as `packing` has written them into a cache entry.
+
+    Raises:
+        OSError, ValueError: a file is missing, or has not the size that the account says.
+    """
     import numpy
 
     counted = account.train if split == "train" else account.validation
     assert counted is not None
-    tokens = numpy.memmap(entry / f"{split}.tokens", dtype=token_type(account.vocabulary_size), mode="r")
+    tokens = numpy.memmap(entry / f"{split}.tokens", dtype=account.token_type, mode="r")
     starts = numpy.memmap(entry / f"{split}.documents", dtype="int64", mode="r").reshape(-1, 2)
+    if (tokens.size, len(starts)) != (counted.blocks * account.block_size, counted.documents):
+        raise ValueError(f"{entry} has not the size that its account says")
     frame = counted.frame_tokens // counted.blocks
     documents = DocumentStarts(starts[:, 0], starts[:, 1], account.block_size - frame)
     return PackedBlocks(tokens, account.block_size, seed, documents)
 
 
-def token_type(vocabulary_size: int) -> str:
-    """The smallest type of number, by numpy's name, that holds every token of a vocabulary."""
-    return "uint16" if vocabulary_size <= 2**16 else "uint32"
+def token_type(highest_id: int) -> str:
+    """The smallest type of number, by numpy's name, that holds every token id up to this one."""
+    return "uint16" if highest_id < 2**16 else "uint32"

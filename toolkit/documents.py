@@ -5,12 +5,14 @@ The options that all datasets have are applied here, so that they mean the same 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.errors import OptionError, UnavailableError
+from toolkit.api import Progress, nobody_watches
+from toolkit.cache import refusals_explained, staging_folder
+from toolkit.errors import OptionError
 
 if TYPE_CHECKING:
     import numpy
@@ -20,9 +22,52 @@ if TYPE_CHECKING:
     from toolkit.api import Dataset
 
 DOCUMENTS_PER_BATCH = 1000
+DOCUMENTS_PER_DIGEST = 10_000
 BYTES_PER_SLICE = 1 << 26
 CUT = "cut"
 """The column that says whether a document begins at an end token within a text; only where texts were cut."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What identifies the documents of a split, and what there is of them."""
+
+    digest: str
+    characters: int
+    cut: int
+    """Documents that begin at an end token within a text."""
+
+
+def contents_of(data: DatasetDict, progress: Progress = nobody_watches) -> dict[str, Contents]:
+    """Read all documents once; a digest is of every text of a split and of where it ends."""
+    import xxhash
+
+    total, done = sum(map(len, data.values())), 0
+    contents = {}
+    for name, split in data.items():
+        digest, characters = xxhash.xxh3_128(), 0
+        for batch in split.select_columns("text").with_format("arrow").iter(DOCUMENTS_PER_DIGEST):
+            characters += _digested(batch["text"], digest)
+            done += len(batch)
+            progress("hashing", done, total, unit="documents")
+        contents[name] = Contents(digest.hexdigest(), characters, cut_count(split))
+    return contents
+
+
+def _digested(column: Any, digest: Any) -> int:
+    """Add the texts of a column to the digest, and return their characters."""
+    import numpy
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    texts = pc.fill_null(column.cast(pa.large_string()), "")
+    if isinstance(texts, pa.ChunkedArray):
+        texts = texts.combine_chunks()
+    _, offsets, content = texts.buffers()
+    ends = numpy.frombuffer(offsets, "int64")[texts.offset : texts.offset + len(texts) + 1]
+    digest.update(numpy.diff(ends))  # the lengths, or texts could be cut elsewhere and look the same
+    digest.update(memoryview(content or b"")[ends[0] : ends[-1]])
+    return int(pc.sum(pc.utf8_length(texts)).as_py() or 0)
 
 
 def drawn(data: DatasetDict, dataset: Dataset) -> DatasetDict:
@@ -126,20 +171,14 @@ def _cut(split: Split, end: str, cache: Path) -> Split:
     ):
         return split
     schema = pa.schema({"text": pa.large_string(), CUT: pa.bool_()})
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cache, prefix="cut-") as file:
-            with pa.ipc.new_stream(file, schema) as writer:
-                for batch in column.iter(DOCUMENTS_PER_BATCH):
-                    for some in _slices(batch["text"]):
-                        writer.write_table(_pieces(some, end, schema))
-            file.flush()
-            return Split(pa.ipc.open_stream(pa.memory_map(file.name)).read_all())
-    except OSError as error:
-        raise UnavailableError(
-            f"the documents cannot be written to {cache}: {error.strerror}; free some space, or set TOOLKIT_CACHE to "
-            f"another folder"
-        ) from error
+    folder = cache / "documents"
+    with staging_folder(folder) as staging, refusals_explained(folder):
+        file = staging / "cut.arrow"
+        with file.open("wb") as out, pa.ipc.new_stream(out, schema) as writer:
+            for batch in column.iter(DOCUMENTS_PER_BATCH):
+                for some in _slices(batch["text"]):
+                    writer.write_table(_pieces(some, end, schema))
+        return Split(pa.ipc.open_stream(pa.memory_map(str(file))).read_all())
 
 
 def _large(column: Any) -> Any:

@@ -19,9 +19,9 @@ from toolkit import variables
 from toolkit.api import Progress, highest_id
 from toolkit.assemble import context_of, load_documents
 from toolkit.device import detect
+from toolkit.encoding import pieces
 from toolkit.errors import UsageError
 from toolkit.generation import load_model
-from toolkit.packing import pieces
 from toolkit.progress import Listener, ProgressReporter
 from toolkit.recipe.document import read
 from toolkit.recipe.schema import validate

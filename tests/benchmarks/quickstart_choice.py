@@ -13,6 +13,7 @@ import math
 import os
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from datasets import DatasetDict
 from toolkit.api import RunContext
 from toolkit.blocks import PackedBlocks
 from toolkit.device import detect
+from toolkit.documents import contents_of
 from toolkit.packing import PackedData, prepare
 from toolkit_plugins.dataset.python_docs import PythonDocs
 from toolkit_plugins.model.gpt2 import GPT2
@@ -61,7 +63,8 @@ def main() -> None:
         documents = PythonDocs().load(run)["train"].train_test_split(test_size=0.05, seed=42)
         data = DatasetDict(train=documents["train"], validation=documents["test"])
         tokenizer = ByteBPE(vocab_size=chosen.vocabulary).build(data["train"]["text"], run)
-        packed = prepare(data, tokenizer, CausalLM(block_size=chosen.block_size), cache=run.cache, seed=42)
+        objective = CausalLM(block_size=chosen.block_size)
+        packed = prepare(data, contents_of(data), tokenizer, objective, replace(run, seed=42))
         bytes_per_token = sum(len(text.encode()) for text in data["validation"]["text"]) / held_out_tokens(packed)
         begun = time.process_time()
         model, curve = train(chosen, run, tokenizer, packed, bytes_per_token)

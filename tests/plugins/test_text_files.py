@@ -221,7 +221,8 @@ class TestTextFiles:
         (here / "cache").write_text("a file where a folder should be")
         run = dataclasses.replace(run_context, cache=here / "cache")
         _, message = refused(TextFiles(files="a.txt"), run, UnavailableError)
-        assert message.startswith(f"the documents cannot be written to {here / 'cache'}")
+        assert message.startswith(f"cannot write to the cache {here / 'cache'}")
+        assert "TOOLKIT_CACHE" in message
 
 
 def texts(run: RunContext, files: str, **options: object) -> list[str]:

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from tokenizers import pre_tokenizers
 
 from tests.hub_contents import MEMBER, gpt2_repository
 from tests.hub_server import HubServer
 from toolkit.api import OptionError, RunContext, UnavailableError
-from toolkit_plugins.tokenizer.byte_bpe import ByteBPE
+from toolkit_plugins.tokenizer.byte_bpe import LONGEST_WORD, ByteBPE
 from toolkit_plugins.tokenizer.pretrained import PretrainedTokenizer
 
 CORPUS = [f"The {colour} river crosses the {colour} valley, {number} miles from here." for colour, number in
@@ -131,6 +132,23 @@ class TestByteBPE:
         caplog.set_level(logging.INFO, logger="toolkit")
         tokenizer = ByteBPE(vocab_size=5000).build(["ab ab", "ab"], run_context)
         assert caplog.messages == [f"The documents yield {len(tokenizer)} tokens of the 5000 asked for."]
+
+    def test_words_of_any_length_are_learned_from_in_pieces(self, run_context: RunContext) -> None:
+        tokenizer = ByteBPE(vocab_size=300, min_frequency=1).build(
+            ["ab" * 5000, "c" * 20_000, "naïve " * 3], run_context
+        )
+        assert LONGEST_WORD // 2 < max(map(len, tokenizer.get_vocab())) <= LONGEST_WORD
+        assert len(tokenizer("ab" * 5000)["input_ids"]) < 40
+        plain = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        assert tokenizer.backend_tokenizer.pre_tokenizer.__getstate__() == plain.__getstate__()
+
+    def test_ordinary_words_are_learned_as_if_there_were_no_limit(
+        self, run_context: RunContext, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        corpus = [*CORPUS, "x" * LONGEST_WORD, " " * LONGEST_WORD, " über"]
+        limited = ByteBPE(vocab_size=400).build(corpus, run_context).backend_tokenizer.to_str()
+        monkeypatch.setattr("toolkit_plugins.tokenizer.byte_bpe.LONGEST_WORD", 10**9)
+        assert ByteBPE(vocab_size=400).build(corpus, run_context).backend_tokenizer.to_str() == limited
 
     def test_min_frequency_decides_what_is_merged(self, run_context: RunContext) -> None:
         rare = ByteBPE(vocab_size=300, min_frequency=4).build(["ab ab ab", "cd cd cd cd"], run_context)

@@ -20,8 +20,8 @@ from typing import TextIO
 import pytest
 from rich.console import Console
 
+from toolkit.account import DataAccount, SplitAccount
 from toolkit.cli import lines, render, watch
-from toolkit.packing import DataAccount, SplitAccount
 from toolkit.progress import (
     CheckpointSaved,
     DataPrepared,
@@ -55,6 +55,7 @@ ACCOUNT = DataAccount(
     validation=HELD_OUT,
     block_size=256,
     vocabulary_size=8000,
+    token_type="uint16",
     excerpt="the end of one document.<|endoftext|>The next one begins <b>here</b>",
     key="k",
 )
@@ -189,6 +190,26 @@ def test_a_log_gets_a_line_now_and_then(seconds_per_step: float, steps: int, lea
     shown = lines_of(seconds_per_step, steps)
     assert least <= len(shown) <= most
     assert shown[-1].startswith(f"step {steps:,}/{steps:,}")
+
+
+def test_a_log_gets_lines_of_a_phase_that_lasts() -> None:
+    clock, shown = Clock(), list[str]()
+    listener = watch.LogLines(shown.append, clock)
+    for _ in range(80):
+        clock.now += 0.5
+        done = min(400, int(clock.now * 20))
+        listener(Progressed("learning the tokenizer", done, 400, "documents", clock.now))
+    listener(Progressed("tokenizing", 0, 9, "characters", 0.0))
+    assert shown == [
+        "learning the tokenizer  40/400 documents  20 documents/s  18 s left",
+        "learning the tokenizer  340/400 documents  20 documents/s  3 s left",
+        "learning the tokenizer  400/400 documents  32 s so far",
+    ]
+
+
+def test_a_phase_whose_end_is_unknown_says_how_long_it_has_taken() -> None:
+    words = lines.phase(Progressed("reading", 3_000_000, None, "characters", 10.0))
+    assert words == ["reading", "3,000,000 characters", "300k characters/s", "10 s so far"]
 
 
 def test_a_log_shows_steps_that_have_a_loss() -> None:

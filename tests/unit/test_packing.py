@@ -12,9 +12,10 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from tests.tiny import WORDS, texts, with_holes
-from toolkit import packing
+from toolkit import encoding, packing
 from toolkit.api import RunContext
 from toolkit.blocks import PackedBlocks
+from toolkit.documents import contents_of
 from toolkit.errors import OptionError
 from toolkit_plugins.objective.causal_lm import CausalLM, positions_within_documents
 from toolkit_plugins.objective.masked_lm import MaskedLM
@@ -32,16 +33,16 @@ def split(documents: list[str]) -> DatasetDict:
     return DatasetDict(train=Dataset.from_dict({"text": documents}))
 
 
-def pack(data: DatasetDict, tokenizer: Any, cache: Path, **options: Any) -> packing.PackedData:
-    return packing.prepare(data, tokenizer, CausalLM(**{"block_size": 16, **options}), cache=cache, seed=3)
+def pack(data: DatasetDict, tokenizer: Any, run: RunContext, **options: Any) -> packing.PackedData:
+    return packing.prepare(data, contents_of(data), tokenizer, CausalLM(**{"block_size": 16, **options}), run)
 
 
 def flat(blocks: PackedBlocks) -> list[int]:
     return [int(token) for index in range(len(blocks)) for token in blocks[index]["input_ids"]]
 
 
-def test_the_blocks_are_the_documents_end_to_end(tokenizer: Any, tmp_path: Path) -> None:
-    packed = pack(split(DOCUMENTS), tokenizer, tmp_path)
+def test_the_blocks_are_the_documents_end_to_end(tokenizer: Any, run_context: RunContext) -> None:
+    packed = pack(split(DOCUMENTS), tokenizer, run_context)
     line = [token for text in DOCUMENTS for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
     kept = len(line) // 16 * 16
     assert flat(packed.train) == line[:kept]
@@ -53,23 +54,88 @@ def test_the_blocks_are_the_documents_end_to_end(tokenizer: Any, tmp_path: Path)
     assert account.padding == 0
 
 
-def test_ends_are_learned_but_where_nothing_predicts_them(tokenizer: Any, tmp_path: Path) -> None:
-    packed = pack(split(DOCUMENTS), tokenizer, tmp_path)
+def test_ends_are_learned_but_where_nothing_predicts_them(tokenizer: Any, run_context: RunContext) -> None:
+    packed = pack(split(DOCUMENTS), tokenizer, run_context)
     ends = [index for index, token in enumerate(flat(packed.train)) if token == tokenizer.eos_token_id]
     assert packed.account.train.ends_learned == sum(1 for index in ends if index % 16 != 0) > 0
 
 
-def test_empty_documents_are_left_out_and_counted(tokenizer: Any, tmp_path: Path) -> None:
-    packed = pack(split(["", *DOCUMENTS, ""]), tokenizer, tmp_path)
+def test_empty_documents_are_left_out_and_counted(tokenizer: Any, run_context: RunContext) -> None:
+    packed = pack(split(["", *DOCUMENTS, ""]), tokenizer, run_context)
     assert packed.account.train.empty_documents == 2
     assert packed.account.train.documents == len(DOCUMENTS)
-    assert flat(packed.train) == flat(pack(split(DOCUMENTS), tokenizer, tmp_path).train)
+    assert flat(packed.train) == flat(pack(split(DOCUMENTS), tokenizer, run_context).train)
+
+
+def test_ids_far_above_the_count_of_tokens_are_stored_as_they_are(run_context: RunContext) -> None:
+    tokenizer = with_holes(70_000)
+    packed = pack(split(DOCUMENTS), tokenizer, run_context)
+    line = [token for text in DOCUMENTS for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
+    assert max(line) > 2**16 > len(tokenizer)
+    assert flat(packed.train) == line[: len(line) // 16 * 16]
+    assert "[EOS]" in packed.account.excerpt
+
+
+def test_a_document_in_pieces_gives_the_same_blocks(
+    tokenizer: Any, run_context: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = split(["", " ".join(DOCUMENTS), *DOCUMENTS])
+    whole = pack(data, tokenizer, run_context)
+    monkeypatch.setattr(encoding.pieces, "__defaults__", (50,))
+    monkeypatch.setattr(encoding, "CHARACTERS_PER_PIECE", 50)
+    monkeypatch.setattr(encoding, "PIECES_PER_BATCH", 3)
+    in_pieces = pack(data, tokenizer, replace(run_context, cache=run_context.cache / "other"))
+    assert flat(in_pieces.train) == flat(whole.train)
+    assert in_pieces.account == whole.account
+    blocks = range(len(whole.train))
+    assert in_pieces.train.documents
+    assert whole.train.documents
+    assert [in_pieces.train.documents.in_blocks([block]) for block in blocks] == [
+        whole.train.documents.in_blocks([block]) for block in blocks
+    ]
+
+
+def test_a_tokenizer_that_gives_other_ids_each_time_is_refused(tokenizer: Any, run_context: RunContext) -> None:
+    tokenizer.backend_tokenizer.model.dropout = 0.5
+    with pytest.raises(OptionError, match="other ids for the first training documents") as caught:
+        pack(split(DOCUMENTS), tokenizer, run_context)
+    assert caught.value.option == "tokenizer"
+
+
+def test_a_text_that_the_tokenizer_cannot_encode_is_told(run_context: RunContext) -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    knows_nothing: Any = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"[EOS]": 0}, unk_token="[UNK]")), eos_token="[EOS]"
+    )
+    with pytest.raises(
+        OptionError, match=r"cannot encode a text among the documents from number 1 on: .*UNK"
+    ) as caught:
+        pack(split(DOCUMENTS), knows_nothing, run_context)
+    assert caught.value.option == "tokenizer"
+
+
+def test_preparation_tells_how_far_it_is(tokenizer: Any, run_context: RunContext) -> None:
+    told: list[tuple[Any, ...]] = []
+
+    def progress(phase: str, done: int, total: int | None = None, *, unit: str) -> None:
+        told.append((phase, done, total, unit))
+
+    data = DatasetDict(train=split(DOCUMENTS)["train"], validation=split(DOCUMENTS[:30])["train"])
+    packing.prepare(
+        data, contents_of(data, progress), tokenizer, CausalLM(block_size=16), replace(run_context, progress=progress)
+    )
+    characters = sum(map(len, [*DOCUMENTS, *DOCUMENTS[:30]]))
+    assert ("hashing", len(DOCUMENTS) + 30, len(DOCUMENTS) + 30, "documents") in told
+    assert told[-1] == ("tokenizing", characters, characters, "characters")
 
 
 def test_masked_words_stand_between_cls_and_sep(run_context: RunContext, tmp_path: Path) -> None:
     masked = replace(run_context, task="masked-lm")
     tokenizer = ByteBPE(vocab_size=300).build(DOCUMENTS, masked)
-    packed = packing.prepare(split(DOCUMENTS), tokenizer, MaskedLM(block_size=16), cache=tmp_path, seed=3)
+    data = split(DOCUMENTS)
+    packed = packing.prepare(data, contents_of(data), tokenizer, MaskedLM(block_size=16), masked)
     for index in range(len(packed.train)):
         block = packed.train[index]["input_ids"]
         assert (block[0], block[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
@@ -91,6 +157,10 @@ def test_masked_lm_draws_no_id_that_is_no_token() -> None:
 CHANGES: dict[str, Callable[[DatasetDict], tuple[DatasetDict, dict[str, Any]]]] = {
     "a document": lambda data: (split([*DOCUMENTS[:-1], "another end"]), {}),
     "the order": lambda data: (split(DOCUMENTS[::-1]), {}),
+    "where a document begins": lambda data: (
+        split([DOCUMENTS[0] + DOCUMENTS[1][:3], DOCUMENTS[1][3:], *DOCUMENTS[2:]]),
+        {},
+    ),
     "where a document ends": lambda data: (split([" ".join(DOCUMENTS[:2]), *DOCUMENTS[2:]]), {}),
     "the block size": lambda data: (data, {"block_size": 8}),
     "the split": lambda data: (DatasetDict(train=data["train"], validation=data["train"]), {}),
@@ -98,45 +168,54 @@ CHANGES: dict[str, Callable[[DatasetDict], tuple[DatasetDict, dict[str, Any]]]] 
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_a_change_never_meets_a_stale_cache(tokenizer: Any, tmp_path: Path, change: Any) -> None:
-    first = pack(split(DOCUMENTS), tokenizer, tmp_path)
+def test_a_change_never_meets_a_stale_cache(tokenizer: Any, run_context: RunContext, change: Any) -> None:
+    first = pack(split(DOCUMENTS), tokenizer, run_context)
     assert not first.from_cache
-    assert pack(split(DOCUMENTS), tokenizer, tmp_path).from_cache
+    assert pack(split(DOCUMENTS), tokenizer, run_context).from_cache
     data, options = change(split(DOCUMENTS))
-    assert not pack(data, tokenizer, tmp_path, **options).from_cache
+    assert not pack(data, tokenizer, run_context, **options).from_cache
 
 
-def test_another_tokenizer_never_meets_a_stale_cache(tokenizer: Any, run_context: RunContext, tmp_path: Path) -> None:
-    pack(split(DOCUMENTS), tokenizer, tmp_path)
+def test_another_tokenizer_never_meets_a_stale_cache(tokenizer: Any, run_context: RunContext) -> None:
+    pack(split(DOCUMENTS), tokenizer, run_context)
     other = ByteBPE(vocab_size=290).build(DOCUMENTS, run_context)
-    assert not pack(split(DOCUMENTS), other, tmp_path).from_cache
+    assert not pack(split(DOCUMENTS), other, run_context).from_cache
 
 
 @pytest.mark.parametrize("name", ["train.tokens", "account.json"])
-def test_a_damaged_cache_entry_is_made_again(tokenizer: Any, tmp_path: Path, name: str) -> None:
-    first = flat(pack(split(DOCUMENTS), tokenizer, tmp_path).train)
-    (file,) = tmp_path.rglob(name)
+def test_a_damaged_cache_entry_is_made_again(tokenizer: Any, run_context: RunContext, name: str) -> None:
+    first = flat(pack(split(DOCUMENTS), tokenizer, run_context).train)
+    (file,) = run_context.cache.rglob(name)
     file.write_bytes(file.read_bytes()[:-4])
-    again = pack(split(DOCUMENTS), tokenizer, tmp_path)
+    again = pack(split(DOCUMENTS), tokenizer, run_context)
     assert not again.from_cache
     assert flat(again.train) == first
 
 
-def test_nothing_half_written_stays_in_the_cache(tokenizer: Any, tmp_path: Path) -> None:
+def test_blocks_that_are_not_what_the_tokenizer_says_are_made_again(tokenizer: Any, run_context: RunContext) -> None:
+    first = flat(pack(split(DOCUMENTS), tokenizer, run_context).train)
+    (file,) = run_context.cache.rglob("train.tokens")
+    file.write_bytes(b"\1" * 32 + file.read_bytes()[32:])
+    again = pack(split(DOCUMENTS), tokenizer, run_context)
+    assert not again.from_cache
+    assert flat(again.train) == first
+
+
+def test_nothing_half_written_stays_in_the_cache(tokenizer: Any, run_context: RunContext) -> None:
     with pytest.raises(OptionError, match="fewer than one block"):
-        pack(split(["short"]), tokenizer, tmp_path)
-    assert list((tmp_path / "tokens").iterdir()) == []
+        pack(split(["short"]), tokenizer, run_context)
+    assert list((run_context.cache / "tokens").iterdir()) == []
 
 
 def test_a_long_document_is_cut_where_words_are_cut(tokenizer: Any, tmp_path: Path) -> None:
     file = texts(tmp_path, lines=400)
     text = file.read_text(encoding="utf-8").replace("\n", " ")
-    parts = list(packing.pieces(text, size=1000))
+    parts = list(encoding.pieces(text, size=1000))
     assert "".join(parts) == text
     assert max(map(len, parts)) <= 1000
     ids = [token for part in parts for token in tokenizer(part)["input_ids"]]
     assert ids == tokenizer(text)["input_ids"]
-    assert "".join(packing.pieces("x" * 5000, size=1000)) == "x" * 5000
+    assert "".join(encoding.pieces("x" * 5000, size=1000)) == "x" * 5000
 
 
 def test_positions_start_again_after_each_end() -> None:

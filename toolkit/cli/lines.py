@@ -46,11 +46,12 @@ def phase(event: Progressed) -> list[str]:
         return [event.phase]
     of_total = f"/{event.total:,}" if event.total is not None else ""
     parts = [event.phase, f"{event.done:,}{of_total} {event.unit}"]
-    if event.per_second:
+    if event.per_second and event.done != event.total:
         parts.append(f"{formatting.compact(event.per_second)} {event.unit}/s")
-    if event.remaining_seconds is not None:
-        parts.append(f"{formatting.duration(math.ceil(event.remaining_seconds))} left")
-    return parts
+    if event.remaining_seconds:
+        return [*parts, f"{formatting.duration(math.ceil(event.remaining_seconds))} left"]
+    # Without a total, or with all counted and the rest of the work going on, nobody knows what is left.
+    return [*parts, f"{formatting.duration(int(event.seconds))} so far"]
 
 
 def told(event: Event, width: int = render.ENDLESS) -> list[str]:

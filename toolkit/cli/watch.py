@@ -29,8 +29,10 @@ SHARE = 0.05
 """... and by this share of the time trained, so that a long run does not fill its log, ..."""
 MOST_SECONDS = 60.0
 """... but no further than this, for whoever waits for the next."""
+FIRST_PHASE_SECONDS = 2.0
+"""A phase that is no training, such as tokenizing, has its first line when it has lasted so long, ..."""
 PHASE_SECONDS = 15.0
-"""Progress of a phase that is no training, a line this often."""
+"""... and then a line this often."""
 STATIC_TERMINALS = frozenset({"", "dumb", "unknown", "xterm-color"})
 """Values of TERM where the cursor does not move. IPython's kernel sets the last one for the commands in its cells: in
 Jupyter, Colab, Kaggle and VS Code alike, and not in the terminals that they open."""
@@ -96,10 +98,12 @@ class LogLines:
             self._write("  ".join(progress(event, event.loss)))
 
     def _is_worth_a_line(self, event: Progressed) -> bool:
-        """A phase is named when it begins, among steps only where it takes long; and then now and then."""
+        """A phase is named when it turns out to last, or at once where it tells no more; and then now and then."""
         if event.phase == self._shown_phase:
             return self._clock() - self._shown_at >= PHASE_SECONDS
-        return not self._in_training or event.seconds >= LEAST_SECONDS
+        if self._in_training:
+            return event.seconds >= LEAST_SECONDS
+        return not event.unit or event.seconds >= FIRST_PHASE_SECONDS
 
     def _is_due(self, event: StepDone) -> bool:
         now = self._clock()

@@ -20,6 +20,9 @@ PAD = "<|pad|>"
 FRAME = {"cls_token": "<|cls|>", "sep_token": "<|sep|>", "mask_token": "<|mask|>"}
 BYTES = 256
 REHEARSAL_VOCABULARY = 1000
+LONGEST_WORD = 1000
+"""Bytes: longer words, such as DNA or base64 on one line, are learned from in pieces, or the time that it takes would
+grow with the square of their length."""
 
 
 class ByteBPE(Tokenizer):
@@ -40,7 +43,10 @@ class ByteBPE(Tokenizer):
 
     def build(self, corpus: Iterable[str], run: RunContext) -> PreTrainedTokenizerBase:
         """Learn the merges; with masked-lm, add the tokens that frame a block and the mask."""
-        learned = self._learned(corpus, list(dict.fromkeys(_special(run).values())))
+        from tokenizers import Tokenizer
+
+        special = list(dict.fromkeys(_special(run).values()))
+        learned = Tokenizer.from_str(run.learned(lambda: self._learned(corpus, special).to_str()))
         if (size := learned.get_vocab_size()) < self.vocab_size:
             run.log.info("The documents yield %d tokens of the %d asked for.", size, self.vocab_size)
         return self._wrapped(learned, run)
@@ -75,7 +81,9 @@ class ByteBPE(Tokenizer):
         if (first := next(texts, None)) is None:
             raise OptionError("there is no text to learn a tokenizer from: the dataset has no documents")
         tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        # For each merge the trainer moves all that follows it in its word.
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.FixedLength(LONGEST_WORD)])
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=self.vocab_size,
@@ -85,9 +93,10 @@ class ByteBPE(Tokenizer):
             show_progress=False,
         )
         # The finished tokenizer reads these words as special tokens, so their letters are nothing to learn from.
-        words = re.compile("|".join(map(re.escape, special)))
-        parts = (part for text in itertools.chain([first], texts) for part in words.split(text))
+        in_text = re.compile("|".join(map(re.escape, special)))
+        parts = (part for text in itertools.chain([first], texts) for part in in_text.split(text))
         tokenizer.train_from_iterator(parts, trainer)
+        tokenizer.pre_tokenizer = words
         return tokenizer
 
 

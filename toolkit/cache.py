@@ -1,0 +1,150 @@
+"""The cache: what can be made again. An entry is whole or not there, and what a killed process left is removed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+from toolkit.errors import UnavailableError
+from toolkit.files import make_folder, move_folder, sync
+
+PREFIX = ".staging-"
+LOCK = "lock"
+NAMELESS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
+"""What writing to an open file can meet; the error then names no file."""
+
+
+def cache_folder() -> Path:
+    """TOOLKIT_CACHE, or pretrain-toolkit in the user's cache folder.
+
+    Raises:
+        UnavailableError: there is neither, as for a user without a home.
+    """
+    if chosen := os.environ.get("TOOLKIT_CACHE"):
+        return Path(chosen)
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "pretrain-toolkit"
+    try:
+        return Path.home() / ".cache" / "pretrain-toolkit"
+    except RuntimeError as error:
+        raise UnavailableError("this user has no home folder; set TOOLKIT_CACHE to a folder for the cache") from error
+
+
+@contextlib.contextmanager
+def entry_made(entry: Path) -> Iterator[Path]:
+    """Give a path at which to write a cache entry, a file or a folder; when the block ends, it is the entry.
+
+    A file is forced to disk; the files in a folder are for whoever writes them to force. Where another process was
+    faster with the same folder, its entry stays.
+
+    Raises:
+        UnavailableError: the cache cannot be written.
+    """
+    with staging_folder(entry.parent) as staging, refusals_explained(entry.parent):
+        made = staging / entry.name
+        yield made
+        if made.is_file():  # or a power cut leaves its name with nothing behind it
+            sync(made)
+        try:
+            move_folder(made, entry) if made.is_dir() else made.replace(entry)
+        except OSError:
+            if not entry.is_dir():
+                raise
+        sync(entry.parent)
+
+
+@contextlib.contextmanager
+def staging_folder(parent: Path) -> Iterator[Path]:
+    """Give a folder within `parent` for what is not finished; it goes when the block ends.
+
+    Raises:
+        UnavailableError: the cache cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        with refusals_explained(parent):
+            make_folder(parent)
+            with _gate(parent):
+                staging = Path(tempfile.mkdtemp(dir=parent, prefix=PREFIX))
+                stack.callback(shutil.rmtree, staging, ignore_errors=True)
+                _locked(stack.enter_context((staging / LOCK).open("a")))
+        yield staging
+
+
+def text_kept(file: Path, make: Callable[[], str]) -> str:
+    """The text that an earlier process has made for this file of the cache; `make` makes it if there is none.
+
+    Raises:
+        UnavailableError: the cache cannot be written.
+    """
+    with contextlib.suppress(OSError):
+        digest, _, content = file.read_bytes().partition(b"\n")
+        if digest == _digest(content):
+            return content.decode()
+    content = make().encode()
+    with entry_made(file) as staging:
+        staging.write_bytes(_digest(content) + b"\n" + content)
+    return content.decode()
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
+
+
+def remove_abandoned(cache: Path) -> None:
+    """Remove the staging folders whose makers are gone: nobody holds their locks. What cannot be removed stays."""
+    for parent in {staging.parent for staging in cache.glob(f"**/{PREFIX}*")}:
+        with contextlib.suppress(OSError), _gate(parent):
+            for staging in parent.glob(f"{PREFIX}*"):
+                with (staging / LOCK).open("a") as lock:
+                    if _locked(lock):
+                        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _gate(parent: Path) -> Iterator[None]:
+    """One process at a time: a folder that is made, and not locked yet, looks abandoned."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # a file system without locks, where nothing is taken for abandoned
+            descriptor = os.open(parent, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+
+
+def _locked(file: IO[str]) -> bool:
+    """Lock a file for as long as it is open; False where another process has it, or where there are no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def refusals_explained(folder: Path) -> Iterator[None]:
+    """Name TOOLKIT_CACHE where the operating system refuses to write to this folder of the cache."""
+    try:
+        yield
+    except OSError as error:
+        if not _is_about(folder, error):
+            raise
+        raise UnavailableError(
+            f"cannot write to the cache {folder}: {error.strerror or error}; free some space, or set TOOLKIT_CACHE to "
+            f"a folder that can be written"
+        ) from error
+
+
+def _is_about(folder: Path, error: OSError) -> bool:
+    """Whether the file is in the folder, or above it; what a full disk refuses has no name."""
+    if not isinstance(error.filename, str | bytes):
+        return error.errno in NAMELESS
+    place = Path(os.fsdecode(error.filename))
+    return place.is_relative_to(folder) or folder.is_relative_to(place)
