@@ -2,4 +2,5 @@
 
 from toolkit.cli.main import main
 
-main()
+if __name__ == "__main__":  # and not where multiprocessing imports this module into a worker
+    main()
