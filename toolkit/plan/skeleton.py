@@ -121,10 +121,12 @@ def needs_no_values(what: str, plugin: type[Any] | None) -> Iterator[None]:
         raise
     except Exception as error:  # whatever its own code raises
         name = f" {plugin.__module__}.{plugin.__qualname__}" if plugin else ""
+        cure = (
+            "its method skeleton can build the same without looking at them" if plugin else "it can be run all the same"
+        )
         raise PluginError(
             f"no plan can be made: the {what}{name} fails on tensors that have a shape and no values, or without "
-            f"documents ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
-            f"its method skeleton can build the same without looking at them"
+            f"documents ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); {cure}"
         ) from error
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from toolkit import variables
 from toolkit.api import RunContext
 from toolkit.assemble import Components, context_of, refusals_placed
-from toolkit.plan import skeleton
+from toolkit.plan import kernels, skeleton
 from toolkit.plan.trace import Trace
 from toolkit.resolve import ResolvedRecipe
 from toolkit.signals import held_back
@@ -49,7 +49,6 @@ def trace(resolved: ResolvedRecipe, *, micro_batch_size: int, accumulation: int)
         random_state_preserved(),
         _as_one_process(),
         skeleton.fake_tensors() as mode,
-        _attention_as_on(resolved.device.kind),
     ):
         context = replace(context_of(resolved, Path(folder)), log=_UNHEARD)  # the run's own build is told
         built, built_bytes = skeleton.components(resolved, context)
@@ -59,7 +58,10 @@ def trace(resolved: ResolvedRecipe, *, micro_batch_size: int, accumulation: int)
             real = skeleton.batch(built, context, size=micro_batch_size)
         batch: dict[str, torch.Tensor] = {name: mode.from_tensor(tensor) for name, tensor in real.items()}
         trainer = _trainer(resolved, context, built, micro_batch_size=micro_batch_size, accumulation=accumulation)
-        with skeleton.needs_no_values("training step", None), _documents_masked("position_ids" in real):
+        with (
+            skeleton.needs_no_values("training step", None),
+            kernels.as_on(resolved.device.kind, documents_masked="position_ids" in real),
+        ):
             model = _prepared(trainer, ledger)
             with ledger:
                 ledger.enter(batch.values(), "batch")
@@ -170,48 +172,6 @@ def _vocabulary_size(built: Components) -> int:
     head: Any = built.model.get_output_embeddings()
     rows = getattr(head, "weight", None)
     return int(rows.shape[0]) if rows is not None else len(built.tokenizer)
-
-
-@contextlib.contextmanager
-def _attention_as_on(device_kind: str) -> Iterator[None]:
-    """Attention with the memory that the device's kernels take.
-
-    With dropout, torch has no fused attention on a CPU and holds every score; CUDA's fused kernels have dropout. A
-    fake CUDA tensor would know that, and cannot be made where torch has no CUDA.
-    """
-    if device_kind != "cuda":
-        yield
-        return
-    import torch
-    from torch.overrides import TorchFunctionMode
-
-    class NoDropoutInAttention(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            kwargs = dict(kwargs or {})
-            if func is torch.nn.functional.scaled_dot_product_attention:
-                kwargs["dropout_p"] = 0.0
-            return func(*args, **kwargs)
-
-    with NoDropoutInAttention():
-        yield
-
-
-@contextlib.contextmanager
-def _documents_masked(masked: bool) -> Iterator[None]:
-    """Attention as with real positions, which say whether documents are kept apart.
-
-    transformers reads that from the values of `position_ids`; of fake ones it believes the worst, and would hold a
-    mask and every copy of shared keys that a real step does not.
-    """
-    from transformers import masking_utils
-
-    original = masking_utils.find_packed_sequence_indices
-    if not masked:
-        masking_utils.find_packed_sequence_indices = lambda *_, **__: None
-    try:
-        yield
-    finally:
-        masking_utils.find_packed_sequence_indices = original
 
 
 @contextlib.contextmanager
