@@ -187,6 +187,29 @@ def test_attention_is_counted_as_the_products_that_it_is() -> None:
     assert [work.flops for work in ledger._work if work.flops] == [2 * product, 5 * product]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_mixture_of_experts_is_counted_by_the_experts_that_a_token_goes_through(
+    precision: str, tmp_path: Path
+) -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    work = []
+    for chosen in (1, 2):
+        folder = tmp_path / f"of-{chosen}"
+        config = MixtralConfig(vocab_size=300, num_local_experts=4, num_experts_per_tok=chosen, **shape, **heads)
+        MixtralForCausalLM(config).save_pretrained(folder)
+        recipe = recipe_for(
+            tmp_path, model={"plugin": "pretrained", "path": str(folder)}, training={"precision": precision}
+        )
+        step = traced(recipe, micro_batch_size=2, accumulation=1)
+        work.append(sum(operation.flops for operation in step.work if operation.phase != "evaluation"))
+    tokens, expert = 2 * 32, 3 * 32 * 64
+    assert work[1] - work[0] == 6 * tokens * expert
+    assert step.totals()["gradients"] == bytes_of(real_model(recipe).parameters())
+
+
 def test_two_sizes_of_micro_batch_give_all_others(tmp_path: Path) -> None:
     recipe = recipe_for(tmp_path, model=MODELS["gpt2"], memory=["gradient-checkpointing"])
     two, three, five = (traced(recipe, micro_batch_size=size) for size in (2, 3, 5))

@@ -18,14 +18,17 @@ ROUNDING = 1e-2
 
 def _shared_with(model: PreTrainedModel) -> dict[str, str]:
     """Modules with factors whose own matrix belongs to another module as well, such as a head tied to the embedding."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.tuners.lora import LoraLayer  # and not of rows of new tokens, which a tied head shares and merges
 
     owners: dict[int, list[str]] = {}
     adapted: dict[str, int] = {}
     for name, module in model.named_modules():
-        if isinstance(module, BaseTunerLayer):
-            adapted[name] = id(module.get_base_layer().weight)
-        elif (weight := getattr(module, "weight", None)) is not None:
+        weight = getattr(module.get_base_layer() if isinstance(module, LoraLayer) else module, "weight", None)
+        if weight is None:  # a container, or the stack of a layer's experts
+            continue
+        if isinstance(module, LoraLayer):
+            adapted[name] = id(weight)
+        else:
             owners.setdefault(id(weight), []).append(name.removesuffix(".base_layer"))
     others = {name: [owner for owner in owners[weight] if owner != name] for name, weight in adapted.items()}
     return {_short(name): ", ".join(map(_short, shared)) for name, shared in others.items() if shared}

@@ -60,11 +60,18 @@ class LoRA(Memory):
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in chosen.values()),
             # The commit that the weights came from, so that the adapter finds the very same ones again.
             revision=getattr(model, "base_revision", None),
+            trainable_token_indices=_rows_of_new_tokens(model, chosen),
         )
+        experts = _stacked(model)
         with warnings.catch_warnings():
             # peft 0.21 reads a property that transformers 5.23 calls by a new name.
             warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated", category=FutureWarning)
-            adapted: Any = get_peft_model(model, config)
+            # It sets rank and alpha of experts by names that it then does not find.
+            warnings.filterwarnings("ignore", message=".*_pattern keys did not match", category=RuntimeWarning)
+            try:
+                adapted: Any = get_peft_model(model, config)
+            except ValueError as error:  # a module that peft has no factors for, such as a norm
+                raise OptionError(f"LoRA cannot be put there: {error}", option="target_modules") from error
         # Else peft asks the Hub about the base's vocabulary at every checkpoint, and waits where there is no network;
         # the factors are all that was trained.
         adapted.save_pretrained = functools.partial(adapted.save_pretrained, save_embedding_layers=False)
@@ -76,6 +83,14 @@ class LoRA(Memory):
             100 * trained / total,
             len(chosen),
         )
+        if left_out := experts.keys() - _with_factors(adapted):
+            run.log.info(
+                "LoRA leaves the experts as they are: %s stacks of matrices such as %s, %.0f %% of the parameters, get "
+                "no factors",
+                len(left_out),
+                min(experts[key][0] for key in left_out),
+                100 * sum(experts[key][1] for key in left_out) / total,
+            )
         result: PreTrainedModel = adapted
         return result
 
@@ -111,3 +126,36 @@ class LoRA(Memory):
         if not chosen:
             raise OptionError("name at least one module, or say all-linear", option="target_modules")
         return chosen
+
+
+def _rows_of_new_tokens(model: PreTrainedModel, chosen: Mapping[str, torch.nn.Module]) -> dict[str, list[int]] | None:
+    """The rows to train beside the factors, by module: those of tokens that the pretrained model did not know.
+
+    Frozen, all of them would stay at the mean of the others, and be one and the same token.
+    """
+    if not (tokens := getattr(model, "new_tokens", None)):
+        return None
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head is None or head.weight is embedding.weight  # peft trains a tied head's rows with the embedding's
+    wanted = (embedding,) if tied else (embedding, head)
+    return {name: tokens for name, module in model.named_modules() if module in wanted and name not in chosen}
+
+
+def _stacked(model: PreTrainedModel) -> dict[int, tuple[str, int]]:
+    """The parameters that are a layer's experts, all in one: their names and sizes, by identity."""
+    import torch
+
+    return {
+        id(parameter): (f"{name}.{kind}", parameter.numel())
+        for name, module in model.named_modules()
+        if not isinstance(module, torch.nn.modules.conv._ConvNd)
+        for kind, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3
+    }
+
+
+def _with_factors(adapted: PreTrainedModel) -> set[int]:
+    """The identities of the parameters that got factors though they are no modules; peft does so for some models."""
+    from peft.tuners.lora.layer import ParamWrapper
+
+    return {id(module.get_param()) for module in adapted.modules() if isinstance(module, ParamWrapper)}

@@ -42,7 +42,7 @@ FIRST_POSITION_AFTER_PADDING = {
 CAUSALITY_TOLERANCE = 1e-5
 """Share of the logits' spread by which later tokens may change earlier logits: rounding, and nothing else."""
 CONFIG_ERRORS = (OSError, ValueError, KeyError, ImportError)
-"""What a class of transformers raises about its config, and not about tensors that have no values."""
+"""What a class of transformers raises about its config; the rest is about what we did to it, or about fake tensors."""
 
 
 class PretrainedModel(Model):
@@ -205,7 +205,7 @@ class PretrainedModel(Model):
         self._check_positions(config, run)
         if not repository.is_remote:  # the Hub is asked for nothing but the config
             check_weights(repository)
-        with self._reading(repository):
+        with self._reading(repository, errors=CONFIG_ERRORS):
             model = from_config(shrunk(config, tokenizer), run)
         model.name_or_path = self.path  # where an adapter's base is to be found
         return model

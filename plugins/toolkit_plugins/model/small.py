@@ -21,13 +21,13 @@ def stand_in(run: RunContext) -> PreTrainedConfig:
 
 
 def shrunk(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
-    """The config with two layers of 64 and the tokenizer's vocabulary; what it says of each layer is cut to match."""
+    """The config with two layers of 64 at most, and the vocabulary of the tokenizer; lists by layer are cut to match."""
     layers = config.num_hidden_layers
     for name, value in list(config.to_dict().items()):
         if isinstance(value, list) and len(value) == layers:
             setattr(config, name, value[: TINY.layers])
     small = {
-        "num_hidden_layers": TINY.layers,
+        "num_hidden_layers": min(layers, TINY.layers),
         "hidden_size": TINY.width,
         "num_attention_heads": TINY.heads,
         "intermediate_size": 2 * TINY.width,
