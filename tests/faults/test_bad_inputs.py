@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.hub_server import HubServer
-from tests.tiny import write_recipe
+from tests.tiny import train, write_recipe
 from tests.unit.command_line import toolkit
 
 HUB_MODEL = {"plugin": "pretrained", "path": "openai-community/gpt2"}
@@ -226,3 +226,25 @@ class Hog(Callback):
 
         return [Fill()]
 '''
+
+
+def test_an_alphabet_of_eight_tokens_can_have_a_document_mask(folder: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = Tokenizer(
+        models.WordLevel({"[UNK]": 0, "[EOS]": 1, "a": 2, "c": 3, "g": 4, "t": 5, "n": 6, "-": 7}, "[UNK]")
+    )
+    letters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=letters, unk_token="[UNK]", eos_token="[EOS]").save_pretrained(
+        folder / "letters"
+    )
+    (folder / "dna.txt").write_text("acgtgatc\nttgacgatcgatc\n" * 200)
+    recipe = write_recipe(
+        folder,
+        dataset={"files": str(folder / "dna.txt")},
+        tokenizer={"plugin": "pretrained", "path": str(folder / "letters")},
+        objective={"document_mask": True},
+        training={"max_steps": 1},
+    )
+    assert train(recipe)[0].steps == 1

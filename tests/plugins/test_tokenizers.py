@@ -17,6 +17,7 @@ from tokenizers import pre_tokenizers
 from tests.hub_contents import MEMBER, gpt2_repository
 from tests.hub_server import HubServer
 from toolkit.api import OptionError, RunContext, UnavailableError
+from toolkit_plugins.objective.causal_lm import CausalLM
 from toolkit_plugins.tokenizer.byte_bpe import LONGEST_WORD, ByteBPE
 from toolkit_plugins.tokenizer.pretrained import PretrainedTokenizer
 
@@ -222,6 +223,28 @@ class TestPretrained:
             cached = PretrainedTokenizer(path=name, revision=revision).build([], run_context)
         assert cached.get_vocab() == online.get_vocab()
         assert caplog.messages == [f"The Hub cannot be reached; looking for the tokenizer of {name} in the cache."]
+
+    def test_a_file_alone_gets_its_end_token_by_name(
+        self, run_context: RunContext, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        ByteBPE(vocab_size=300).build(iter(CORPUS), run_context).backend_tokenizer.save(
+            str(tmp_path / "tokenizer.json")
+        )
+        nameless = PretrainedTokenizer(path=str(tmp_path)).build([], run_context)
+        assert nameless.eos_token is None
+        with pytest.raises(OptionError, match=r"option eos_token: '<\|endoftext\|>', say, which it has"):
+            CausalLM().document_end(nameless)
+        caplog.set_level(logging.INFO, logger="toolkit")
+        named = PretrainedTokenizer(path=str(tmp_path), eos_token="<|endoftext|>").build([], run_context)
+        assert CausalLM().document_end(named) == (nameless.get_vocab()["<|endoftext|>"],)
+        assert len(named) == len(nameless)
+        assert not caplog.messages
+        added = PretrainedTokenizer(path=str(tmp_path), eos_token="</doc>").build([], run_context)
+        assert added.eos_token_id == len(nameless)
+        assert f"</doc> is added to the tokenizer of {tmp_path} as its end token" in caplog.messages
+        added.save_pretrained(tmp_path / "again")
+        again = PretrainedTokenizer(path=str(tmp_path / "again")).build([], run_context)
+        assert again("a text</doc>")["input_ids"][-1] == again.eos_token_id == added.eos_token_id
 
     def test_a_model_without_a_tokenizer(self, hub: HubServer, run_context: RunContext, tmp_path: Path) -> None:
         """transformers makes a tokenizer of a config alone, and it encodes every text to nothing."""

@@ -21,7 +21,7 @@ def stand_in(run: RunContext) -> PreTrainedConfig:
 
 
 def shrunk(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
-    """The config with two layers of 64 at most, and the vocabulary of the tokenizer; lists by layer are cut to match."""
+    """The config with two layers of 64 at most and the vocabulary of the tokenizer; lists by layer are cut to match."""
     layers = config.num_hidden_layers
     for name, value in list(config.to_dict().items()):
         if isinstance(value, list) and len(value) == layers:
