@@ -114,7 +114,8 @@ def be_somebody() -> None:
         if "HOME" not in os.environ:
             home = Path(tempfile.gettempdir(), f"toolkit-{user}")
             home.mkdir(mode=0o700, exist_ok=True)
-            os.environ["HOME"] = str(home)
+            is_ours = home.stat().st_uid == os.getuid()  # anybody may have made it there
+            os.environ["HOME"] = str(home) if is_ours else tempfile.mkdtemp(prefix=home.name)
 
 
 def be_quiet() -> None:
