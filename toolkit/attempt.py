@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from toolkit import branch, checkpoint, ending, memory_watch, processes
 from toolkit.account import DataAccount
 from toolkit.allocator import give_memory_back
-from toolkit.api import Callback
+from toolkit.api import Callback, Results
 from toolkit.assemble import Components, assemble, context_of, refusals_placed
 from toolkit.cadence import Cadence
 from toolkit.comparison import require_same_data
@@ -26,6 +26,7 @@ from toolkit.resolve import ResolvedRecipe
 from toolkit.run_directory import DATA, RunDirectory
 from toolkit.saving import Saver
 from toolkit.signals import EndedByEvaluation, StopRequest
+from toolkit.trial import try_saving
 
 if TYPE_CHECKING:
     import torch
@@ -92,6 +93,9 @@ class Attempt:
             check_disk(self.directory.folder, checkpoint_bytes=checkpoint_bytes)
             schedule = self._schedule(cadence, start, checkpoint_bytes)
             trainer = self._trainer(components, schedule, start)
+            if not self._is_over(cadence, start):
+                context, steps = self.context, cadence.total_steps
+                try_saving(self.resolved, components, trainer, self.directory, context, steps, self.listener)
             self._train(trainer, schedule, cadence, start)
             step = trainer.state.global_step or start.step
             if self.stop.signal_number is not None and (step < cadence.total_steps or trainer.evaluation_left_out):
@@ -214,8 +218,12 @@ class Attempt:
                     callbacks += cast(Callback, part.plugin).callbacks(self.context)
         return callbacks
 
+    def _is_over(self, cadence: Cadence, start: Start) -> bool:
+        """Whether there is nothing left to train: the Trainer would take a step more."""
+        return start.folder is not None and (start.ended or start.step >= cadence.total_steps)
+
     def _train(self, trainer: RecipeTrainer, schedule: Schedule, cadence: Cadence, start: Start) -> None:
-        if start.folder and (start.ended or start.step >= cadence.total_steps):  # the Trainer would take a step more
+        if start.folder and self._is_over(cadence, start):
             trainer._load_from_checkpoint(str(start.folder))
             trainer.seconds_before = start.seconds_trained
             trainer.state.global_step = start.step
@@ -264,8 +272,13 @@ class Attempt:
             "eval_loss": last.get("eval_loss"),
             "perplexity": last.get("perplexity"),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "sample": final_sample(model, components, self.context),
+            "sample": final_sample(model, components.tokenizer, self.context),
         }
-        exports = export(self.resolved, model, components, results, self.context, self.listener)
-        self.directory.update(results=results, exports=exports)
+        told = Results(
+            recipe=self.resolved.to_yaml(),
+            data=components.data.account.as_dict(),
+            metrics={key: value for key, value in results.items() if isinstance(value, (int, float))},
+        )
+        exports = export(self.resolved, model, components.tokenizer, told, self.context, self.listener)
+        self.directory.update(results=results, exports=self.directory.record.get("exports", {}) | exports)
         self.directory.end_attempt(how="finished", step=step)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from toolkit import checkpoint
 from toolkit.api import Exporter, Results, RunContext, Task
-from toolkit.assemble import Components, refusals_placed
+from toolkit.assemble import refusals_placed
 from toolkit.files import move_folder, sync
 from toolkit.generation import fill_mask_text, sample_text
 from toolkit.host import disk_faults_named
@@ -20,19 +20,21 @@ from toolkit.resolve import ResolvedRecipe
 from toolkit.run_directory import MODEL
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def final_sample(model: PreTrainedModel, components: Components, context: RunContext) -> str:
+def final_sample(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: RunContext, *, max_new_tokens: int = 100
+) -> str:
     """What the finished model writes: a text, or a sentence with its missing word."""
     context.progress("writing a sample")
     if context.task == "masked-lm":
-        return fill_mask_text(model, components.tokenizer)
+        return fill_mask_text(model, tokenizer)
     return sample_text(
         model,
-        components.tokenizer,
+        tokenizer,
         prompt="",
-        max_new_tokens=min(100, context.block_size - 1),
+        max_new_tokens=min(max_new_tokens, context.block_size - 1),
         temperature=0.7,
         top_k=20,  # the tail of a small model's guesses is noise
         seed=context.seed,
@@ -42,16 +44,14 @@ def final_sample(model: PreTrainedModel, components: Components, context: RunCon
 def export(
     resolved: ResolvedRecipe,
     model: PreTrainedModel,
-    components: Components,
-    results: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    results: Results,
     context: RunContext,
     listener: Listener,
 ) -> dict[str, dict[str, dict[str, int | str]]]:
     """Let each exporter fill an empty folder, show it under its name when it is whole, and return what is in each."""
     recipe, newest = resolved.recipe, context.folder / MODEL
-    numbers = {key: value for key, value in results.items() if isinstance(value, (int, float))}
     exported: dict[str, dict[str, dict[str, int | str]]] = {}
-    told = Results(recipe=resolved.to_yaml(), data=components.data.account.as_dict(), metrics=numbers)
     for path, part in recipe.components.items():
         if path[0] != "exporters":
             continue
@@ -59,12 +59,12 @@ def export(
         context.progress(f"exporting: {part.name}")
         with refusals_placed(recipe, path), libraries_quiet():
             if exporter.folder is None:
-                exporter.export(model, components.tokenizer, newest, told, context)
+                exporter.export(model, tokenizer, newest, results, context)
                 listener(Exported(part.name, None))
                 continue
             newest = context.folder / exporter.folder
             with _replacing(newest) as staging:
-                exporter.export(model, components.tokenizer, staging, told, context)
+                exporter.export(model, tokenizer, staging, results, context)
                 exported[newest.name] = checkpoint.listed(staging)
         listener(Exported(part.name, newest))
     return exported

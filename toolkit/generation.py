@@ -103,6 +103,7 @@ def sample_text(
     import torch
 
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [start]
     positions = getattr(model.config, "max_position_embeddings", None) or len(ids) + max_new_tokens
     ids = ids[-max(1, positions - 1) :]
@@ -112,7 +113,8 @@ def sample_text(
             torch.tensor([ids], device=model.device),
             attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=model.device),
             max_new_tokens=max(1, min(max_new_tokens, positions - len(ids))),
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            pad_token_id=end if pad is None else pad,
+            suppress_tokens=None if pad in (None, end) else [pad],  # which no training text has taught it to avoid
             **(drawn if temperature > 0 else {"do_sample": False}),
         )
     return str(tokenizer.decode(written[0], skip_special_tokens=True))

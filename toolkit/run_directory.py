@@ -21,6 +21,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ LONGEST_NAME = 200
 """Bytes of a run's name: file systems take 255, and what is put beside a run has its name and more."""
 MODEL = "model"
 """The folder of the exported model in a run directory."""
+TRIAL = ".trial"
+"""The folder in which saving is tried before the first step."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ class RunDirectory:
 
     def begin_attempt(self, *, from_step: int) -> None:
         """Note that a process starts to work on the run, and remove what a killed one was about to write."""
+        shutil.rmtree(self.folder / TRIAL, ignore_errors=True)
         for unfinished in self.folder.glob(".*.*"):
             if unfinished.is_file():
                 unfinished.unlink()

@@ -52,7 +52,7 @@ class Samples(Callback):
         room = (getattr(model.config, "max_position_embeddings", None) or 2**31) - len(ids)
         if room < 1:
             raise ToolkitError(f"samples: the prompt's {len(ids)} tokens fill all of the model's positions; shorten it")
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
         drawing = {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
         input_ids = torch.tensor([ids], device=model.device)
         training = model.training
@@ -65,7 +65,8 @@ class Samples(Callback):
                     input_ids=input_ids,
                     attention_mask=torch.ones_like(input_ids),
                     max_new_tokens=min(self.max_new_tokens, room),
-                    pad_token_id=pad,
+                    pad_token_id=end if pad is None else pad,
+                    suppress_tokens=None if pad in (None, end) else [pad],  # which no text has taught it to avoid
                     use_cache=True,
                     **drawing,
                 )

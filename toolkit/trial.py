@@ -1,0 +1,261 @@
+"""Before the first step: saves, loads and exports once what the run will save and export, with a copy of the model.
+
+What transformers, peft or a plugin refuses to write, or writes so that it does not load, would else show at the first
+save, at a resume, or after the last step. A small model is copied; in place of a large one its plugin makes a small
+one, as for a rehearsal. The copy takes a step with made-up gradients, so that the optimizer has a state to save.
+Nothing of this is left: not on the disk, not in the random numbers, not in the run's model and optimizer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import shutil
+import time
+import uuid
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any, cast
+
+from toolkit import checkpoint, processes
+from toolkit.api import Model, Results, RunContext
+from toolkit.assemble import Components, with_strategies
+from toolkit.errors import UnavailableError
+from toolkit.export import export, final_sample
+from toolkit.files import write_json
+from toolkit.messages import libraries_quiet
+from toolkit.progress import Listener, Message
+from toolkit.recipe.document import Path_
+from toolkit.recipe.schema import Recipe
+from toolkit.resolve import ResolvedRecipe, resolve
+from toolkit.run_directory import TRIAL, RunDirectory
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from toolkit.trainer import RecipeTrainer
+
+SMALL = 32 * 2**20
+"""Bytes of weights up to which the model itself is copied: to write and read them some times takes a second."""
+LONG_SECONDS = 10.0
+"""A trial that takes longer is mentioned."""
+SAMPLE_TOKENS = 4
+REFUSALS = (KeyError, NotImplementedError, RuntimeError, TypeError, UnpicklingError, ValueError)
+"""What transformers, peft, torch and safetensors raise where they refuse something."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is saved, loaded and exported in the place of the run's own."""
+
+    resolved: ResolvedRecipe
+    model: PreTrainedModel
+
+
+def try_saving(
+    resolved: ResolvedRecipe,
+    components: Components,
+    trainer: RecipeTrainer,
+    run: RunDirectory,
+    context: RunContext,
+    total_steps: int,
+    listener: Listener,
+) -> None:
+    """Save a checkpoint, load it, and export, all in a folder that is removed again.
+
+    Args:
+        resolved: the run's recipe.
+        components: its tokenizer, model and data.
+        trainer: the run's, before its first step; it is left as it is.
+        run: whose folder holds the trial's for as long as it lasts.
+        context: what the run's plugins know.
+        total_steps: of the run, for its schedule.
+        listener: hears of a trial that cannot be made, or takes long.
+
+    Raises:
+        RecipeError: something in the recipe cannot be saved, loaded or exported.
+        UnavailableError: the disk refuses.
+    """
+    from toolkit.random_state import random_state_preserved
+
+    begun = time.monotonic()
+    log = logging.getLogger("toolkit.trial")
+    log.setLevel(logging.ERROR)  # of what plugins have to say, a person hears once
+    # As a rehearsal, so that nothing is uploaded.
+    context = replace(context, folder=run.folder / TRIAL, rehearsal=True, log=log)
+    with random_state_preserved(), libraries_quiet(), warnings.catch_warnings(), _folder(context.folder) as scratch:
+        warnings.simplefilter("ignore")
+        if (subject := _subject(resolved, components, context, listener)) is None:
+            return
+        components = replace(components, model=subject.model)
+        _save_and_load(subject, components, trainer, scratch, context, total_steps)
+        processes.by_first(lambda: _export(subject, components, context))
+        processes.wait()
+    if (seconds := time.monotonic() - begun) > LONG_SECONDS:
+        listener(Message(f"a checkpoint and the exports were written and loaded once, to try them: {seconds:.0f} s"))
+
+
+@contextlib.contextmanager
+def _folder(folder: Path) -> Iterator[RunDirectory]:
+    """An empty run directory that all processes share, and that is removed."""
+    scratch = RunDirectory(folder)
+    try:
+        if processes.is_first():
+            shutil.rmtree(folder, ignore_errors=True)
+            scratch.checkpoints.mkdir(parents=True)
+            write_json(folder / "run.json", {"id": uuid.uuid4().hex})
+        processes.wait()
+        yield scratch
+    finally:
+        if processes.is_first():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _subject(
+    resolved: ResolvedRecipe, components: Components, context: RunContext, listener: Listener
+) -> Subject | None:
+    """The model's copy, or a small one of its kind; None where there is neither."""
+    model, recipe = components.model, resolved.recipe
+    if sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) <= SMALL:
+        return Subject(resolved, copy.deepcopy(model))
+    plugin: Model = recipe.one("model")
+    if plugin.rehearse() == plugin:
+        name = recipe.components[("model",)].name
+        listener(Message(f"saving is not tried beforehand: the model {name} has no rehearse that would make it small"))
+        return None
+    parts = {
+        path: replace(part, plugin=part.plugin.rehearse()) if path[0] in ("model", "memory") else part
+        for path, part in recipe.components.items()
+    }
+    try:
+        small = resolve(replace(recipe, components=parts), resolved.device)
+        built = cast(Model, small.recipe.one("model")).build(components.tokenizer, context)
+        if (settings := getattr(model, "generation_config", None)) is not None:
+            built.generation_config = copy.deepcopy(settings)
+        return Subject(small, with_strategies(small, built, context))
+    except Exception as error:  # noqa: BLE001 - a plugin's own code; the run has its large model, and can do without
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        listener(Message(f"saving is not tried beforehand, because no small model could be made for it: {reason}"))
+        return None
+
+
+def _save_and_load(
+    subject: Subject,
+    components: Components,
+    trainer: RecipeTrainer,
+    scratch: RunDirectory,
+    context: RunContext,
+    total_steps: int,
+) -> None:
+    """Write a checkpoint as the run's trainer does, verify it, and load it as a resume does."""
+    import torch
+
+    recipe = subject.resolved.recipe
+    trial = _trainer_like(trainer, subject, components, scratch, context)
+    with _refused_at(recipe, ("optimizer",), "the optimizer cannot take a step"):
+        trial.create_optimizer_and_scheduler(total_steps)
+        _take_step(trial)
+    with _refused_at(recipe, ("model",), "a checkpoint of this model cannot be written"):
+        trial._save_checkpoint(subject.model, None)
+        trial.saver.take_result()  # where it is written in the background
+    folder = scratch.checkpoints / f"checkpoint-{trial.state.global_step}"
+    reason = checkpoint.fault(folder, run_id=scratch.id)
+    assert reason is None, reason
+    trained = [p for p in subject.model.parameters() if p.requires_grad]
+    saved = [parameter.detach().clone() for parameter in trained]
+    with _refused_at(recipe, ("model",), "a checkpoint of this model cannot be loaded"):
+        with torch.no_grad():
+            for parameter in trained:
+                parameter.zero_()
+        trial._load_from_checkpoint(str(folder))
+        if not all(map(torch.equal, saved, trained)):
+            raise ValueError("its weights come back as others")
+    with _refused_at(recipe, ("optimizer",), "the optimizer's state cannot be loaded from a checkpoint"):
+        trial._load_optimizer_and_scheduler(str(folder))
+    trial._load_rng_state(str(folder))
+    trial.restore_sums(folder)
+
+
+def _trainer_like(
+    trainer: RecipeTrainer, subject: Subject, components: Components, scratch: RunDirectory, context: RunContext
+) -> RecipeTrainer:
+    """The run's trainer with another model and another place for its checkpoints."""
+    import torch
+
+    from toolkit.guards import Guard
+    from toolkit.saving import Saver
+    from toolkit.trainer import RecipeTrainer
+
+    def failed(step: int, error: UnavailableError) -> None:
+        raise error
+
+    arguments = copy.copy(trainer.args)
+    arguments.output_dir, arguments.report_to = str(scratch.checkpoints), []
+    trial = RecipeTrainer(
+        components=components,
+        arguments=arguments,
+        optimizer=trainer.optimizer_plugin,
+        settings=subject.resolved.training,
+        context=context,
+        callbacks=[],
+        guard=Guard(
+            on_spike="warn",
+            scaled_gradients=False,
+            blocks=components.data.train,
+            tokenizer=components.tokenizer,
+            tell=lambda spike: None,
+        ),
+        saver=Saver(
+            scratch,
+            keep=1,
+            keep_every=None,
+            in_background=trainer.saver.in_background,
+            on_saved=lambda saved: None,
+            on_failed=failed,
+        ),
+        steps=trainer.steps,
+    )
+    trial.callback_handler.callbacks = trainer.callback_handler.callbacks  # a checkpoint has their state
+    trial._tr_loss, trial._total_loss_scalar = torch.tensor(0.0), 0.0  # which the Trainer makes when it begins
+    trial._globalstep_last_logged = 0
+    return trial
+
+
+def _take_step(trial: RecipeTrainer) -> None:
+    """A step of the optimizer without a forward pass: the gradients are those of the weights' squares."""
+    optimizer: torch.optim.Optimizer = cast(Any, trial.optimizer)
+    trained = [p for p in cast("torch.nn.Module", trial.model).parameters() if p.requires_grad]
+    sum(parameter.float().square().sum() for parameter in trained).backward()  # type: ignore[union-attr]
+    if trial.released is None:  # else the backward pass has taken it
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _export(subject: Subject, components: Components, context: RunContext) -> None:
+    """Let the finished model write a few words and the exporters write what they write at the end."""
+    resolved, tokenizer = subject.resolved, components.tokenizer
+    with _refused_at(resolved.recipe, ("model",), "the finished model cannot generate"):
+        final_sample(subject.model, tokenizer, context, max_new_tokens=SAMPLE_TOKENS)
+    results = Results(
+        recipe=resolved.to_yaml(), data=components.data.account.as_dict(), metrics={"steps": 0, "tokens_seen": 0}
+    )
+    export(resolved, subject.model, tokenizer, results, context, lambda event: None)
+
+
+@contextlib.contextmanager
+def _refused_at(recipe: Recipe, path: Path_, what: str) -> Iterator[None]:
+    """Give what a library refuses its place in the recipe."""
+    from toolkit.smaller_steps import is_out_of_memory
+
+    try:
+        yield
+    except REFUSALS as error:
+        if is_out_of_memory(error):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise recipe.error(f"{what}: {reason}", path) from error
