@@ -13,9 +13,9 @@ from toolkit.allocator import give_memory_back
 from toolkit.api import Callback, Results
 from toolkit.assemble import Components, assemble, context_of, refusals_placed
 from toolkit.cadence import Cadence
-from toolkit.comparison import require_same_data
+from toolkit.comparison import exporters_of, require_same_data
 from toolkit.errors import InterruptedRun, TrainingError
-from toolkit.export import export, final_sample
+from toolkit.export import export, final_sample, ready
 from toolkit.files import read_json, write_json
 from toolkit.host import check_disk, seconds_to_write
 from toolkit.messages import libraries_quiet
@@ -258,9 +258,8 @@ class Attempt:
 
     def _finish(self, components: Components, trainer: RecipeTrainer, step: int) -> None:
         """Sample a text, export the model, and write down what was reached."""
-        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False, keep_torch_compile=False)
-        if self.context.task == "causal-lm":
-            model.config.use_cache = True  # the Trainer switches it off, and generation would crawl without it
+        trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False, keep_torch_compile=False)
+        model = ready(trained, self.context.task)
         evaluations = [line for line in self.directory.metrics() if line["kind"] == "eval"]
         last = evaluations[-1] if evaluations else {}
         results: dict[str, Any] = {
@@ -280,5 +279,6 @@ class Attempt:
             metrics={key: value for key, value in results.items() if isinstance(value, (int, float))},
         )
         exports = export(self.resolved, model, components.tokenizer, told, self.context, self.listener)
-        self.directory.update(results=results, exports=self.directory.record.get("exports", {}) | exports)
+        exports = self.directory.record.get("exports", {}) | exports
+        self.directory.update(results=results, exports=exports, exporters=exporters_of(self.resolved))
         self.directory.end_attempt(how="finished", step=step)

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
+
+from pydantic import ValidationError
 
 from toolkit import __version__, checkpoint
 from toolkit.account import DataAccount
 from toolkit.errors import RunMismatchError
 from toolkit.files import read_json
 from toolkit.identity import Setting, knows, settings
-from toolkit.recipe.document import dotted
+from toolkit.recipe.document import dotted, read
+from toolkit.recipe.schema import Component
 from toolkit.resolve import ResolvedRecipe, leaves
 from toolkit.run_directory import DATA, RunDirectory
 
@@ -150,3 +154,26 @@ def _longer(found: Mapping[str, str], resolved: ResolvedRecipe, step: int) -> st
         return ""
     names = [key.removeprefix("training.") for key in found]
     return " and ".join(f"{name}: {getattr(resolved.training, name)}" for name in names)
+
+
+def exporters_of(resolved: ResolvedRecipe) -> list[dict[str, Any]]:
+    """A recipe's exporters with their options, as run.json lists those that were carried out."""
+    exporters: list[dict[str, Any]] = json.loads(json.dumps(resolved.data()["exporters"]))
+    return exporters
+
+
+def not_exported(run: RunDirectory, resolved: ResolvedRecipe) -> list[str]:
+    """The exporters of a recipe that a finished run has not carried out, or with other options."""
+    done = run.record.get("exporters")
+    if done is None:  # a run of an earlier version, which has carried out those that it was begun with
+        done = read(run.folder / "resolved.yaml").data["exporters"]
+    return [part.name for part in resolved.recipe.many("exporters") if not any(map(partial(_is, part), done))]
+
+
+def _is(part: Component, exporter: Mapping[str, Any]) -> bool:
+    """Whether an exporter of run.json is this one; an option that it lacks counts as its present default."""
+    options = {name: value for name, value in exporter.items() if name != "plugin"}
+    try:
+        return exporter["plugin"] == part.name and type(part.plugin).model_validate(options) == part.plugin
+    except ValidationError:
+        return False

@@ -12,7 +12,6 @@ import math
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit import variables
@@ -23,9 +22,7 @@ from toolkit.encoding import pieces
 from toolkit.errors import UsageError
 from toolkit.generation import load_model
 from toolkit.progress import Listener, ProgressReporter
-from toolkit.recipe.document import read
-from toolkit.recipe.schema import validate
-from toolkit.resolve import registry_for, resolve
+from toolkit.resolve import resolve
 from toolkit.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -118,10 +115,7 @@ def held_out_documents(run: RunDirectory, tokenizer: PreTrainedTokenizerBase | N
     Raises:
         UsageError: it held none out.
     """
-    # The recipe's folder is where its plugin folders lie, wherever the run is.
-    document = read(run.folder / "resolved.yaml")
-    recipe = validate(document, registry_for(document, Path(run.record["source"])))
-    resolved = resolve(recipe, detect())
+    resolved = resolve(run.recipe(), detect())
     context = context_of(resolved, run.folder, rehearsal=bool(run.record.get("rehearsal")))
     data = load_documents(resolved, context, tokenizer)
     if "validation" not in data:

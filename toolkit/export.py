@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from toolkit import checkpoint
-from toolkit.api import Exporter, Results, RunContext, Task
+from toolkit.api import Exporter, OptionError, Results, RunContext, Task
 from toolkit.assemble import refusals_placed
 from toolkit.files import move_folder, sync
 from toolkit.generation import fill_mask_text, sample_text
@@ -21,6 +21,13 @@ from toolkit.run_directory import MODEL
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def ready(model: PreTrainedModel, task: Task) -> PreTrainedModel:
+    """The model as it is sampled from and exported."""
+    if task == "causal-lm":
+        model.config.use_cache = True  # the Trainer switches it off, and generation would crawl without it
+    return model
 
 
 def final_sample(
@@ -48,9 +55,27 @@ def export(
     results: Results,
     context: RunContext,
     listener: Listener,
+    *,
+    suffix: str = "",
 ) -> dict[str, dict[str, dict[str, int | str]]]:
-    """Let each exporter fill an empty folder, show it under its name when it is whole, and return what is in each."""
-    recipe, newest = resolved.recipe, context.folder / MODEL
+    """Let each exporter fill an empty folder, show it under its name when it is whole, and return what is in each.
+
+    Args:
+        resolved: the recipe, whose exporters these are.
+        model: the finished model.
+        tokenizer: its tokenizer.
+        results: what the run has to say of itself.
+        context: what plugins may know of the run; the folders are made in its folder.
+        listener: hears of each exporter that is done.
+        suffix: of the folders' names.
+
+    Returns:
+        For each folder its files, as `checkpoint.listed` gives them.
+
+    Raises:
+        RecipeError, UnavailableError: an exporter refuses, or there is nothing for it to read.
+    """
+    recipe, newest = resolved.recipe, context.folder / f"{MODEL}{suffix}"
     exported: dict[str, dict[str, dict[str, int | str]]] = {}
     for path, part in recipe.components.items():
         if path[0] != "exporters":
@@ -59,10 +84,15 @@ def export(
         context.progress(f"exporting: {part.name}")
         with refusals_placed(recipe, path), libraries_quiet():
             if exporter.folder is None:
+                if not newest.is_dir():
+                    raise OptionError(
+                        f"this reads what another exporter has written, and there is no {newest.name}; put one that "
+                        f"writes it (model-folder, merge-lora) before it"
+                    )
                 exporter.export(model, tokenizer, newest, results, context)
                 listener(Exported(part.name, None))
                 continue
-            newest = context.folder / exporter.folder
+            newest = context.folder / f"{exporter.folder}{suffix}"
             with _replacing(newest) as staging:
                 exporter.export(model, tokenizer, staging, results, context)
                 exported[newest.name] = checkpoint.listed(staging)
@@ -73,16 +103,20 @@ def export(
 @contextlib.contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
     """An empty folder that takes this one's place when all went well."""
-    staging = folder.with_name(f".{folder.name}.staging")
+    staging, replaced = (folder.with_name(f".{folder.name}.{name}") for name in ("staging", "replaced"))
     shutil.rmtree(staging, ignore_errors=True)  # left by an attempt that was killed here
+    if replaced.exists() and not folder.exists():
+        replaced.rename(folder)
     staging.mkdir()
     try:
         with disk_faults_named(folder.parent, f"{folder.name}/"):
             yield staging
-        if folder.exists():  # left by an attempt that was killed after its export; this one is of the same weights
-            shutil.rmtree(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+        if folder.exists():
+            folder.rename(replaced)  # so that a whole one is there at any moment, under the one name or the other
         move_folder(staging, folder)
         sync(folder.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

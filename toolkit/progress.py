@@ -7,7 +7,7 @@ no torch.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -190,3 +190,5 @@ class RunResult:
     model_folder: Path | None
     load_line: str | None
     """The line of Python that loads the model."""
+    not_exported: Sequence[str] = ()
+    """Exporters that the recipe has and a run that was finished before has not carried out."""

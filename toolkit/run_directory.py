@@ -32,8 +32,10 @@ from typing import Any
 from toolkit.errors import UnavailableError, UsageError, nearest
 from toolkit.files import make_folder, read_json, read_json_lines, where_supported, write_json, write_text
 from toolkit.identity import settings
+from toolkit.recipe.document import read
+from toolkit.recipe.schema import Recipe, validate
 from toolkit.records import read_record, write_record
-from toolkit.resolve import ResolvedRecipe
+from toolkit.resolve import ResolvedRecipe, registry_for
 
 DATA = "data.json"
 """The account of the run's data."""
@@ -155,6 +157,16 @@ class RunDirectory:
     def line_files(self) -> list[Path]:
         """The files that grow by a line for each thing that happens in a run, so far as they exist."""
         return [file for name in ("metrics.jsonl", "samples.jsonl") if (file := self.folder / name).exists()]
+
+    def recipe(self) -> Recipe:
+        """The complete recipe that the run was started with.
+
+        Raises:
+            RecipeError, PluginError: the plugins that are installed now do not take it any more.
+        """
+        # The recipe's folder is where its plugin folders lie, wherever the run is.
+        document = read(self.folder / "resolved.yaml")
+        return validate(document, registry_for(document, Path(self.record["source"])))
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -6,13 +6,14 @@ import contextlib
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from toolkit import branch, formatting, processes, run_directory, variables
 from toolkit.attempt import Attempt
 from toolkit.branch import Parent
-from toolkit.comparison import differences, require_same
+from toolkit.comparison import differences, not_exported, require_same
 from toolkit.errors import PluginError, UnavailableError
 from toolkit.export import load_line
 from toolkit.host import DISK_FAULTS, check_device, environment
@@ -83,7 +84,8 @@ def run(
         resolved = with_choice_of(resolved, directory)
         with directory.locked() if processes.is_first() else contextlib.nullcontext():
             if directory.status == "finished":
-                return _result(directory, already_finished=True)
+                exporters = tuple(not_exported(directory, resolved))
+                return replace(_result(directory, already_finished=True), not_exported=exporters)
             listener(AttemptBegun(directory.log))
             Attempt(resolved, directory, stop, listener, rehearsal=rehearsal, stop_after=stop_after).run()
             return _result(directory, already_finished=False)

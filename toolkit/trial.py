@@ -25,12 +25,12 @@ from toolkit import checkpoint, processes
 from toolkit.api import Model, Results, RunContext
 from toolkit.assemble import Components, with_strategies
 from toolkit.errors import UnavailableError
-from toolkit.export import export, final_sample
-from toolkit.files import write_json
+from toolkit.export import export, final_sample, ready
 from toolkit.messages import libraries_quiet
 from toolkit.progress import Listener, Message
 from toolkit.recipe.document import Path_
 from toolkit.recipe.schema import Recipe
+from toolkit.records import write_record
 from toolkit.resolve import ResolvedRecipe, resolve
 from toolkit.run_directory import TRIAL, RunDirectory
 
@@ -55,6 +55,8 @@ class Subject:
 
     resolved: ResolvedRecipe
     model: PreTrainedModel
+    is_whole: bool
+    """Whether it is a copy of the run's model, and no small one."""
 
 
 def try_saving(
@@ -87,7 +89,8 @@ def try_saving(
     log = logging.getLogger("toolkit.trial")
     log.setLevel(logging.ERROR)  # of what plugins have to say, a person hears once
     # As a rehearsal, so that nothing is uploaded.
-    context = replace(context, folder=run.folder / TRIAL, rehearsal=True, log=log)
+    context.progress("trying to save and export")
+    context = replace(context, folder=run.folder / TRIAL, rehearsal=True, log=log, progress=_unshown)
     with random_state_preserved(), libraries_quiet(), warnings.catch_warnings(), _folder(context.folder) as scratch:
         warnings.simplefilter("ignore")
         if (subject := _subject(resolved, components, context, listener)) is None:
@@ -100,6 +103,10 @@ def try_saving(
         listener(Message(f"a checkpoint and the exports were written and loaded once, to try them: {seconds:.0f} s"))
 
 
+def _unshown(phase: str, done: int | None = None, total: int | None = None, *, unit: str = "") -> None:
+    """Take the progress of what is only tried."""
+
+
 @contextlib.contextmanager
 def _folder(folder: Path) -> Iterator[RunDirectory]:
     """An empty run directory that all processes share, and that is removed."""
@@ -108,7 +115,7 @@ def _folder(folder: Path) -> Iterator[RunDirectory]:
         if processes.is_first():
             shutil.rmtree(folder, ignore_errors=True)
             scratch.checkpoints.mkdir(parents=True)
-            write_json(folder / "run.json", {"id": uuid.uuid4().hex})
+            write_record(folder / "run.json", {"id": uuid.uuid4().hex})
         processes.wait()
         yield scratch
     finally:
@@ -122,7 +129,7 @@ def _subject(
     """The model's copy, or a small one of its kind; None where there is neither."""
     model, recipe = components.model, resolved.recipe
     if sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) <= SMALL:
-        return Subject(resolved, copy.deepcopy(model))
+        return Subject(resolved, copy.deepcopy(model), is_whole=True)
     plugin: Model = recipe.one("model")
     if plugin.rehearse() == plugin:
         name = recipe.components[("model",)].name
@@ -137,7 +144,7 @@ def _subject(
         built = cast(Model, small.recipe.one("model")).build(components.tokenizer, context)
         if (settings := getattr(model, "generation_config", None)) is not None:
             built.generation_config = copy.deepcopy(settings)
-        return Subject(small, with_strategies(small, built, context))
+        return Subject(small, with_strategies(small, built, context), is_whole=False)
     except Exception as error:  # noqa: BLE001 - a plugin's own code; the run has its large model, and can do without
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         listener(Message(f"saving is not tried beforehand, because no small model could be made for it: {reason}"))
@@ -161,6 +168,8 @@ def _save_and_load(
         trial.create_optimizer_and_scheduler(total_steps)
         _take_step(trial)
     with _refused_at(recipe, ("model",), "a checkpoint of this model cannot be written"):
+        if subject.is_whole and processes.is_first():  # a copy's weights share no memory that the model's may share
+            trainer._save(str(scratch.folder / "weights"))
         trial._save_checkpoint(subject.model, None)
         trial.saver.take_result()  # where it is written in the background
     folder = scratch.checkpoints / f"checkpoint-{trial.state.global_step}"
@@ -240,7 +249,7 @@ def _export(subject: Subject, components: Components, context: RunContext) -> No
     """Let the finished model write a few words and the exporters write what they write at the end."""
     resolved, tokenizer = subject.resolved, components.tokenizer
     with _refused_at(resolved.recipe, ("model",), "the finished model cannot generate"):
-        final_sample(subject.model, tokenizer, context, max_new_tokens=SAMPLE_TOKENS)
+        final_sample(ready(subject.model, context.task), tokenizer, context, max_new_tokens=SAMPLE_TOKENS)
     results = Results(
         recipe=resolved.to_yaml(), data=components.data.account.as_dict(), metrics={"steps": 0, "tokens_seen": 0}
     )

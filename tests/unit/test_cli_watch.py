@@ -357,7 +357,7 @@ def all_of(terminal: int) -> str:
 
 
 def test_what_was_reached(capsys: pytest.CaptureFixture[str]) -> None:
-    render.result(RESULT, rehearsed=False)
+    render.result(RESULT, recipe="quickstart", rehearsed=False)
     assert capsys.readouterr().out.splitlines() == [
         "",
         "Finished: quickstart",
@@ -374,8 +374,8 @@ def test_what_was_reached(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_long_sample_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
-    render.result(replace(RESULT, sample="\n".join("abcdefg") + " word" * 200), rehearsed=False)
-    render.result(replace(RESULT, sample="a word " * 200), rehearsed=False)
+    render.result(replace(RESULT, sample="\n".join("abcdefg") + " word" * 200), recipe="quickstart", rehearsed=False)
+    render.result(replace(RESULT, sample="a word " * 200), recipe="quickstart", rehearsed=False)
     shown = capsys.readouterr().out.splitlines()
     for first in (line for line, words in enumerate(shown) if words.startswith("it writes")):
         assert shown[first + 2].endswith(" ...")
@@ -384,12 +384,12 @@ def test_a_long_sample_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_run_that_was_finished_before_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    render.result(replace(RESULT, already_finished=True), rehearsed=False)
+    render.result(replace(RESULT, already_finished=True), recipe="quickstart", rehearsed=False)
     assert "quickstart was finished before; nothing was changed" in capsys.readouterr().out
 
 
 def test_a_rehearsal_is_not_taken_for_the_run(capsys: pytest.CaptureFixture[str]) -> None:
-    render.result(replace(RESULT, eval_loss=None, perplexity=None, sample=None), rehearsed=True)
+    render.result(replace(RESULT, eval_loss=None, perplexity=None, sample=None), recipe="quickstart", rehearsed=True)
     out = capsys.readouterr().out
     assert "What runs/quickstart holds is no result." in out
     assert "validation" not in out

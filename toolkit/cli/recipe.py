@@ -179,7 +179,7 @@ def run(
         rehearsed = {"not_tested": [asdict(stand_in) for stand_in in stand_ins]} if rehearse else {}
         render.as_json({**asdict(result), "rehearsal": rehearse, **rehearsed})
     else:
-        render.result(result, rehearsed=rehearse)
+        render.result(result, recipe=name, rehearsed=rehearse)
         if rehearse:
             render.not_tested(stand_ins, name)
 

@@ -19,6 +19,8 @@ from toolkit import formatting
 from toolkit.errors import RecipeError, ToolkitError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from toolkit.errors import Problem
     from toolkit.progress import RunResult
     from toolkit.rehearsal import StandIn
@@ -129,10 +131,10 @@ def terminal_width() -> int:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else ENDLESS
 
 
-def result(result: RunResult, *, rehearsed: bool) -> None:
+def result(result: RunResult, *, recipe: str, rehearsed: bool) -> None:
     """Write what a run has reached, where its model lies and how to load it."""
     text()
-    text(_headline(result, rehearsed=rehearsed))
+    text(_headline(result, recipe=recipe, rehearsed=rehearsed))
     entries: dict[str, Any] = reached(
         steps=result.steps,
         tokens_seen=result.tokens_seen,
@@ -148,8 +150,7 @@ def result(result: RunResult, *, rehearsed: bool) -> None:
     if result.model_folder:
         entries["model"] = result.model_folder
     if not rehearsed:
-        known = result.folder.parent.name == "runs"
-        entries["report"] = f"toolkit run report {result.name if known else result.folder}"
+        entries["report"] = f"toolkit run report {_known_as(result)}"
     pairs(entries)
     if result.load_line:
         text(f"load it with\n  {result.load_line}")
@@ -204,9 +205,20 @@ def beginning(sample: str, width: int) -> str:
     return "\n".join(lines[:SAMPLE_LINES]) + " ..." * (len(lines) > SAMPLE_LINES)
 
 
-def _headline(result: RunResult, *, rehearsed: bool) -> str:
+def _known_as(result: RunResult) -> str | Path:
+    """How a command names the run."""
+    return result.name if result.folder.parent.name == "runs" else result.folder
+
+
+def _headline(result: RunResult, *, recipe: str, rehearsed: bool) -> str:
     if rehearsed:
         return f"Rehearsed: everything works from data to model. What {result.folder} holds is no result."
+    if result.already_finished and result.not_exported:
+        return (
+            f"{result.name} was finished before, and its recipe now has an exporter that was not carried out then: "
+            f"{', '.join(result.not_exported)}. Nothing was changed; to carry it out:\n"
+            f"  toolkit run export {_known_as(result)} --recipe {recipe}"
+        )
     if result.already_finished:
         return f"{result.name} was finished before; nothing was changed. Start another beside it with --fresh."
     return f"Finished: {result.name}"

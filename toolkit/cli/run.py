@@ -1,4 +1,4 @@
-"""`toolkit run`: list, show, report, verify. They read the files of run directories and nothing else."""
+"""`toolkit run`: list, show, report and verify read the files of run directories alone; export loads a model."""
 
 from __future__ import annotations
 
@@ -178,6 +178,61 @@ def verify(ctx: click.Context, run: str, runs: Path, as_json: bool) -> None:
         render.table(["WHAT", "STATE", "REASON"], rows)
     if any(faults.values()):
         ctx.exit(1)
+
+
+@run.command(
+    epilog=render.examples(
+        "toolkit run export quickstart",
+        "toolkit run export quickstart --exporter push-to-hub --recipe ./mine.yaml",
+        "toolkit run export quickstart --checkpoint 500 --json",
+    )
+)
+@options.run_argument
+@click.option(
+    "--exporter", "exporters", metavar="NAME", multiple=True,
+    help="Carry out this exporter of the recipe; all of them, if not given. Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--checkpoint", "step", metavar="STEP", type=click.IntRange(min=0),
+    help="Export this checkpoint; the newest intact one, if not given.",
+)  # fmt: skip
+@click.option(
+    "--recipe", metavar="FILE",
+    help="The recipe whose exporters to take; the one that the run was started with, if not given.",
+)  # fmt: skip
+@options.runs
+@options.plugin_folders
+@options.as_json
+def export(
+    run: str,
+    exporters: tuple[str, ...],
+    step: int | None,
+    recipe: str | None,
+    runs: Path,
+    plugin_folders: tuple[Path, ...],
+    as_json: bool,
+) -> None:
+    """Export a run again, or a checkpoint of it.
+
+    Carries out the exporters of a recipe on a run that has finished, or that was stopped, without training and
+    without its data. The last step of a finished run is exported to the exporter's own folder, another checkpoint to
+    one that ends in its step: model-500.
+    """
+    from toolkit import run_directory
+    from toolkit.cli.watch import watching
+
+    found = run_directory.find(run, runs)
+    with watching(quiet=False, on_standard_error=as_json) as listener:
+        from toolkit import export_run
+
+        exported = export_run.export_run(
+            found, listener, recipe=recipe, exporters=exporters, step=step, plugin_folders=plugin_folders
+        )
+    done = [{"exporter": event.exporter, "folder": event.folder} for event in exported.done]
+    if as_json:
+        render.as_json({"run": found.name, "step": exported.step, "exported": done})
+    else:
+        render.text(f"Exported: step {exported.step:,} of {found.name}")
 
 
 def _summary(run: RunDirectory) -> dict[str, Any]:

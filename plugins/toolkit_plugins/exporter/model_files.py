@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.api import Results, RunContext, ToolkitError
+from toolkit_plugins.exporter.version_four import add_old_names
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,7 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
     """Write weights as safetensors, tokenizer, configs; readable by whom the umask lets read."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    add_old_names(folder, tokenizer)
     readable(folder)
 
 
@@ -60,7 +62,11 @@ def prove(
 
     again = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     ids = tokenizer.encode(TEXT)
-    if not ids or again.encode(TEXT) != ids or len(again) != len(tokenizer):
+    special = (set(again.all_special_ids), again.pad_token_id) == (
+        set(tokenizer.all_special_ids),
+        tokenizer.pad_token_id,
+    )
+    if not ids or again.encode(TEXT) != ids or len(again) != len(tokenizer) or not special:
         raise ToolkitError(f"the tokenizer that was written to {folder} does not read text as the trained one does")
     ids = ids[: min(COMPARED, getattr(model.config, "max_position_embeddings", None) or COMPARED)]
     loaded = reload(folder)

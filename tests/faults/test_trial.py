@@ -1,0 +1,166 @@
+"""What a run saves, loads and exports at its end is tried before its first step, and leaves no trace."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import train, write_recipe
+from toolkit import trial
+from toolkit.errors import RecipeError, ToolkitError
+from toolkit.progress import Message, TrainingStarted
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+
+
+def plugin(folder: Path, kind: str, name: str, source: str) -> None:
+    """Write a plugin of the recipe's own."""
+    file = folder / "plugins" / kind / f"{name}.py"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f'"""Made for a test."""\n\n{source}', encoding="utf-8")
+
+
+OPTIMIZER = '''
+from toolkit.api import Optimizer
+
+
+class Secretive(Optimizer):
+    """Keeps an object in its state, which torch saves and refuses to load."""
+
+    def build(self, model, *, learning_rate, weight_decay, run):
+        import torch
+
+        class Momentum:
+            pass
+
+        globals()["Momentum"] = Momentum
+        Momentum.__qualname__ = "Momentum"
+
+        class Secretive(torch.optim.SGD):
+            def step(self, closure=None):
+                super().step(closure)
+                self.state[self.param_groups[0]["params"][0]]["more"] = Momentum()
+
+        return Secretive([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
+'''
+MODEL = '''
+from toolkit.api import Model
+from toolkit_plugins.model.gpt2 import GPT2
+
+
+class {name}(Model):
+    """A GPT-2, {what}."""
+
+    def build(self, tokenizer, run):
+        model = GPT2(num_hidden_layers=1, hidden_size=32).build(tokenizer, run)
+        {change}
+        return model
+'''
+EXPORTER = '''
+from toolkit.api import Exporter, ToolkitError
+
+
+class Fussy(Exporter):
+    """Writes to no folder of its own, or refuses what it is given."""
+
+    @property
+    def folder(self):
+        return "fussy"
+
+    def export(self, model, tokenizer, folder, results, run):
+        raise ToolkitError(f"not this one, of {run.rehearsal and 'the trial' or 'the run'}")
+'''
+REFUSED: dict[str, tuple[str, str, str, dict[str, Any], str]] = {
+    "a state that does not load": (
+        "optimizer", "secretive", OPTIMIZER, {"optimizer": {"plugin": "secretive"}},
+        "optimizer: the optimizer's state cannot be loaded from a checkpoint",
+    ),
+    "a config that is no JSON": (
+        "model", "wordless", MODEL.format(name="Wordless", what="with a set in its config",
+        change="model.config.words = {1, 2}"), {"model": {"plugin": "wordless"}},
+        "model: a checkpoint of this model cannot be written",
+    ),
+    "weights that share memory": (
+        "model", "shared", MODEL.format(name="Shared", what="with a weight that is part of another",
+        change="model.transformer.ln_f.weight.data = model.transformer.wpe.weight.data[0]"),
+        {"model": {"plugin": "shared"}}, "model: a checkpoint of this model cannot be written",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_saved_or_loaded_is_refused_at_its_line_before_the_first_step(
+    tmp_path: Path, case: tuple[str, str, str, dict[str, Any], str]
+) -> None:
+    kind, name, source, sections, message = case
+    plugin(tmp_path, kind, name, source)
+    recipe = write_recipe(tmp_path, plugin_paths=["plugins"], exporters=[], **sections)
+    with pytest.raises(RecipeError, match=message):
+        train(recipe)
+    run = tmp_path / "runs" / "tiny"
+    assert not (run / "metrics.jsonl").exists()
+    assert not (run / trial.TRIAL).exists()
+
+
+def test_an_exporter_that_refuses_does_so_before_the_first_step(tmp_path: Path) -> None:
+    plugin(tmp_path, "exporter", "fussy", EXPORTER)
+    recipe = write_recipe(tmp_path, plugin_paths=["plugins"], exporters=["fussy"])
+    with pytest.raises(ToolkitError, match="of the trial"):
+        train(recipe)
+    assert not (tmp_path / "runs" / "tiny" / "metrics.jsonl").exists()
+
+
+def test_an_upload_with_nothing_to_upload_is_refused_at_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    recipe = write_recipe(tmp_path, exporters=[{"plugin": "push-to-hub", "repo_id": "me/mine"}])
+    with pytest.raises(RecipeError, match=r"exporters\[0\]: this reads what another exporter has written"):
+        train(recipe)
+
+
+@pytest.mark.parametrize("memory", [[], [{"plugin": "lora", "r": 2}], ["low-memory-optimizer"]], ids=str)
+def test_in_place_of_a_large_model_a_small_one_is_saved_and_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: list[Any]
+) -> None:
+    monkeypatch.setattr(trial, "SMALL", 0)
+    seen = []
+    original = trial._export
+    monkeypatch.setattr(
+        trial,
+        "_export",
+        lambda subject, *rest: (seen.append(subject.model.config.hidden_size), original(subject, *rest)),
+    )
+    exporters = ["merge-lora" if memory and memory[0] != "low-memory-optimizer" else "model-folder"]
+    result, events = train(write_recipe(tmp_path, memory=memory, exporters=exporters, training={"max_steps": 2}))
+    assert (result.steps, seen) == (2, [64])
+    assert not [event for event in events if isinstance(event, Message) and "not tried" in event.text]
+
+
+def test_a_large_model_that_nobody_can_make_small_is_trained_and_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "SMALL", 0)
+    plugin(tmp_path, "model", "plain", MODEL.format(name="Plain", what="as it is", change="pass"))
+    recipe = write_recipe(tmp_path, plugin_paths=["plugins"], model={"plugin": "plain"}, training={"max_steps": 1})
+    _, events = train(recipe)
+    assert [event.text for event in events if isinstance(event, Message) and "not tried" in event.text] == [
+        "saving is not tried beforehand: the model plain has no rehearse that would make it small"
+    ]
+
+
+def test_what_a_kill_in_the_trial_leaves_is_removed_by_the_next_start(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, training={"max_steps": 1})
+    result, _ = train(recipe)
+    (result.folder / trial.TRIAL / "checkpoints").mkdir(parents=True)
+    record = json.loads((result.folder / "run.json").read_text())
+    (result.folder / "run.json").write_text(json.dumps(record | {"status": "running", "results": None}))
+    _, events = train(recipe)
+    assert not (result.folder / trial.TRIAL).exists()
+    assert not any(isinstance(event, TrainingStarted) for event in events)

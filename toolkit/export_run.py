@@ -1,0 +1,206 @@
+"""`toolkit run export`: a recipe's exporters on a run that has finished, or on a checkpoint of one that has not.
+
+Tokenizer and weights are those of the checkpoint, and no data are loaded. A model whose weights are all in the
+checkpoint comes from there alone; of an adapter, or an architecture that only a plugin knows, the recipe's plugins
+build the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from toolkit import checkpoint, variables
+from toolkit.api import Exporter, Model, Results, RunContext
+from toolkit.assemble import check_exporters, context_of, refusals_placed, with_strategies
+from toolkit.checkpoint import Checkpoint
+from toolkit.comparison import exporters_of
+from toolkit.device import detect
+from toolkit.errors import UsageError, nearest
+from toolkit.export import export, ready
+from toolkit.files import read_json
+from toolkit.messages import libraries_quiet, plugin_messages_told
+from toolkit.progress import Exported, Listener, ProgressReporter
+from toolkit.recipe.schema import Recipe
+from toolkit.records import read_record
+from toolkit.resolve import ResolvedRecipe, load, resolve
+from toolkit.run_directory import DATA, RunDirectory
+from toolkit.saving import STATE_FILE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class ExportedStep:
+    """What was exported, and of which step."""
+
+    step: int
+    done: tuple[Exported, ...]
+
+
+def export_run(
+    run: RunDirectory,
+    listener: Listener,
+    *,
+    recipe: str | None = None,
+    exporters: Collection[str] = (),
+    step: int | None = None,
+    plugin_folders: Collection[Path] = (),
+) -> ExportedStep:
+    """Carry out exporters on a checkpoint, beside what the run has exported before.
+
+    The folders of a finished run's last step have the exporters' own names; those of another checkpoint end in its
+    step.
+
+    Args:
+        run: it is locked meanwhile.
+        listener: is told what happens.
+        recipe: whose exporters to take; that which the run was started with, or the run's copy if it is gone.
+        exporters: names of those to carry out; all of them, if none are given.
+        step: of the checkpoint; the newest intact one's, if not given.
+        plugin_folders: to find plugins in.
+
+    Raises:
+        UsageError: there is no such exporter or checkpoint, or what was exported before has been changed since.
+        UnavailableError: a process is working on the run.
+        RecipeError: the recipe is invalid, or an exporter refuses.
+    """
+    with run.locked(), plugin_messages_told(listener), variables.set_aside():
+        resolved = resolve(_recipe(run, recipe, exporters, plugin_folders), detect())
+        found = _checkpoint(run, step)
+        results = run.record["results"]
+        is_end = run.status == "finished" and results is not None and found.step == results["steps"]
+        suffix = "" if is_end else f"-{found.step}"
+        _check_targets(run, resolved, suffix)
+        rehearsal = bool(run.record.get("rehearsal"))
+        context = context_of(resolved, run.folder, rehearsal=rehearsal, progress=ProgressReporter(listener))
+        with libraries_quiet():
+            tokenizer, model = _loaded(resolved, found.folder, run, context)
+        check_exporters(resolved.recipe, model, context)
+        done: list[Exported] = []
+
+        def tell(event: Any) -> None:
+            done.append(event)
+            listener(event)
+
+        told = _results(run, found, results if is_end else None)
+        exports = export(resolved, model, tokenizer, told, context, tell, suffix=suffix)
+        run.update(exports=run.record.get("exports", {}) | exports)
+        if is_end:
+            before = run.record.get("exporters", [])
+            run.update(exporters=before + [entry for entry in exporters_of(resolved) if entry not in before])
+    return ExportedStep(found.step, tuple(done))
+
+
+def _recipe(run: RunDirectory, name: str | None, wanted: Collection[str], plugin_folders: Collection[Path]) -> Recipe:
+    """The run's own recipe with the wanted exporters of another in the place of its own."""
+    source = Path(run.record["source"])
+    name = name or str(source if source.is_file() else run.folder / "resolved.yaml")
+    named, own = load(name, plugin_folders=plugin_folders), run.recipe()
+    exporters = {path: part for path, part in named.components.items() if path[0] == "exporters"}
+    known = {part.name for part in exporters.values()}
+    if not known:
+        raise UsageError(
+            f"{name} has no exporters; add some to it (exporters: [model-folder]), or name another --recipe"
+        )
+    if unknown := sorted(set(wanted) - known):
+        raise UsageError(f"{name} has no exporter {unknown[0]!r}; {nearest(unknown[0], known)}")
+    others = {path: part for path, part in own.components.items() if path[0] != "exporters"}
+    chosen = {path: part for path, part in exporters.items() if not wanted or part.name in wanted}
+    return replace(own, document=named.document, components={**others, **chosen})
+
+
+def _checkpoint(run: RunDirectory, step: int | None) -> Checkpoint:
+    steps = sorted(number for number, _ in checkpoint.numbered(run.checkpoints))
+    there = f"{run.name} has checkpoints of the steps {', '.join(f'{number:,}' for number in steps) or '(none)'}"
+    if not steps or (step is not None and step not in steps):
+        raise UsageError(f"there is no checkpoint to export; {there}")
+    if step is None:
+        found, skipped = checkpoint.newest_intact(run.checkpoints, run_id=run.id)
+        if found is None:
+            raise UsageError(f"no checkpoint of {run.name} is intact: {skipped[0].folder.name}: {skipped[0].reason}")
+        return found
+    folder = run.checkpoints / f"checkpoint-{step}"
+    if reason := checkpoint.fault(folder, run_id=run.id):
+        raise UsageError(f"the checkpoint of step {step:,} is damaged: {reason}; {there}")
+    return Checkpoint(folder, step)
+
+
+def _check_targets(run: RunDirectory, resolved: ResolvedRecipe, suffix: str) -> None:
+    """Replace no folder that somebody has put something into, or changed, since it was exported."""
+    exports = run.record.get("exports", {})
+    for part in resolved.recipe.many("exporters"):
+        name = cast(Exporter, part.plugin).folder
+        folder = run.folder / f"{name}{suffix}"
+        if name is None or not folder.exists():
+            continue
+        files = exports.get(folder.name, {})
+        more = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()} - files.keys()
+        if reason := checkpoint.difference(folder, files) or (f"{min(more)} was added" if more else None):
+            raise UsageError(f"{folder} is not as it was exported ({reason}); move it away, and give the command again")
+
+
+def _loaded(
+    resolved: ResolvedRecipe, folder: Path, run: RunDirectory, context: RunContext
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Tokenizer and model of a checkpoint."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    config = folder / "config.json"
+    if config.exists() and read_json(config).get("model_type") in CONFIG_MAPPING:
+        auto: Any = AutoModelForCausalLM if context.task == "causal-lm" else AutoModelForMaskedLM
+        model = auto.from_pretrained(folder, dtype="auto", local_files_only=True, use_safetensors=True)
+        model.config.name_or_path = ""
+    else:
+        model = _built(resolved, tokenizer, folder, run, context)
+    return tokenizer, ready(model, context.task)
+
+
+def _built(
+    resolved: ResolvedRecipe,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    run: RunDirectory,
+    context: RunContext,
+) -> PreTrainedModel:
+    """The model of the recipe's plugins with a checkpoint's weights, loaded as a resume loads them."""
+    from transformers import Trainer, set_seed
+
+    from toolkit.trainer_arguments import training_arguments
+
+    plugin: Model = resolved.recipe.one("model")
+    set_seed(context.seed)  # an adapter's base that was made in the run is not in its checkpoints
+    with refusals_placed(resolved.recipe, ("model",)):
+        model = plugin.build(tokenizer, context)
+    model = with_strategies(resolved, model, context)
+    arguments = training_arguments(
+        resolved.training.model_copy(update={"report_to": ()}),
+        output=run.checkpoints,
+        micro_batch_size=1,
+        accumulation=1,
+        device_kind=resolved.device.kind,
+        evaluates=False,
+    )
+    Trainer(model=model, args=arguments)._load_from_checkpoint(str(folder))
+    return model
+
+
+def _results(run: RunDirectory, found: Checkpoint, finished: dict[str, Any] | None) -> Results:
+    """What the run has reached at a checkpoint's step."""
+    metrics = dict(finished or {})
+    if finished is None:
+        seen = read_json(found.folder / "trainer_state.json")["num_input_tokens_seen"]
+        metrics = {"steps": found.step, "tokens_seen": int(seen)}
+        metrics["seconds"] = read_record(found.folder / STATE_FILE)["seconds_trained"]
+        evaluated = [line for line in run.metrics() if line["kind"] == "eval" and line["step"] <= found.step]
+        metrics |= {name: line[name] for line in evaluated[-1:] for name in ("eval_loss", "perplexity")}
+    return Results(
+        recipe=(run.folder / "resolved.yaml").read_text(encoding="utf-8"),
+        data=read_json(run.folder / DATA),
+        metrics={key: value for key, value in metrics.items() if isinstance(value, (int, float))},
+    )
