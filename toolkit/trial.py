@@ -103,7 +103,7 @@ def try_saving(
         listener(Message(f"a checkpoint and the exports were written and loaded once, to try them: {seconds:.0f} s"))
 
 
-def _unshown(phase: str, done: int | None = None, total: int | None = None, *, unit: str = "") -> None:
+def _unshown(phase: str, done: int = 0, total: int | None = None, *, unit: str = "") -> None:
     """Take the progress of what is only tried."""
 
 
