@@ -1,5 +1,7 @@
 """Datasets: what they return, and what they say to a person who asked for something that is not there."""
 
+import gzip
+import io
 import logging
 import os
 import subprocess
@@ -7,19 +9,28 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet as pq
 from pydantic import ValidationError
 
-from tests.hub_contents import ARTICLES, MEMBER, STRANGER, card, table
+from tests.hub_contents import ARTICLES, MEMBER, STRANGER, card, parquet, table
 from tests.hub_server import HubServer
 from tests.plugins.refusals import refused
-from toolkit.api import Device, RunContext, UnavailableError
+from toolkit.api import Device, OptionError, RunContext, UnavailableError
+from toolkit.documents import texts as documents_of
 from toolkit_plugins.dataset.hub import Hub
 from toolkit_plugins.dataset.python_docs import PythonDocs
 from toolkit_plugins.dataset.wikitext import WikiText, articles
 
 FINEWEB = {"path": "HuggingFaceFW/fineweb-edu", "name": "sample-10BT"}
 WIKITEXT = {"path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1"}
+
+
+def written(table: pa.Table) -> bytes:
+    out = io.BytesIO()
+    pq.write_table(table, out)
+    return out.getvalue()
 
 
 class TestHub:
@@ -149,6 +160,56 @@ class TestHub:
         assert told == option
         assert capfd.readouterr() == ("", "")
 
+    @pytest.mark.parametrize(
+        ("name", "content", "parts"),
+        [
+            ("cut.jsonl.gz", gzip.compress(b'{"text": "aaaa"}' * 999, mtime=0)[:-30], ["cannot be read", "text-files"]),
+            ("page.parquet", parquet({"text": ["a"] * 99}).replace(b"\x15", b"\xff"), ["cannot be read"]),
+            ("semicolons.csv", b"id;text\n1;a\n", ["separated by ';'", "text-files, which has a delimiter"]),
+            ("numbers.csv", b"text\n1\n", ["not text"]),
+            ("archive.txt", b"PK\x03\x04\x14\0\0\0\xff", ["cannot be read"]),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    def test_what_is_wrong_with_its_files_ends_in_a_sentence(
+        self, hub: HubServer, run_context: RunContext, name: str, content: bytes, parts: list[str]
+    ) -> None:
+        repository = name.partition(".")[0]
+        hub.publish("dataset", f"example/{repository}", {"README.md": "", name: content})
+        dataset = Hub(path=f"example/{repository}")
+        for look in (dataset.peek, dataset.load):
+            with pytest.raises(OptionError) as caught:
+                look(run_context)
+            assert [part for part in parts if part not in str(caught.value)] == [], str(caught.value)
+
+    def test_strings_of_other_kinds_and_two_columns_of_one_name(self, hub: HubServer, run_context: RunContext) -> None:
+        for column in (pa.array(["a", None, "b"]).dictionary_encode(), pa.array(["a", None, "b"], pa.string_view())):
+            name = f"example/strings-{column.type.id}"
+            hub.publish("dataset", name, {"README.md": "", "train.parquet": written(pa.table({"text": column}))})
+            assert Hub(path=name).peek(run_context).document == "a"
+            texts = documents_of(Hub(path=name).load(run_context)["train"])
+            assert [text for batch in texts for text in batch] == ["a", "b"]
+        twice = pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+        hub.publish("dataset", "example/twice", {"README.md": "", "train.parquet": written(twice)})
+        assert "it has two columns 'text'" in refused(Hub(path="example/twice"), run_context)[1]
+
+    def test_the_first_rows_are_shown_from_the_network_and_from_the_cache(
+        self, hub: HubServer, run_context: RunContext
+    ) -> None:
+        dataset = Hub(**FINEWEB, split="train[:10%]", revision="main")
+        before = len(hub.requests)
+        peek = dataset.peek(run_context)
+        assert peek.source == "HuggingFaceFW/fineweb-edu, train[:10%] for train"
+        first = peek.document
+        assert sum(request.path.endswith("001_00000.parquet") for request in hub.requests[before:]) == 0
+        assert dataset.load(run_context)["train"][0]["text"] == first
+        with hub.unplugged():
+            assert dataset.peek(run_context).document == first
+            with pytest.raises(UnavailableError):
+                Hub(path="example/never-seen").peek(run_context)
+        with pytest.raises(OptionError, match="no split 'trian'"):
+            Hub(**FINEWEB, split="trian").peek(run_context)
+
     @pytest.mark.parametrize("token", [None, STRANGER], ids=["no token", "a token without access"])
     def test_gated_says_where_the_terms_are(
         self, hub: HubServer, run_context: RunContext, monkeypatch: pytest.MonkeyPatch, token: str | None
@@ -270,6 +331,11 @@ def test_offline_mode_reads_the_cache_and_asks_nobody(hub: HubServer, run_contex
 
 
 class TestWikiText:
+    def test_the_first_article_is_shown(self, hub: HubServer, run_context: RunContext) -> None:
+        peek = WikiText().peek(run_context)
+        assert peek.source == "wikitext-2-raw-v1, in articles"
+        assert WikiText().load(run_context)["train"][0]["text"] == peek.document
+
     def test_articles_are_whole_again(self, hub: HubServer, run_context: RunContext) -> None:
         data = WikiText().load(run_context)
         assert {split: len(rows) for split, rows in data.items()} == {
