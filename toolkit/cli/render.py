@@ -170,7 +170,7 @@ def not_tested(stand_ins: Iterable[StandIn], name: str) -> None:
     text("\nNot tested, because something small stood in for it:")
     for line in beside({section: ", ".join(parts) for section, parts in sections.items()}, terminal_width(), indent=2):
         text(line)
-    text("Nor were the network, and memory, disk and time at full size. What to expect of the last three:")
+    text("Nor were the network, and memory, disk and time at full size. A look at these, and at the data:")
     text(f"  toolkit recipe plan {name}")
 
 
