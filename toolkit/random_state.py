@@ -27,6 +27,15 @@ class RandomState:
         gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         return cls(random.getstate(), numpy.random.get_state(), torch.get_rng_state(), gpus)
 
+    def differs_from(self, other: RandomState) -> str:
+        """The libraries from whose generators numbers were drawn between the two moments, in words."""
+        same = {
+            "Python": self.python == other.python,
+            "numpy": all(map(numpy.array_equal, self.numpy, other.numpy)),
+            "torch": all(map(torch.equal, [self.processor, *self.gpus], [other.processor, *other.gpus])),
+        }
+        return " and ".join(name for name, is_same in same.items() if not is_same)
+
     def restore(self) -> None:
         """Make them so again."""
         random.setstate(self.python)

@@ -18,13 +18,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from toolkit import checkpoint, variables
-from toolkit.errors import ToolkitError, TrainingError, UsageError
+from toolkit.errors import ToolkitError, TrainingError, UnavailableError, UsageError
 from toolkit.progress import Event, StepDone
 from toolkit.rehearsal import STEPS, shrunken
 from toolkit.resolve import load, resolve
@@ -36,8 +36,8 @@ KILLED_AFTER = 3
 KILLED_IN_SAVE_OF = 4
 """... and the step in whose save it is killed again."""
 
-REFUSED = 2
-"""Exit status of a process that met a user's error."""
+REFUSALS: Mapping[int, type[ToolkitError]] = {2: UsageError, 3: UnavailableError}
+"""What a process with this exit status has met."""
 
 Kill = Literal["never", "between saves", "during a save"]
 
@@ -72,7 +72,8 @@ def verify_resume(recipe: str, *, overrides: Iterable[str] = (), plugin_folders:
     """Train the small copy twice, once undisturbed and once killed twice, and compare.
 
     Raises:
-        UsageError: something in the recipe refuses: it is invalid, or does not go with this machine.
+        UsageError: something in the recipe refuses.
+        UnavailableError: the machine or the network lacks something.
         TrainingError: the copy does not train.
     """
     overrides, folders = tuple(overrides), tuple(str(folder.resolve()) for folder in plugin_folders)
@@ -84,20 +85,22 @@ def verify_resume(recipe: str, *, overrides: Iterable[str] = (), plugin_folders:
             ("killed", "during a save"),
             ("killed", "never"),
         )
-        for run, kill in kills:
-            _carry_out(_Attempt(recipe, overrides, folders, runs, run, kill))
+        for number, (run, kill) in enumerate(kills, start=1):
+            _carry_out(_Attempt(recipe, overrides, folders, runs, run, kill), hash_seed=number)
         return compare(RunDirectory(Path(runs, "undisturbed")), RunDirectory(Path(runs, "killed")))
 
 
-def _carry_out(attempt: _Attempt) -> None:
+def _carry_out(attempt: _Attempt, *, hash_seed: int) -> None:
     # -P: the person's folder may hold a folder named as a library is, and -m alone would search it first.
     done = subprocess.run(
         [sys.executable, "-P", "-m", "toolkit.verify_resume", json.dumps(asdict(attempt))],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False,
+        # Python draws one for each process, unless the person has set it; nothing may depend on it.
+        env={**os.environ, "PYTHONHASHSEED": str(hash_seed)},
     )  # fmt: skip
     expected = 0 if attempt.kill == "never" else -signal.SIGKILL
-    if done.returncode == REFUSED:
-        raise UsageError(done.stderr.strip())
+    if done.returncode in REFUSALS:
+        raise REFUSALS[done.returncode](done.stderr.strip())
     if done.returncode != expected:
         raise TrainingError(f"the small copy of the recipe does not train:\n{done.stderr.strip()}")
 
@@ -197,4 +200,4 @@ if __name__ == "__main__":
         _attempt(_Attempt(**json.loads(sys.argv[1])))
     except ToolkitError as error:
         print(error, file=sys.stderr)  # noqa: T201 - to the process that waits for this one
-        sys.exit(REFUSED)
+        sys.exit(error.exit_status)

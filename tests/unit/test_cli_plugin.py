@@ -114,9 +114,13 @@ def test_check_gives_its_findings() -> None:
     assert checks.status == 0, checks.err
     assert all(check["passed"] for check in checks.json)
     assert {"contract", "light import", "options"} <= {check["name"] for check in checks.json}
+    assert [check["detail"] for check in checks.json if not check["tried"]] == [
+        "left out by --quick: whether a run with it that is killed and resumed, in other processes, ends the same"
+    ]
     failed = process("plugin", "check", "memory", "my-strategy", "--plugins", "own")  # its size is required
     assert failed.status == 1
     assert "FAILED" in failed.out
+    assert "NOT TRIED  resume" in failed.out
     Path("own/memory/broken.py").write_text("def")
     broken = process("plugin", "check", "memory", "broken", "--plugins", "own")
     assert broken.status == 1

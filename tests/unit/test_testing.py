@@ -90,7 +90,7 @@ GOOD = {
     "tokenizer": "backend = Backend(models.BPE(vocab={byte: n for n, byte in enumerate(bytes_)}, merges=[]))",
     "model": "return AutoModelForCausalLM.from_config(GPT2Config(vocab_size=len(tokenizer), **sizes))",
     "objective": "",
-    "optimizer": "return torch.optim.SGD(trained, lr=learning_rate, momentum=0.9)",
+    "optimizer": "return torch.optim.SGD(trained, lr=learning_rate, weight_decay=weight_decay, momentum=0.9)",
     "memory": "",
     "callback": "return [TrainerCallback()]",
     "exporter": "model.save_pretrained(folder)",
@@ -100,7 +100,7 @@ BAD = [
     (
         "dataset",
         "return DatasetDict(train=Rows.from_dict({'text': [str(random.random()) for _ in range(20)]}))",
-        "documents: loading twice gives other documents in train",
+        "loaded again: loaded again in another process, train has other documents, from number 0 on",
     ),
     (
         "dataset",
@@ -112,12 +112,53 @@ BAD = [
         "return DatasetDict(train=Rows.from_dict({'text': [1, 2]}))",
         "documents: the column text of train holds something that is no string: [1]",
     ),
+    (
+        "dataset",
+        "return DatasetDict(train=Rows.from_dict({'text': list({f'Number {n}.' for n in range(20)})}))",
+        "loaded again: loaded again in another process, train has the same documents in another order",
+    ),
+    (
+        "dataset",
+        "import datetime\ntexts = [f'Number {n}.' for n in range(20)]\n"
+        "random.Random(datetime.date.today().toordinal()).shuffle(texts)\n"
+        "return DatasetDict(train=Rows.from_dict({'text': texts}))",
+        "loaded again: loaded again in another process, train has the same documents in another order",
+    ),
+    (
+        "dataset",
+        "import pathlib\nfiles = pathlib.Path(random.__file__).parent.glob('*.py')\n"
+        "return DatasetDict(train=Rows.from_dict({'text': [file.name for file in files]}))",
+        "loaded again: loaded again in another process, train has the same documents in another order",
+    ),
+    (
+        "dataset",
+        "return DatasetDict(train=Rows.from_dict({'text': ['one']}), test=Rows.from_dict({'text': ['two']}))",
+        "documents: nobody reads the split test; what is held out is called validation",
+    ),
     ("dataset", "return {'test': 1}", "documents: load returns a dict and not a DatasetDict"),
     ("dataset", "return 1 / 0", "documents: ZeroDivisionError: division by zero (bad.py, line"),
     (
         "tokenizer",
         "random.shuffle(bytes_)\nbackend = Backend(models.BPE(vocab={b: n for n, b in enumerate(bytes_)}, merges=[]))",
         "build: building it twice from the same texts gives two different tokenizers",
+    ),
+    (
+        "tokenizer",
+        "bytes_ = list(set(bytes_))\n"
+        "backend = Backend(models.BPE(vocab={b: n for n, b in enumerate(bytes_)}, merges=[]))",
+        "build: built from the same texts in another process, it is another tokenizer",
+    ),
+    (
+        "tokenizer",
+        f"{GOOD['tokenizer']}\nfrom tokenizers import Regex, normalizers\n"
+        "backend.normalizer = normalizers.Replace(Regex('(?<=.{500}).+'), '')",
+        "encoding: of a text of",
+    ),
+    (
+        "tokenizer",
+        "backend = Backend(models.BPE(vocab={t: n for n, t in enumerate([*bytes_, 'th', 'an'])}, "
+        "merges=[('t', 'h'), ('a', 'n')], dropout=0.02))",
+        "encoding: the same text gives other tokens when it is asked again",
     ),
     (
         "tokenizer",
@@ -144,7 +185,76 @@ BAD = [
         "torch.seed()\nreturn AutoModelForCausalLM.from_config(GPT2Config(vocab_size=900, **sizes))",
         "seed: the same seed gives other weights in",
     ),
-    ("objective", "inputs[torch.rand(inputs.shape) < 0.2] = 1", "seed: the same blocks with the same seeds give"),
+    (
+        "model",
+        f"model = {GOOD['model'].removeprefix('return ')}\n"
+        "model.loss_function = lambda *args, **kwargs: 0\nreturn model",
+        "behaviour: it refuses: the loss is computed by the toolkit from the logits, so the model's loss_function",
+    ),
+    (
+        "model",
+        f"model = {GOOD['model'].removeprefix('return ')}\n"
+        "model.lm_head.register_forward_hook(lambda head, inputs, logits: 2 * logits)\nreturn model",
+        "behaviour: saved and loaded again, it gives other logits",
+    ),
+    (
+        "model",
+        f"model = {GOOD['model'].removeprefix('return ')}\nforward = model.transformer.forward\n"
+        "def looks(*args, **kwargs):\n    outputs = forward(*args, **kwargs)\n"
+        "    outputs.last_hidden_state = outputs.last_hidden_state.flip(1)\n    return outputs\n"
+        "model.transformer.forward = looks\nreturn model",
+        "behaviour: it sees the tokens that it is to predict",
+    ),
+    (
+        "model",
+        f"model = {GOOD['model'].removeprefix('return ')}\nforward = model.transformer.forward\n"
+        "def noisy(*args, **kwargs):\n    outputs = forward(*args, **kwargs)\n"
+        "    outputs.last_hidden_state = torch.nn.functional.dropout(outputs.last_hidden_state, 0.1)\n"
+        "    return outputs\nmodel.transformer.forward = noisy\nreturn model",
+        "behaviour: in evaluation mode the same text gives other logits a second time",
+    ),
+    (
+        "objective",
+        "import random\nif blocks[0]['seed'] % 50 == 0: numpy.random.rand()",
+        "seed: the collator draws from the global random numbers of numpy",
+    ),
+    (
+        "objective",
+        "import random\nif blocks[0]['seed'] % 50 == 0: random.random()",
+        "seed: the collator draws from the global random numbers of Python",
+    ),
+    (
+        "objective",
+        "if blocks[0]['seed'] % 20 == 0 and numpy.random.default_rng().random() < 0.5: labels[0, 5] = -100",
+        "seed: the same blocks with the same seeds give another batch",
+    ),
+    (
+        "objective",
+        "labels = torch.cat([labels[:, 1:], torch.full((len(labels), 1), -100)], dim=1)",
+        "labels: labels are the inputs moved by one, and the toolkit moves them itself",
+    ),
+    (
+        "objective",
+        "if blocks[0]['seed'] % 50 == 0: labels = torch.where(inputs == tokenizer.eos_token_id, -100, inputs)",
+        "labels: ",
+    ),
+    ("objective", "labels = torch.where(inputs == 77, inputs, -100)", "labels: "),
+    ("objective", "labels[:, 7] = inputs[:, 8]", "labels: a label is another token than the one at its place"),
+    (
+        "objective",
+        "return dict(input_ids=inputs, labels=labels, loss_weights=torch.ones(inputs.shape))",
+        "batch: it refuses: the batch has loss_weights, which the forward of GPT2LMHeadModel does not take",
+    ),
+    (
+        "objective",
+        "if blocks[0]['seed'] % 50 == 0: blocks[-1]['input_ids'][3] = 5",
+        "seed: the collator changes the blocks that it is given",
+    ),
+    (
+        "objective",
+        "inputs[torch.rand(inputs.shape) < 0.2] = 1",
+        "seed: the collator draws from the global random numbers of torch",
+    ),
     (
         "objective",
         "draw = torch.Generator().manual_seed(blocks[0]['seed'])\n"
@@ -153,7 +263,7 @@ BAD = [
     ),
     ("objective", "labels = labels[:, 1:]", "batch: labels has the shape (4, 1023) and not (batch, block_size)"),
     ("objective", "labels = labels - 500", "batch: a label is neither -100 nor a token id"),
-    ("objective", "blocks[0]['input_ids'][:] = 0", "batch: the collator changes the blocks that it is given"),
+    ("objective", "blocks[0]['input_ids'][:] = 0", "seed: the collator changes the blocks that it is given"),
     (
         "optimizer",
         "return torch.optim.SGD(trained[1:], lr=learning_rate)",
@@ -176,6 +286,36 @@ BAD = [
         "        return {**super().state_dict(), 'state': {}}\n"
         "return Forgets(trained, lr=learning_rate, momentum=0.9)",
         "state: after loading its state_dict the next steps differ in",
+    ),
+    (
+        "optimizer",
+        "return torch.optim.SGD(trained, lr=0.01, weight_decay=weight_decay)",
+        "settings: it does not use the learning_rate that it is given",
+    ),
+    (
+        "optimizer",
+        "return torch.optim.SGD(trained, lr=learning_rate)",
+        "settings: it does not use the weight_decay that it is given",
+    ),
+    (
+        "optimizer",
+        "class Deaf(torch.optim.SGD):\n"
+        "    def step(self, closure=None):\n"
+        "        for parameter in trained:\n"
+        "            parameter.data -= learning_rate * (parameter.grad + weight_decay * parameter.data)\n"
+        "return Deaf(trained, lr=learning_rate)",
+        "settings: with lr 0 in its groups it still moves the parameters",
+    ),
+    (
+        "memory",
+        "def apply(self, model, run):\n    model.loss_function = lambda *args, **kwargs: 0\n    return model",
+        "apply: it refuses: the loss is computed by the toolkit from the logits, so the model's loss_function",
+    ),
+    (
+        "memory",
+        "def apply(self, model, run):\n"
+        "    model.lm_head.weight.register_hook(lambda gradient: 2 * gradient)\n    return model",
+        "apply: its fidelity is exact, and apply changes the gradient of",
     ),
     (
         "memory",
@@ -223,6 +363,22 @@ BAD = [
     ),
     (
         "callback",
+        "class Pushes(TrainerCallback):\n"
+        "    def on_step_end(self, args, state, control, model=None, **kwargs):\n"
+        "        model.lm_head.weight.data *= 1.001\n"
+        "return [Pushes()]",
+        "run: with it the training ends with other weights",
+    ),
+    (
+        "callback",
+        "class Sets(TrainerCallback):\n"
+        "    def on_train_begin(self, args, state, control, model=None, **kwargs):\n"
+        "        args.learning_rate = 1.0\n"
+        "return [Sets()]",
+        "run: it changes the Trainer's learning_rate, which are the recipe's to say",
+    ),
+    (
+        "callback",
         "(run.folder / 'metrics.jsonl').write_text('')\nreturn []",
         "run: it changes metrics.jsonl, which are the run's",
     ),
@@ -232,6 +388,17 @@ BAD = [
         "export: it writes outside its folder: card.md",
     ),
     ("exporter", "model.half().save_pretrained(folder)", "export: the model is another one after export"),
+    (
+        "exporter",
+        "tokenizer.pad_token = tokenizer.eos_token\nmodel.save_pretrained(folder)",
+        "export: the model's settings or the tokenizer are others after export",
+    ),
+    (
+        "exporter",
+        "model.save_pretrained(folder)\nimport socket\n"
+        "try:\n    socket.create_connection(('example.com', 443))\nexcept OSError:\n    pass",
+        "export: in a rehearsal it connects to example.com",
+    ),
     ("exporter", "pass", "export: it writes nothing into its folder"),
 ]
 
@@ -312,6 +479,7 @@ def test_a_strategy_that_needs_another_device_says_that_it_was_not_tried(tmp_pat
     checks = check_plugin("memory", "bad", registry)
     assert failures(checks) == []
     assert checks[-1].detail == "not tried here: it needs a mps device"
+    assert not checks[-1].tried
 
 
 def test_what_a_plugin_prints_stays_out_of_the_findings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ from toolkit.api import Plugin
 from toolkit.errors import PluginError, ToolkitError
 from toolkit.registry import Offer, Registry
 from toolkit.testing import callback, dataset, exporter, memory, model, objective, optimizer, tokenizer
-from toolkit.testing.bench import Bench, Check, Fault, described
+from toolkit.testing.bench import Bench, Check, Fault, NotTriedHere, described
 from toolkit.testing.imports import check_imports
 from toolkit.testing.resume import check_resume
 
@@ -98,7 +98,7 @@ def _checks(offer: Offer, registry: Registry, options: Mapping[str, Any] | None)
     if plugin is None:
         return
     told = set()
-    for check in _behaviour(plugin, rehearsed=options is None):
+    for check in _behaviour(plugin, offer, rehearsed=options is None):
         # What breaks one check often breaks the next in the same words, which say nothing new.
         if check.passed or check.detail not in told:
             yield check
@@ -129,11 +129,11 @@ def _with_options(loaded: type[Plugin], options: Mapping[str, Any] | None) -> tu
     return plugin, Check("options", True, written)
 
 
-def _behaviour(plugin: Plugin, *, rehearsed: bool) -> Iterator[Check]:
+def _behaviour(plugin: Plugin, offer: Offer, *, rehearsed: bool) -> Iterator[Check]:
     from toolkit.random_state import random_state_preserved
 
     with tempfile.TemporaryDirectory(prefix="toolkit-check-") as folder:
-        bench = Bench(Path(folder), rehearsal=rehearsed)
+        bench = Bench(Path(folder), rehearsal=rehearsed, offer=offer)
         if rehearsed:
             small, check = _rehearsed(plugin)
             yield check
@@ -162,6 +162,8 @@ def _tried(name: str, try_: Try, plugin: Plugin, bench: Bench) -> Check:
         return Check(name, True, try_(plugin, bench))
     except Fault as fault:
         return Check(name, False, str(fault))
+    except NotTriedHere as reason:
+        return Check(name, True, str(reason), tried=False)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
         return Check(name, False, described(error, type(plugin)))
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from toolkit.api import Block, Device, Plugin, RunContext, Task
 from toolkit.errors import OptionError, ToolkitError
+from toolkit.registry import Offer
 
 if TYPE_CHECKING:
     import torch
@@ -36,10 +37,16 @@ class Check:
     passed: bool
     detail: str
     """What was seen; where it failed, what is wrong."""
+    tried: bool = True
+    """Whether it was tried; `detail` says why not."""
 
 
 class Fault(Exception):  # noqa: N818 - it is a finding, which becomes a failed Check
     """A plugin does not do what its kind promises."""
+
+
+class NotTriedHere(Exception):  # noqa: N818 - it is a finding: a Check that passes untried
+    """The machine lacks what the check needs."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,8 @@ class Bench:
     """Empty at first, and removed afterwards."""
     rehearsal: bool
     """Whether the plugin is told that this is a rehearsal."""
+    offer: Offer
+    """Where the plugin comes from."""
 
     def run(self, task: Task = "causal-lm", *, rehearsal: bool = False, device: Device | None = None) -> RunContext:
         """A run with a folder and a cache of its own; both exist, and the cache is empty."""
@@ -137,16 +146,32 @@ class Bench:
 
         return torch.stack([torch.from_numpy(block["input_ids"]) for block in self.blocks(size)])
 
-    def blocks(self, count: int, block_size: int = BLOCK_SIZE) -> list[Block]:
-        """Blocks as the toolkit packs them: the texts, one after the other, each closed by EOS."""
+    def blocks(
+        self,
+        count: int,
+        block_size: int = BLOCK_SIZE,
+        *,
+        end: tuple[int, ...] | None = None,
+        frame: tuple[tuple[int, ...], tuple[int, ...]] = ((), ()),
+    ) -> list[Block]:
+        """Blocks as the toolkit packs them: the texts, one after the other, each closed by `end` (EOS), in a frame."""
         import numpy
 
-        stream: list[int] = []
-        while len(stream) < count * block_size:
-            for text in self.texts:
-                stream += [*self.tokenizer.encode(text, add_special_tokens=False), self.tokenizer.eos_token_id]
-        ids = numpy.array(stream[: count * block_size], dtype="int64").reshape(count, block_size)
-        return [{"input_ids": row.copy(), "seed": 1000 + number} for number, row in enumerate(ids)]
+        before, after = frame
+        room = block_size - len(before) - len(after)
+        documents = [[*text, *((self.tokenizer.eos_token_id,) if end is None else end)] for text in self._encoded]
+        stream = [token for text in documents for token in text]
+        ids = numpy.resize(numpy.array(stream, dtype="int64"), (count, room))
+        # Seeds as those of a run: any number of 56 bits.
+        draw = random.Random(SEED)
+        return [
+            {"input_ids": numpy.array([*before, *row, *after], dtype="int64"), "seed": draw.getrandbits(56)}
+            for row in ids
+        ]
+
+    @cached_property
+    def _encoded(self) -> list[list[int]]:
+        return [self.tokenizer.encode(text, add_special_tokens=False) for text in self.texts]
 
 
 def first_accepted(names: Iterable[N], attempt: Callable[[N], T]) -> tuple[N, T]:

@@ -2,49 +2,90 @@
 
 from __future__ import annotations
 
+import hashlib
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toolkit.api import Dataset
 from toolkit.testing.bench import Bench, disturb_random_numbers, require
+from toolkit.testing.elsewhere import answer_elsewhere
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
-COMPARED = 5000
-"""Documents of each split that are looked at."""
+SPLITS = ("train", "validation")
+NUMBERED = 5000
+"""Documents of a split that are compared one by one, so that the first difference can be named; the others as one."""
 
 
 def documents(plugin: Dataset, bench: Bench) -> str:
-    """It loads documents, and the same ones again."""
+    """It loads documents in the splits that are read."""
     from datasets import DatasetDict
 
     disturb_random_numbers(1)
-    first = plugin.load(bench.run())
-    require(isinstance(first, DatasetDict), f"load returns a {type(first).__name__} and not a DatasetDict")
-    require("train" in first, f"there is no split train, only {', '.join(map(str, first)) or 'nothing'}")
-    for split, rows in first.items():
+    data = plugin.load(bench.run())
+    require(isinstance(data, DatasetDict), f"load returns a {type(data).__name__} and not a DatasetDict")
+    require("train" in data, f"there is no split train, only {', '.join(map(str, data)) or 'nothing'}")
+    unread = [str(split) for split in data if split not in SPLITS]
+    require(not unread, f"nobody reads the split {', '.join(unread)}; what is held out is called validation")
+    for split, rows in data.items():
         require("text" in rows.column_names, f"the split {split} has no column text: {', '.join(rows.column_names)}")
-        wrong = [text for text in _texts(first, str(split)) if not isinstance(text, str)]
+        wrong = [text for batch in rows.iter(1000) for text in batch["text"] if not isinstance(text, str)]
         require(not wrong, f"the column text of {split} holds something that is no string: {wrong[:1]!r}")
-    require(len(first["train"]), "the split train has no documents")
+    require(len(data["train"]), "the split train has no documents")
+    return f"{', '.join(f'{split} {len(rows):,}' for split, rows in data.items())} documents"
+
+
+def peek(plugin: Dataset, bench: Bench) -> str:
+    """What a validation is shown of the documents is what a run reads."""
+    shown = plugin.peek(bench.run())
+    if shown is None:
+        return "it shows nothing before a run"
+    train = plugin.load(bench.run())["train"]
+    first = islice((text for batch in train.iter(1000) for text in batch["text"]), NUMBERED)
+    seen = any(text.startswith(shown.document) for text in first)
+    require(seen, f"peek shows a first document that load does not return: {shown.document[:60]!r}")
+    return "its first look shows a document that it loads"
+
+
+def loaded_again(plugin: Dataset, bench: Bench) -> str:
+    """The same ones in the same order: a run that goes on loads them again, in another process on another day."""
     disturb_random_numbers(2)
-    # With a cache of its own: what the first run has kept there must not hide a second answer.
-    second = plugin.load(bench.run())
-    require(set(second) == set(first), f"it loads the splits {sorted(first)}, and then {sorted(second)}")
-    for split in first:
-        one, other = _texts(first, str(split)), _texts(second, str(split))
-        same = one == other and len(first[split]) == len(second[split])
-        require(same, f"loading twice gives other documents in {split}; draw from random.Random(seed), and sort files")
-    peek = plugin.peek(bench.run())
-    seen = peek is None or any(text.startswith(peek.document) for text in _texts(first, "train"))
-    require(seen, f"peek shows a first document that load does not return: {peek.document[:60]!r}" if peek else "")
-    sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in first.items())
-    return f"{sizes} documents, the same when loaded again"
+    here, there = contents(plugin, bench), answer_elsewhere(plugin, bench, contents)
+    require(set(here) == set(there), f"it loads the splits {sorted(here)}, and in another process {sorted(there)}")
+    for split, one in here.items():
+        other = there[split]
+        if one == other:
+            continue
+        pairs = zip(one["digests"], other["digests"], strict=False)
+        at = next((number for number, (mine, theirs) in enumerate(pairs) if mine != theirs), None)
+        which = "" if at is None else f", from number {at} on"
+        reordered = sorted(one["digests"]) == sorted(other["digests"]) and one["count"] == other["count"]
+        what = "the same documents in another order" if reordered and at is not None else "other documents"
+        require(
+            False,
+            f"loaded again in another process, {split} has {what}{which}; draw from random.Random(seed), sort files "
+            f"and sets, and leave the clock out",
+        )
+    return "the same in the same order in another process, with another hash seed, clock and order of files"
 
 
-def _texts(data: DatasetDict, split: str) -> list[str]:
-    return list(islice((text for batch in data[split].iter(1000) for text in batch["text"]), COMPARED))
+def contents(plugin: Dataset, bench: Bench) -> dict[str, dict[str, Any]]:
+    """Of each split the number of documents, the digests of the first ones, and one of all of them."""
+    data = plugin.load(bench.run())
+    return {str(split): _digests(data, str(split)) for split in data}
 
 
-CHECKS = (("documents", documents),)
+def _digests(data: DatasetDict, split: str) -> dict[str, Any]:
+    whole = hashlib.blake2b()
+    first: list[str] = []
+    for batch in data[split].iter(1000):
+        for text in batch["text"]:
+            digest = hashlib.blake2b(str(text).encode("utf-8", "surrogatepass"), digest_size=8)
+            whole.update(digest.digest())
+            if len(first) < NUMBERED:
+                first.append(digest.hexdigest())
+    return {"count": len(data[split]), "digests": first, "all": whole.hexdigest()}
+
+
+CHECKS = (("documents", documents), ("peek", peek), ("loaded again", loaded_again))

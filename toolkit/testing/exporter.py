@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import hashlib
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from toolkit.api import Exporter, Results, RunContext
 from toolkit.testing.bench import Bench, first_accepted, require
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+SET_BY_SAVING = ("architectures", "dtype", "transformers_version", "_name_or_path")
+"""Entries of a config that `save_pretrained` itself sets."""
 RESULTS = Results(
     recipe="recipe: 1\ndataset: {plugin: python-docs}\n",
     data={"train": {"documents": 200, "tokens": 4800, "blocks": 100}},
@@ -39,18 +46,24 @@ def export(plugin: Exporter, bench: Bench) -> str:
 def _exported(plugin: Exporter, bench: Bench, family: str) -> str:
     import torch
 
-    model = _model(bench, family)
-    before = _weights(model)
+    model, tokenizer = _model(bench, family), copy.deepcopy(bench.tokenizer)
+    before, settings = _weights(model), _settings(model, tokenizer)
     run = bench.run(rehearsal=True)
     target = _target(plugin, bench, run)
     (run.folder / "run.json").write_text("{}", encoding="utf-8")
     outside, inside = _files(run.folder, but=target), _files(target)
-    plugin.export(model, bench.tokenizer, target, RESULTS, run)
+    with connections_watched() as connections:
+        plugin.export(model, tokenizer, target, RESULTS, run)
+    require(not connections, f"in a rehearsal it connects to {', '.join(connections[:2])}; look at run.rehearsal")
     touched = sorted(outside.items() ^ _files(run.folder, but=target).items())
     require(not touched, f"it writes outside its folder: {', '.join(sorted({name for name, _ in touched}))}")
     after = _weights(model)
     same = before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     require(same, "the model is another one after export; change a copy")
+    require(
+        _settings(model, tokenizer) == settings,
+        "the model's settings or the tokenizer are others after export; change a copy",
+    )
     if plugin.folder is None:
         require(_files(target) == inside, "it writes no folder, and changes the one that it is given to read")
         return "nothing is touched, and a rehearsal sends nothing away"
@@ -87,6 +100,32 @@ def _files(root: Path, *, but: Path | None = None) -> dict[str, str]:
     """The digest of each file under a folder, by its path there."""
     files = (file for file in root.rglob("*") if file.is_file() and not (but and file.is_relative_to(but)))
     return {str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def _settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+    """What an exporter after this one would find changed."""
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    generation = getattr(model, "generation_config", None)
+    config = {name: value for name, value in model.config.to_dict().items() if name not in SET_BY_SAVING}
+    return [config, generation and generation.to_dict(), trained, special, tokenizer.get_vocab()]
+
+
+@contextlib.contextmanager
+def connections_watched() -> Iterator[list[str]]:
+    """Let nothing out, and note where Python would have connected to."""
+    seen: list[str] = []
+
+    def refused(address: Any) -> None:
+        seen.append(str(address[0] if isinstance(address, tuple) else address))
+        raise ConnectionRefusedError("plugin check lets nothing out in a rehearsal")
+
+    # An audit hook would see more, and could not be removed again.
+    with (
+        patch.object(socket.socket, "connect", lambda self, address: refused(address)),
+        patch.object(socket, "getaddrinfo", lambda host, *more, **named: refused(host)),
+    ):
+        yield seen
 
 
 def _weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from toolkit.device import detect
 from toolkit.errors import nearest
 from toolkit.memory import PROTECTED
 from toolkit.recipe.training import Training
-from toolkit.testing.bench import BLOCK_SIZE, Bench, first_accepted, require
+from toolkit.testing.bench import BLOCK_SIZE, Bench, NotTriedHere, first_accepted, require
 
 if TYPE_CHECKING:
     import torch
@@ -67,11 +67,8 @@ def apply(plugin: Memory, bench: Bench) -> str:
 
     device = detect()
     accelerator = next((need for need in ("cuda", "mps") if need in plugin.needed()), None)
-    if accelerator not in (None, device.kind):
-        return f"not tried here: it needs a {accelerator} device"
-    missing = [need[8:] for need in plugin.needed() if need.startswith("package:") and find_spec(need[8:]) is None]
-    if missing:
-        return f"not tried here: it needs {' and '.join(sorted(missing))}"
+    if lacking := lacking_here(plugin, device):
+        raise NotTriedHere(f"not tried here: it needs {lacking}")
     place = accelerator or "cpu"
 
     def attempt(family: str) -> Any:
@@ -95,6 +92,13 @@ def apply(plugin: Memory, bench: Bench) -> str:
     return f"{plugin.fidelity}: a small {family} learns, {len(learning)} parameters"
 
 
+def lacking_here(plugin: Memory, device: Device) -> str:
+    """What this machine lacks of the strategy's needs, in words."""
+    devices = [f"a {need} device" for need in ("cuda", "mps") if need in plugin.needed() and need != device.kind]
+    packages = [need[8:] for need in plugin.needed() if need.startswith("package:") and find_spec(need[8:]) is None]
+    return " and ".join([*devices, *sorted(packages)])
+
+
 def _require_exact(model: torch.nn.Module, plain: torch.nn.Module, batch: torch.Tensor) -> None:
     import torch
 
@@ -105,10 +109,28 @@ def _require_exact(model: torch.nn.Module, plain: torch.nn.Module, batch: torch.
         f"its fidelity is exact, and apply changes the logits by up to {difference:.2g}; "
         f"say approximate or different, or leave the numbers alone",
     )
+    _require_same_gradients(model, plain, batch)
     one, other = (sum(p.numel() for p in each.parameters() if p.requires_grad) for each in (model, plain))
     require(
         one == other, f"its fidelity is exact, and apply leaves {one:,} parameters to train where there were {other:,}"
     )
+
+
+def _require_same_gradients(model: torch.nn.Module, plain: torch.nn.Module, batch: torch.Tensor) -> None:
+    from toolkit.loss import token_mean_loss
+
+    for each in (model, plain):
+        each.train().zero_grad()
+        token_mean_loss("causal-lm")(each(input_ids=batch), batch).backward()
+    for one, (name, other) in zip(model.parameters(), plain.named_parameters(), strict=False):
+        if one.grad is None or other.grad is None or one.grad.shape != other.grad.shape:
+            continue
+        difference = (one.grad - other.grad).abs().max().item()
+        require(
+            difference <= ROUNDING,
+            f"its fidelity is exact, and apply changes the gradient of {name} by up to {difference:.2g}; "
+            f"say approximate or different, or leave the numbers alone",
+        )
 
 
 CHECKS = (("changes", changes), ("apply", apply))

@@ -8,8 +8,11 @@ from toolkit.api import Model, Task
 from toolkit.testing.bench import BLOCK_SIZE, SEED, Bench, first_accepted, require
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
+TOLERANCE = 1e-4
+"""Relative to the largest logit: a batch of another size may sum in another order."""
 TASKS: tuple[Task, ...] = ("causal-lm", "masked-lm")
 
 
@@ -57,6 +60,40 @@ def forward(plugin: Model, bench: Bench) -> str:
     return f"finite logits for a block of {BLOCK_SIZE} tokens"
 
 
+def behaviour(plugin: Model, bench: Bench) -> str:
+    """What it gives for a text depends on nothing but its past, and its loss is the one that is trained."""
+    import torch
+
+    from toolkit.without_effect import check_built
+
+    task, model = _built(plugin, bench)
+    told = check_built(model, task)
+    model.eval()
+    batch = bench.batch(2)
+    with torch.no_grad():
+        logits = model(input_ids=batch).logits
+        again = model(input_ids=batch).logits
+        require(torch.equal(logits, again), "in evaluation mode the same text gives other logits a second time")
+        alone = model(input_ids=batch[:1]).logits
+        require(_close(alone, logits[:1]), "a text gives other logits beside another one")
+        if task == "causal-lm":
+            changed = batch.clone()
+            changed[:, -1] = (changed[:, -1] + 1) % len(bench.tokenizer)
+            earlier = model(input_ids=changed).logits[:, :-1]
+            require(_close(earlier, logits[:, :-1]), "it sees the tokens that it is to predict")
+    folder = bench.run(task).folder
+    model.save_pretrained(folder)
+    reloaded: Any = type(model).from_pretrained(folder, local_files_only=True)
+    with torch.no_grad():
+        same = torch.equal(reloaded.eval()(input_ids=batch).logits, logits)
+    require(same, "saved and loaded again, it gives other logits")
+    return told or "the same each time, beside other texts, and when saved and loaded again"
+
+
+def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return bool((one - other).abs().max() < TOLERANCE * other.abs().max().clamp(min=1))
+
+
 def seeded(plugin: Model, bench: Bench) -> str:
     """The weights depend on the seed alone."""
     import torch
@@ -68,4 +105,4 @@ def seeded(plugin: Model, bench: Bench) -> str:
     return "the same seed gives the same weights"
 
 
-CHECKS = (("build", build), ("forward", forward), ("seed", seeded))
+CHECKS = (("build", build), ("forward", forward), ("behaviour", behaviour), ("seed", seeded))

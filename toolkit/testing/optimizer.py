@@ -47,6 +47,32 @@ def steps(plugin: Optimizer, bench: Bench) -> str:
     return ""
 
 
+def settings(plugin: Optimizer, bench: Bench) -> str:
+    """It uses what the recipe says: the learning rate, as the schedule moves it, and the weight decay."""
+
+    def moved(*, learning_rate: float, weight_decay: float, schedule: float = 1.0) -> float:
+        """How far one step moves the parameters, in all."""
+        model = bench.model("gpt2")
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        run = bench.run()
+        built = plugin.build(model, learning_rate=learning_rate, weight_decay=weight_decay, run=run)
+        for group in built.param_groups:
+            group["lr"] = group["lr"] * schedule
+        _trained(model, built, bench, 1)
+        pairs = zip(model.parameters(), before, strict=True)
+        return float(sum((parameter.detach() - old).double().abs().sum() for parameter, old in pairs))
+
+    step = moved(learning_rate=1e-3, weight_decay=0.0)
+    require(moved(learning_rate=2e-3, weight_decay=0.0) != step, "it does not use the learning_rate that it is given")
+    still = moved(learning_rate=1e-3, weight_decay=0.0, schedule=0.0)
+    require(
+        still < 1e-3 * step,
+        "with lr 0 in its groups it still moves the parameters, so the recipe's schedule would have no effect",
+    )
+    require(moved(learning_rate=1e-3, weight_decay=0.5) != step, "it does not use the weight_decay that it is given")
+    return "learning rate, schedule and weight decay have their effect"
+
+
 def state(plugin: Optimizer, bench: Bench) -> str:
     """Saved and loaded, it takes the step that it would have taken: a resumed run depends on it."""
     import torch
@@ -94,4 +120,4 @@ def _trained(model: PreTrainedModel, built: torch.optim.Optimizer, bench: Bench,
     return losses
 
 
-CHECKS = (("parameters", parameters), ("steps", steps), ("state", state))
+CHECKS = (("parameters", parameters), ("steps", steps), ("settings", settings), ("state", state))

@@ -8,10 +8,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import RecipeError, TrainingError, UsageError
+from toolkit.api import Memory
+from toolkit.device import detect
+from toolkit.errors import RecipeError, TrainingError, UnavailableError, UsageError
 from toolkit.recipe.schema import MANY
+from toolkit.registry import Registry
 from toolkit.testing.bench import Check
-from toolkit.verify_resume import verify_resume
+from toolkit.testing.memory import lacking_here
+from toolkit.verify_resume import Verdict, verify_resume
 
 RECIPE: Mapping[str, Any] = {
     "recipe": 1,
@@ -23,28 +27,55 @@ RECIPE: Mapping[str, Any] = {
     "training": {"global_batch_size": 4, "learning_rate": 1e-3},
 }
 """What stands beside the plugin that is tried."""
-STOOD_IN_FOR = ("dataset", "tokenizer")
-"""Kinds that the small copy of a recipe has others of: a run does not meet them again once the tokens are packed."""
+LOADED_AGAIN = ("dataset", "tokenizer")
+"""Kinds that the small copy of a recipe has others of; a run meets them only when it begins or goes on."""
+COMPANIONS: tuple[Mapping[str, Any], ...] = (
+    {},
+    {"model": {"plugin": "llama", "num_hidden_layers": 2, "hidden_size": 64}},
+    {"memory": [{"plugin": "lora", "r": 2}]},
+    {"model": {"plugin": "pretrained", "path": "."}, "objective": "masked-lm"},
+)
+"""What a plugin may need beside it: the first with which it does not refuse is the one that it is tried with."""
+BERT = {"architectures": ["BertForMaskedLM"], "model_type": "bert", "vocab_size": 300}
+"""The config that the last of them reads, and builds small."""
 
 
 def check_resume(
     kind: str, name: str, options: Mapping[str, Any] | None = None, plugin_folders: Iterable[Path] = ()
 ) -> Check:
     """Train a small recipe with the plugin in it, kill it with SIGKILL and resume it. Takes half a minute."""
-    if kind in STOOD_IN_FOR:
-        return Check("resume", True, f"not tried: a run does not meet its {kind} again once the tokens are packed")
+    if kind in LOADED_AGAIN:
+        return Check("resume", True, f"not needed: of a {kind} a resume asks what was tried in another process above")
+    registry = Registry.discover(plugin_folders)
+    plugin = registry.load(kind, name).model_validate(options or {})
+    if isinstance(plugin, Memory) and (lacking := lacking_here(plugin, detect())):
+        return Check("resume", True, f"not tried here: it needs {lacking}", tried=False)
     component = {"plugin": name, **(options or {})}
-    section = next((section for section, of in MANY.items() if of == kind), None)
-    sections: dict[str, Any] = {section: [component]} if section else {kind: component}
-    with tempfile.TemporaryDirectory(prefix="toolkit-check-") as folder:
-        recipe = Path(folder, "check.yaml")
-        recipe.write_text(json.dumps({**RECIPE, **sections}), encoding="utf-8")
+    section = next((section for section, of in MANY.items() if of == kind), kind)
+    own = {section: [component] if section in MANY else component}
+    refusals: dict[str, None] = {}
+    for companions in COMPANIONS:
+        beside = own[section] + companions.get(section, []) if section in MANY else own[section]
         try:
-            verdict = verify_resume(str(recipe), plugin_folders=plugin_folders)
+            verdict = _verdict({**RECIPE, **companions, section: beside}, plugin_folders)
+        except UnavailableError as error:
+            return Check("resume", True, f"not tried here: {error}", tried=False)
         except (UsageError, RecipeError) as refusal:
-            return Check("resume", True, f"not tried: it refuses to stand in a small recipe alone: {refusal}")
+            refusals[str(refusal)] = None
         except TrainingError as error:
             return Check("resume", False, str(error))
-    if verdict.difference:
-        return Check("resume", False, f"after a kill, a run with it is another: {verdict.difference}")
-    return Check("resume", True, f"killed twice, it ends the same: {verdict.losses} losses, {verdict.tensors} values")
+        else:
+            if verdict.difference:
+                return Check("resume", False, f"after a kill, a run with it is another: {verdict.difference}")
+            compared = f"{verdict.losses} losses, {verdict.tensors} values"
+            return Check("resume", True, f"killed twice, it ends the same: {compared}")
+    return Check("resume", False, f"not tried: it refuses every small recipe: {'; '.join(refusals)}", tried=False)
+
+
+def _verdict(recipe: Mapping[str, Any], plugin_folders: Iterable[Path]) -> Verdict:
+    with tempfile.TemporaryDirectory(prefix="toolkit-check-") as folder:
+        Path(folder, "config.json").write_text(json.dumps(BERT), encoding="utf-8")
+        file = Path(folder, "check.yaml")
+        text = json.dumps(recipe).replace('"path": "."', f'"path": {json.dumps(folder)}')
+        file.write_text(text, encoding="utf-8")
+        return verify_resume(str(file), plugin_folders=plugin_folders)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 from toolkit.api import Task, Tokenizer, highest_id
 from toolkit.testing.bench import Bench, disturb_random_numbers, first_accepted, require
+from toolkit.testing.elsewhere import answer_elsewhere
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,7 +32,33 @@ def build(plugin: Tokenizer, bench: Bench) -> str:
     other = _built(plugin, bench)
     same = one.get_vocab() == other.get_vocab() and _ids(one) == _ids(other)
     require(same, "building it twice from the same texts gives two different tokenizers")
-    return f"{len(one):,} tokens, the same when built again"
+    require(
+        content(plugin, bench) == answer_elsewhere(plugin, bench, content),
+        "built from the same texts in another process, it is another tokenizer; sort sets, and leave the clock out",
+    )
+    return f"{len(one):,} tokens, the same when built again, also in another process"
+
+
+def content(plugin: Tokenizer, bench: Bench) -> dict[str, str]:
+    """What tells one tokenizer from another."""
+    built = _built(plugin, bench)
+    vocabulary = hashlib.blake2b(repr(sorted(built.get_vocab().items())).encode("utf-8", "surrogatepass"))
+    return {"vocabulary": vocabulary.hexdigest(), "ids": repr([_ids(built, text) for text in bench.texts])}
+
+
+def encoding(plugin: Tokenizer, bench: Bench) -> str:
+    """A text has the same tokens each time and in whatever company, and a long one has all of them."""
+    tokenizer: Any = _built(plugin, bench)
+    one = [_ids(tokenizer, text) for text in bench.texts]
+    again = [_ids(tokenizer, text) for text in bench.texts]
+    require(one == again, "the same text gives other tokens when it is asked again (dropout in its merges, say)")
+    together = tokenizer(bench.texts, add_special_tokens=False, verbose=False)["input_ids"]
+    require(together == one, "a text beside longer ones gives other tokens: it pads or cuts; switch that off")
+    long = " ".join(bench.texts)
+    back = str(tokenizer.decode(_ids(tokenizer, long)))
+    whole = len(_folded(back)) > 0.9 * len(_folded(long))
+    require(whole, f"of a text of {len(long):,} characters {len(back):,} come back: it cuts long texts")
+    return f"{len(one)} texts have the same tokens each time, and {len(long):,} characters are not cut"
 
 
 def round_trip(plugin: Tokenizer, bench: Bench) -> str:
@@ -53,17 +81,18 @@ def saved(plugin: Tokenizer, bench: Bench) -> str:
     folder = bench.run().folder
     tokenizer.save_pretrained(folder)
     again: Any = type(tokenizer).from_pretrained(folder, local_files_only=True)
-    require(_ids(again) == _ids(tokenizer), "saved and loaded again, it gives other tokens")
+    same = [_ids(again, text) for text in bench.texts] == [_ids(tokenizer, text) for text in bench.texts]
+    require(same and _ids(again) == _ids(tokenizer), "saved and loaded again, it gives other tokens")
     require(again.eos_token == tokenizer.eos_token, "saved and loaded again, it has another eos_token")
     return "saved and loaded again, it gives the same tokens"
 
 
-def _ids(tokenizer: Any) -> list[int]:
-    return list(tokenizer.encode(PROBE, add_special_tokens=False))
+def _ids(tokenizer: Any, text: str = PROBE) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
 
 def _folded(text: str) -> str:
     return "".join(text.lower().split())
 
 
-CHECKS = (("build", build), ("round trip", round_trip), ("save and reload", saved))
+CHECKS = (("build", build), ("encoding", encoding), ("round trip", round_trip), ("save and reload", saved))
