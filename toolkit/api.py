@@ -165,6 +165,9 @@ class Results:
     metrics: Mapping[str, float]
     """At least `steps` and `tokens_seen`; `eval_loss` and `perplexity` where something was held out."""
     licenses: tuple[str, ...] = ()
+    """Of the documents, where the dataset names them."""
+    languages: tuple[str, ...] = ()
+    """Likewise."""
 
 
 class Plugin(BaseModel):
@@ -185,6 +188,11 @@ class Dataset(Plugin):
     """
 
     kind: ClassVar[str] = "dataset"
+    licenses: ClassVar[tuple[str, ...]] = ()
+    """Licences of the documents, for the model's card; none where the person brings them. As the Hub names them
+    (cc-by-sa-3.0), or by their SPDX name where it has none (PSF-2.0)."""
+    languages: ClassVar[tuple[str, ...]] = ()
+    """Languages of the documents, by ISO 639-1 code, likewise."""
 
     max_samples: int | None = Field(default=None, ge=1)
     """Use at most this many documents of the training split, drawn at random with `seed`; all if not given."""

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, cast
 from toolkit import branch, checkpoint, ending, memory_watch, processes
 from toolkit.account import DataAccount
 from toolkit.allocator import give_memory_back
-from toolkit.api import Callback, Results
+from toolkit.api import Callback
 from toolkit.assemble import Components, assemble, context_of, refusals_placed
 from toolkit.cadence import Cadence
 from toolkit.comparison import exporters_of, require_same_data
 from toolkit.errors import InterruptedRun, TrainingError
-from toolkit.export import export, final_sample, ready
+from toolkit.export import export, final_sample, ready, told_by
 from toolkit.files import read_json, write_json
 from toolkit.host import check_disk, seconds_to_write
 from toolkit.messages import libraries_quiet
@@ -273,11 +273,7 @@ class Attempt:
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "sample": final_sample(model, components.tokenizer, self.context),
         }
-        told = Results(
-            recipe=self.resolved.to_yaml(),
-            data=components.data.account.as_dict(),
-            metrics={key: value for key, value in results.items() if isinstance(value, (int, float))},
-        )
+        told = told_by(self.resolved, components.data.account.as_dict(), results)
         exports = export(self.resolved, model, components.tokenizer, told, self.context, self.listener)
         exports = self.directory.record.get("exports", {}) | exports
         self.directory.update(results=results, exports=exports, exporters=exporters_of(self.resolved))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from toolkit import checkpoint
-from toolkit.api import Exporter, OptionError, Results, RunContext, Task
+from toolkit.api import Dataset, Exporter, OptionError, Results, RunContext, Task
 from toolkit.assemble import refusals_placed
 from toolkit.files import move_folder, sync
 from toolkit.generation import fill_mask_text, sample_text
@@ -45,6 +45,18 @@ def final_sample(
         temperature=0.7,
         top_k=20,  # the tail of a small model's guesses is noise
         seed=context.seed,
+    )
+
+
+def told_by(resolved: ResolvedRecipe, data: Mapping[str, Any], metrics: Mapping[str, Any]) -> Results:
+    """What a run has to say about itself to exporters, of its results only the numbers."""
+    dataset: Dataset = resolved.recipe.one("dataset")
+    return Results(
+        recipe=resolved.to_yaml(),
+        data=data,
+        metrics={key: value for key, value in metrics.items() if type(value) in (int, float)},
+        licenses=dataset.licenses,
+        languages=dataset.languages,
     )
 
 

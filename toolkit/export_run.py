@@ -19,7 +19,7 @@ from toolkit.checkpoint import Checkpoint
 from toolkit.comparison import exporters_of
 from toolkit.device import detect
 from toolkit.errors import UsageError, nearest
-from toolkit.export import export, ready
+from toolkit.export import export, ready, told_by
 from toolkit.files import read_json
 from toolkit.messages import libraries_quiet, plugin_messages_told
 from toolkit.progress import Exported, Listener, ProgressReporter
@@ -86,7 +86,7 @@ def export_run(
             done.append(event)
             listener(event)
 
-        told = _results(run, found, results if is_end else None)
+        told = _results(resolved, run, found, results if is_end else None)
         exports = export(resolved, model, tokenizer, told, context, tell, suffix=suffix)
         run.update(exports=run.record.get("exports", {}) | exports)
         if is_end:
@@ -190,7 +190,9 @@ def _built(
     return model
 
 
-def _results(run: RunDirectory, found: Checkpoint, finished: dict[str, Any] | None) -> Results:
+def _results(
+    resolved: ResolvedRecipe, run: RunDirectory, found: Checkpoint, finished: dict[str, Any] | None
+) -> Results:
     """What the run has reached at a checkpoint's step."""
     metrics = dict(finished or {})
     if finished is None:
@@ -199,8 +201,5 @@ def _results(run: RunDirectory, found: Checkpoint, finished: dict[str, Any] | No
         metrics["seconds"] = read_record(found.folder / STATE_FILE)["seconds_trained"]
         evaluated = [line for line in run.metrics() if line["kind"] == "eval" and line["step"] <= found.step]
         metrics |= {name: line[name] for line in evaluated[-1:] for name in ("eval_loss", "perplexity")}
-    return Results(
-        recipe=(run.folder / "resolved.yaml").read_text(encoding="utf-8"),
-        data=read_json(run.folder / DATA),
-        metrics={key: value for key, value in metrics.items() if isinstance(value, (int, float))},
-    )
+    own = (run.folder / "resolved.yaml").read_text(encoding="utf-8")
+    return replace(told_by(resolved, read_json(run.folder / DATA), metrics), recipe=own)

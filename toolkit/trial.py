@@ -22,10 +22,10 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, cast
 
 from toolkit import checkpoint, processes
-from toolkit.api import Model, Results, RunContext
+from toolkit.api import Model, RunContext
 from toolkit.assemble import Components, with_strategies
 from toolkit.errors import UnavailableError
-from toolkit.export import export, final_sample, ready
+from toolkit.export import export, final_sample, ready, told_by
 from toolkit.messages import libraries_quiet
 from toolkit.progress import Listener, Message
 from toolkit.recipe.document import Path_
@@ -250,9 +250,7 @@ def _export(subject: Subject, components: Components, context: RunContext) -> No
     resolved, tokenizer = subject.resolved, components.tokenizer
     with _refused_at(resolved.recipe, ("model",), "the finished model cannot generate"):
         final_sample(ready(subject.model, context.task), tokenizer, context, max_new_tokens=SAMPLE_TOKENS)
-    results = Results(
-        recipe=resolved.to_yaml(), data=components.data.account.as_dict(), metrics={"steps": 0, "tokens_seen": 0}
-    )
+    results = told_by(resolved, components.data.account.as_dict(), {"steps": 0, "tokens_seen": 0})
     export(resolved, subject.model, tokenizer, results, context, lambda event: None)
 
 

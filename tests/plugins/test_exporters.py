@@ -31,6 +31,7 @@ RESULTS = Results(
     data={"train": {"documents": 1234, "tokens": 567890}, "padding": 0.0, "excerpt": "the\nend"},
     metrics={"steps": 100, "tokens_seen": 1234567, "eval_loss": 3.14159265},
     licenses=("PSF-2.0",),
+    languages=("en",),
 )
 IDS = torch.tensor([[1, 2, 3, 4, 5]])
 
@@ -104,18 +105,18 @@ class TestModelFolder:
         ModelFolder().export(*scratch, folder, RESULTS, run_context)
         card = (folder / "README.md").read_text(encoding="utf-8")
         for line in (
-            "* tokens seen: 1,234,567",
-            "* eval loss: 3.14159",
-            "* train:\n  * documents: 1,234\n  * tokens: 567,890",
-            '* excerpt: "the\\nend"\n',
-            "* PSF-2.0",
+            "* validation loss: 3.1416 nats per token",
+            "* steps: 100\n* tokens seen: 1,234,567",
+            "* trained on: 1,234 documents, 567,890 tokens",
+            "* the documents: PSF-2.0",
             "```yaml\nrecipe: 1\ndataset: {plugin: python-docs}\n```",
-            'AutoModelForCausalLM.from_pretrained("PATH")',
+            'AutoModelForCausalLM.from_pretrained("path/to/this/folder")',
             "bit for bit",
             f"* parameters: {scratch[0].num_parameters():,}",
         ):
             assert line in card
-        assert "rehearsal" not in card
+        for internal in ("rehearsal", "excerpt", "padding"):
+            assert internal not in card
 
     def test_the_head_of_the_card_is_yaml(self, scratch, folder: Path, run_context: RunContext) -> None:
         from huggingface_hub import ModelCard
@@ -123,10 +124,22 @@ class TestModelFolder:
         ModelFolder().export(*scratch, folder, RESULTS, run_context)
         data = ModelCard.load(folder / "README.md").data.to_dict()
         assert data == {
+            "language": ["en"],
+            "license": "other",
+            "license_name": "PSF-2.0",
             "library_name": "transformers",
             "pipeline_tag": "text-generation",
             "tags": ["pretrain-toolkit"],
         }
+
+    def test_licence_and_language_are_the_persons_where_given(
+        self, scratch, folder: Path, run_context: RunContext
+    ) -> None:
+        from huggingface_hub import ModelCard
+
+        ModelFolder(license="cc-by-sa-4.0", language="no").export(*scratch, folder, RESULTS, run_context)
+        data = ModelCard.load(folder / "README.md").data
+        assert (data.license, data.language) == ("cc-by-sa-4.0", ["no"])
 
     def test_a_rehearsals_card_says_so(self, scratch, folder: Path, run_context: RunContext) -> None:
         ModelFolder().export(*scratch, folder, RESULTS, replace(run_context, rehearsal=True))
@@ -171,7 +184,7 @@ class TestModelFolder:
         ModelFolder().export(model, tokenizer, folder, RESULTS, run)
         again = AutoModelForMaskedLM.from_pretrained(folder)
         assert torch.equal(again(input_ids=IDS).logits, model.eval()(input_ids=IDS).logits)
-        assert 'pipeline_tag: "fill-mask"' in (folder / "README.md").read_text(encoding="utf-8")
+        assert "pipeline_tag: fill-mask" in (folder / "README.md").read_text(encoding="utf-8")
 
     @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft 0.21 calls what transformers 5.23 renames
     def test_an_adapter_names_its_base_and_loads_on_it(self, adapted, folder: Path, run_context: RunContext) -> None:
@@ -179,7 +192,8 @@ class TestModelFolder:
         ModelFolder().export(model, tokenizer, folder, RESULTS, run_context)
         assert not (folder / "model.safetensors").exists()
         card = (folder / "README.md").read_text(encoding="utf-8")
-        assert f'base_model: "{GPT2_PATH}"' in card
+        assert f"base_model: {GPT2_PATH}" in card
+        assert "license: unknown" in card
         assert f"It belongs to {GPT2_PATH} at {model.peft_config['default'].revision}, and needs it." in card
         again = AutoPeftModelForCausalLM.from_pretrained(folder)
         assert torch.equal(again.eval()(input_ids=IDS).logits, model.eval()(input_ids=IDS).logits)
@@ -195,7 +209,7 @@ class TestModelFolder:
         with hub.unplugged():
             model = PretrainedModel(path="example/never-seen").rehearse().build(tokenizer, run)
             ModelFolder().export(with_lora(model, run), tokenizer, folder, RESULTS, run)
-        assert 'base_model: "example/never-seen"' in (folder / "README.md").read_text(encoding="utf-8")
+        assert "base_model: example/never-seen" in (folder / "README.md").read_text(encoding="utf-8")
 
 
 class TestMergeLoRA:
@@ -295,9 +309,12 @@ class TestPushToHub:
         monkeypatch.setattr(
             "huggingface_hub.HfApi.create_repo", lambda self, *args, **kwargs: calls.append((self.token, args, kwargs))
         )
-        monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", lambda self, **kwargs: calls.append(kwargs))
+        monkeypatch.setattr("huggingface_hub.HfApi.create_commit", lambda self, *args, **kwargs: calls.append(args))
+        ModelFolder().export(*scratch, folder, RESULTS, run_context)
         PushToHub(repo_id="me/mine").export(*scratch, folder, RESULTS, run_context)
-        assert calls == [
-            ("hf_mine", ("me/mine",), {"private": True, "exist_ok": True}),
-            {"repo_id": "me/mine", "folder_path": folder, "commit_message": "test, by pretrain-toolkit"},
-        ]
+        created, (repository, operations) = calls
+        assert created == ("hf_mine", ("me/mine",), {"private": True, "exist_ok": True})
+        assert repository == "me/mine"
+        assert {operation.path_in_repo for operation in operations} == {file.name for file in folder.iterdir()}
+        (card,) = (operation for operation in operations if operation.path_in_repo == "README.md")
+        assert 'from_pretrained("me/mine")' in card.path_or_fileobj.decode()

@@ -41,7 +41,7 @@ def test_a_finished_run_says_which_exporter_its_recipe_has_gained_and_carries_it
     calls: list[Any] = []
     monkeypatch.setenv("HF_TOKEN", "hf_mine")
     monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda self, *args, **kwargs: "the Hub")
-    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", lambda self, **kwargs: calls.append(kwargs))
+    monkeypatch.setattr("huggingface_hub.HfApi.create_commit", lambda self, *args, **kwargs: calls.append(args))
     write_recipe(folder, exporters=["model-folder", PUSH], training=training)
     answer = toolkit("recipe", "run", str(recipe))
     assert "not carried out then: push-to-hub" in answer.out
@@ -53,7 +53,8 @@ def test_a_finished_run_says_which_exporter_its_recipe_has_gained_and_carries_it
     exported = toolkit("run", "export", "tiny", "--json").json
     assert exported["step"] == 4
     assert [entry["exporter"] for entry in exported["exported"]] == ["model-folder", "push-to-hub"]
-    assert [Path(call["folder_path"]).name for call in calls] == ["model"]
+    (pushed,) = calls
+    assert {Path(operation.path_or_fileobj).parent.name for operation in pushed[1][1:]} == {"model"}
     again = content(model)
     assert {name for name in before if before[name] != again[name]} <= {"README.md"}
     assert not [path.name for path in model.parent.iterdir() if path.name.startswith(".")]

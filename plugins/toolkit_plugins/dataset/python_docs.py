@@ -8,7 +8,7 @@ import sysconfig
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from toolkit.api import Dataset, Peek, RunContext, UnavailableError
 from toolkit_plugins.dataset.arrow import dataset_of
@@ -29,6 +29,9 @@ class PythonDocs(Dataset):
     A document is a topic of the language reference, a module with its functions, or a class with its methods. The
     text is that of the running Python, so other versions give slightly other data. Nothing is imported or executed.
     """
+
+    licenses: ClassVar[tuple[str, ...]] = ("PSF-2.0",)
+    languages: ClassVar[tuple[str, ...]] = ("en",)
 
     def rehearse(self) -> Self:
         """A few hundred documents are enough to see that everything works."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from toolkit.api import Dataset, OptionError, Peek, RunContext
 from toolkit_plugins.dataset.arrow import dataset_of
@@ -23,6 +23,9 @@ TITLE = re.compile(r" = (?!= ).*(?<! =) = ?\n?", re.DOTALL)
 
 class WikiText(Dataset):
     """Good and featured articles of Wikipedia, one a document. Merity et al. 2016, https://arxiv.org/abs/1609.07843."""
+
+    licenses: ClassVar[tuple[str, ...]] = ("cc-by-sa-3.0", "gfdl")
+    languages: ClassVar[tuple[str, ...]] = ("en",)
 
     version: Literal["wikitext-2-raw-v1", "wikitext-2-v1", "wikitext-103-raw-v1", "wikitext-103-v1"] = (
         "wikitext-2-raw-v1"

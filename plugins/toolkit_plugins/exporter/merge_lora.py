@@ -6,8 +6,9 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.api import Exporter, OptionError, Results, RunContext, ToolkitError
-from toolkit_plugins.exporter.model_files import TEXT, logits, prove, reload_full, write, write_card
+from toolkit.api import OptionError, Results, RunContext, ToolkitError
+from toolkit_plugins.exporter.model_card import CardedExporter
+from toolkit_plugins.exporter.model_files import TEXT, logits, prove, reload_full, write
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,7 +39,7 @@ def _short(name: str) -> str:
     return name.removeprefix("base_model.model.")
 
 
-class MergeLoRA(Exporter):
+class MergeLoRA(CardedExporter):
     """Write the model with LoRA's factors merged in: a model like any other, as large as its base."""
 
     @property
@@ -94,5 +95,5 @@ class MergeLoRA(Exporter):
             f"A {merged.config.model_type} model trained with pretrain-toolkit: LoRA on "
             f"{base or 'a model of this run'}, merged. Its logits are those of base and adapter to {difference:.1g}."
         )
-        write_card(folder, results, run, parameters=merged.num_parameters(), what=what, proof=proof, base=base)
+        self.write_card(folder, results, run, parameters=merged.num_parameters(), what=what, proof=proof, base=base)
         run.log.info("merged model written to %s; %s", self.folder, proof)

@@ -1,4 +1,4 @@
-"""Writes a model folder, a card that tells what the model is, and proves that the folder loads.
+"""Writes a model folder, and proves that it loads.
 
 Used by every exporter that leaves a model; what model that is, is theirs to decide.
 """
@@ -6,12 +6,11 @@ Used by every exporter that leaves a model; what model that is, is theirs to dec
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.api import Results, RunContext, ToolkitError
+from toolkit.api import RunContext, ToolkitError
 from toolkit_plugins.exporter.version_four import add_old_names
 
 if TYPE_CHECKING:
@@ -117,67 +116,3 @@ def reload_full(run: RunContext) -> Callable[[Path], PreTrainedModel]:
         return model
 
     return reload
-
-
-def write_card(
-    folder: Path,
-    results: Results,
-    run: RunContext,
-    *,
-    parameters: int,
-    what: str,
-    proof: str,
-    base: str | None = None,
-    loading: str | None = None,
-) -> None:
-    """Write README.md: what the model is, what it learned from, how well, under which licences, and how to load it."""
-    head: dict[str, Any] = {"library_name": "peft" if loading else "transformers"}
-    if base:
-        head["base_model"] = base
-    head["pipeline_tag"] = "text-generation" if run.task == "causal-lm" else "fill-mask"
-    head["tags"] = ["pretrain-toolkit"]
-    auto = "AutoModelForCausalLM" if run.task == "causal-lm" else "AutoModelForMaskedLM"
-    code = loading or (
-        f"from transformers import AutoTokenizer, {auto}\n\n"
-        f'model = {auto}.from_pretrained("PATH")\ntokenizer = AutoTokenizer.from_pretrained("PATH")'
-    )
-    sections = [
-        # A JSON value is a YAML value.
-        "---\n" + "".join(f"{key}: {json.dumps(value)}\n" for key, value in head.items()) + "---",
-        f"# {run.name}",
-        what,
-        *(["**This is a rehearsal: the model is tiny and has learned nothing.**"] if run.rehearsal else []),
-        f"* parameters: {parameters:,}\n* objective: {run.task}, {run.block_size} tokens per sequence\n"
-        f"* seed: {run.seed}\n* check: {proof}",
-        "## Results",
-        "\n".join(lines(results.metrics)) or "None were measured.",
-        "## Data",
-        "\n".join(lines(results.data)) or "No account was given.",
-        "## Licences",
-        "\n".join(f"* {license}" for license in results.licenses)
-        or "The sources name none. Look them up before you pass the model on.",
-        "## Use",
-        f"```python\n{code}\n```",
-        "## Settings",
-        f"The complete recipe; `toolkit recipe run` repeats the training.\n\n```yaml\n{results.recipe.strip()}\n```",
-    ]
-    (folder / "README.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
-
-
-def lines(facts: Mapping[str, Any], indent: str = "") -> Iterator[str]:
-    """Nested facts as a nested list; numbers as people read them."""
-    for key, value in facts.items():
-        name = str(key).replace("_", " ")
-        if isinstance(value, Mapping):
-            yield f"{indent}* {name}:"
-            yield from lines(value, indent + "  ")
-        elif isinstance(value, (list, tuple)):
-            yield f"{indent}* {name}: {', '.join(map(str, value))}"
-        else:
-            yield f"{indent}* {name}: {_number(value)}"
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return json.dumps(value, ensure_ascii=False) if "\n" in str(value) else str(value)
-    return f"{value:,.0f}" if isinstance(value, int) or (value.is_integer() and abs(value) >= 1000) else f"{value:.6g}"

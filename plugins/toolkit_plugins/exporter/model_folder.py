@@ -6,14 +6,15 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.api import Exporter, OptionError, Results, RunContext
-from toolkit_plugins.exporter.model_files import prove, reload_full, write, write_card
+from toolkit.api import OptionError, Results, RunContext
+from toolkit_plugins.exporter.model_card import REPOSITORY, CardedExporter
+from toolkit_plugins.exporter.model_files import prove, reload_full, write
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class ModelFolder(Exporter):
+class ModelFolder(CardedExporter):
     """Write weights, tokenizer, configs and a model card, then load them again and compare.
 
     Of a model with LoRA it writes the adapter, which needs its base beside it; merge-lora writes both as one.
@@ -53,7 +54,7 @@ class ModelFolder(Exporter):
         write(model, tokenizer, folder)
         proof = prove(model, tokenizer, folder, reload=reload_full(run))
         what = f"A {model.config.model_type} model trained with pretrain-toolkit."
-        write_card(folder, results, run, parameters=model.num_parameters(), what=what, proof=proof)
+        self.write_card(folder, results, run, parameters=model.num_parameters(), what=what, proof=proof)
         run.log.info("model written to %s; %s", self.folder, proof)
 
     def _export_adapter(
@@ -72,16 +73,17 @@ class ModelFolder(Exporter):
         adapter, _ = model.get_nb_trainable_parameters()
         if run.task == "causal-lm":
             loading = (
-                'from peft import AutoPeftModelForCausalLM\n\nmodel = AutoPeftModelForCausalLM.from_pretrained("PATH")'
+                "from peft import AutoPeftModelForCausalLM\n\n"
+                f'model = AutoPeftModelForCausalLM.from_pretrained("{REPOSITORY}")'
             )
         else:
             loading = (
                 "from peft import PeftModel\nfrom transformers import AutoModelForMaskedLM\n\n"
                 f'base = AutoModelForMaskedLM.from_pretrained("{base}")\n'
-                'model = PeftModel.from_pretrained(base, "PATH")'
+                f'model = PeftModel.from_pretrained(base, "{REPOSITORY}")'
             )
         what = f"A LoRA adapter trained with pretrain-toolkit. It belongs to {where}, and needs it."
-        write_card(folder, results, run, parameters=adapter, what=what, proof=proof, base=base, loading=loading)
+        self.write_card(folder, results, run, parameters=adapter, what=what, proof=proof, base=base, loading=loading)
         run.log.info("adapter for %s written to %s; %s", where, self.folder, proof)
 
 

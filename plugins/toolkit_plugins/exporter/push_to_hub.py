@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from toolkit.api import Exporter, OptionError, Results, RunContext, UnavailableError
+from toolkit_plugins.exporter.model_card import as_uploaded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -52,7 +53,7 @@ class PushToHub(Exporter):
             run.log.info("a rehearsal uploads nothing: %s would go to %s", folder.name, self.repo_id)
             return
         self.check(model, run)
-        from huggingface_hub import HfApi
+        from huggingface_hub import CommitOperationAdd, HfApi
         from huggingface_hub.errors import HfHubHTTPError
 
         # Its bases: whatever HTTP library this version of the Hub's uses, and OSError.
@@ -60,8 +61,11 @@ class PushToHub(Exporter):
         api = HfApi(token=os.environ["HF_TOKEN"])
         try:
             url = api.create_repo(self.repo_id, private=self.private, exist_ok=True)
-            api.upload_folder(
-                repo_id=self.repo_id, folder_path=folder, commit_message=f"{run.name}, by pretrain-toolkit"
+            files = sorted(file for file in folder.rglob("*") if file.is_file())
+            api.create_commit(
+                self.repo_id,
+                [CommitOperationAdd(str(file.relative_to(folder)), self._content(file)) for file in files],
+                commit_message=f"{run.name}, by pretrain-toolkit",
             )
         except HfHubHTTPError as error:
             status = error.response.status_code
@@ -77,3 +81,9 @@ class PushToHub(Exporter):
                 f"the Hub cannot be reached ({error}); the model is in {folder}", option="repo_id"
             ) from error
         run.log.info("%s uploaded to %s", folder.name, url)
+
+    def _content(self, file: Path) -> Path | bytes:
+        """What is uploaded of a file: the card says where the model is now."""
+        if file.name != "README.md":
+            return file
+        return as_uploaded(file.read_text(encoding="utf-8"), self.repo_id).encode()
