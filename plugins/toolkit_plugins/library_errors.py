@@ -37,14 +37,23 @@ def reading(
             raise
         reason = _reason(error)
         if reason is None and (isinstance(error, ImportError) or "pip install" in str(error)):
-            needs = " ".join(str(error).split())
-            message = f"{what} of {repository.path} needs a package that is not installed: {needs}"
+            message = f"{what} of {repository.path} needs a package that is not installed: {_package(error)}"
             raise UnavailableError(message, option="path") from error
         reason = reason or (
             f"{type(error).__name__}: {_first_line(error)}; its files are damaged, or do not belong together: fetch "
             f"them again"
         )
         raise OptionError(f"{what} of {repository.path} cannot be used: {reason}", option="path") from error
+
+
+def _package(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if "`tiktoken`" in text:  # tried last, so what is told of it is also told of the others' files
+        return (
+            "it is no tokenizer.json but a model of sentencepiece or tiktoken; pip install sentencepiece protobuf "
+            "tiktoken, or take a repository that has tokenizer.json"
+        )
+    return text
 
 
 def _reason(error: Exception) -> str | None:

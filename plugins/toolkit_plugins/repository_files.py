@@ -203,6 +203,8 @@ def _shards(repository: Repository) -> list[str]:
 
 
 def _adapter(repository: Repository) -> str:
+    if "config.json" in repository:
+        return "it holds a model and an adapter of one; keep adapter_config.json elsewhere, to train the model"
     base = "the model that adapter_config.json names"
     if repository.folder:
         base = json.loads(_read(repository, "adapter_config.json")).get("base_model_name_or_path") or base

@@ -153,13 +153,21 @@ def test_a_tokenizer_that_cannot_be_used(folder: Path, run_context: RunContext, 
     assert message in str(refusal(lambda: PretrainedTokenizer(path=str(folder)).build((), run_context)))
 
 
-def test_a_package_that_a_tokenizer_needs_is_named(folder: Path, run_context: RunContext) -> None:
+@pytest.mark.parametrize(
+    ("file", "settings", "package"),
+    [
+        ("vocab.txt", {"tokenizer_class": "BertJapaneseTokenizer", "word_tokenizer_type": "mecab"}, "fugashi"),
+        ("tokenizer.model", {"tokenizer_class": "LlamaTokenizer"}, "pip install sentencepiece"),
+    ],
+)
+def test_a_package_that_a_tokenizer_needs_is_named(
+    folder: Path, run_context: RunContext, file: str, settings: dict[str, str], package: str
+) -> None:
     without("tokenizer*")(folder)
-    (folder / "vocab.txt").write_text("a\nb\n")
-    settings = {"tokenizer_class": "BertJapaneseTokenizer", "word_tokenizer_type": "mecab"}
+    (folder / file).write_text("a\nb\n")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     error = refusal(lambda: PretrainedTokenizer(path=str(folder)).build((), run_context))
-    assert "fugashi" in str(error)
+    assert package in str(error)
     assert error.exit_status == 3
 
 

@@ -39,8 +39,9 @@ FIRST_POSITION_AFTER_PADDING = {
     "xlm-roberta-xl",
 }
 """Models that number positions from pad_token_id + 1, as fairseq did, and so have fewer than their table's rows."""
-CAUSALITY_TOLERANCE = 1e-5
-"""Share of the logits' spread by which later tokens may change earlier logits: rounding, and nothing else."""
+CAUSALITY_TOLERANCE = 1e-4
+"""Share of the logits' spread by which later tokens may change earlier logits: rounding does by 1e-6, in a mixture of
+experts, and a BERT that has learned nothing by 1e-3."""
 CONFIG_ERRORS = (OSError, ValueError, KeyError, ImportError)
 """What a class of transformers raises about its config; the rest is about what we did to it, or about fake tensors."""
 
@@ -253,7 +254,7 @@ class PretrainedModel(Model):
         ids = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3, 8, 9, 10, 11]]) % known
         training = model.training
         with torch.no_grad():
-            earlier = model.train(False)(input_ids=ids, use_cache=False).logits[:, :4].float()
+            earlier = model.train(False)(input_ids=ids).logits[:, :4].float()
         model.train(training)
         change, spread = (earlier[0] - earlier[1]).abs().max(), earlier.max() - earlier.min()
         if change > CAUSALITY_TOLERANCE * spread:
