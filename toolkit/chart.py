@@ -137,11 +137,11 @@ def ticks(low: float, high: float, *, count: int, smallest: float = 0.0) -> list
 
 
 def short(value: float) -> str:
-    """A number as an axis shows it: 25k, 1.5M, 5e-4."""
+    """A number as an axis shows it: 25K, 1.5M, 5e-4."""
     size = abs(value)
-    for bound, letter in ((1e9, "B"), (1e6, "M"), (1e4, "k")):
+    for bound, letter in ((1e9, "B"), (1e6, "M"), (1e4, "K")):
         if size >= bound:
-            return f"{value / (1e3 if letter == 'k' else bound):.4g}{letter}"
+            return f"{value / (1e3 if letter == 'K' else bound):.4g}{letter}"
     if 0 < size < 1e-3:
         mantissa, _, exponent = f"{value:.3e}".partition("e")
         return f"{float(mantissa):g}e{int(exponent)}"

@@ -18,10 +18,10 @@ def size(of_bytes: float) -> str:
 
 
 def compact(number: float) -> str:
-    """A count in three digits: 950, 9,500, 12.3k, 124M, 1.3B."""
+    """A count in three digits: 950, 9,500, 12.3K, 124M, 1.3B."""
     if abs(number) < 9_999.5:
         return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
-    scaled, unit = _scaled(number, ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")))
+    scaled, unit = _scaled(number, ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")))
     return f"{scaled:.0f}{unit}" if scaled >= 100 else f"{scaled:.3g}{unit}"
 
 
@@ -41,6 +41,11 @@ def duration(seconds: float) -> str:
     large, small = next(pair for pair in itertools.pairwise(units) if rounded >= pair[0][1])
     rest = rounded % large[1] // small[1]
     return f"{rounded // large[1]} {large[0]}" + (f" {rest} {small[0]}" if rest else "")
+
+
+def moment(iso: str) -> str:
+    """A time of the record, which is in UTC: 2026-01-31 08:02 UTC."""
+    return f"{iso[:16].replace('T', ' ')} UTC"
 
 
 def loss(value: float) -> str:

@@ -92,7 +92,7 @@ def render(run: RunDirectory) -> str:
         environment=dict(flat(_optional(run.folder / "environment.json") or {})),
         settings=settings(run.folder / "resolved.yaml"),
         recipe=_text(run.folder / "recipe.yaml"),
-        written=now(),
+        written=formatting.moment(now()),
         version=toolkit.__version__,
     )
 
@@ -230,7 +230,7 @@ def attempts(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         lasted = datetime.fromisoformat(ended) - datetime.fromisoformat(started) if ended else None
         yield {
             "number": number,
-            "started": started.replace("T", " ").replace("+00:00", " UTC"),
+            "started": formatting.moment(started),
             "from_step": attempt["from_step"],
             "step": attempt.get("step"),
             "lasted": lasted.total_seconds() if lasted is not None else None,
@@ -240,10 +240,12 @@ def attempts(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Nested plain data as (dotted path, text)."""
+    """Nested plain data as (dotted path, text); bytes as people read them."""
     if isinstance(value, Mapping):
         for key, child in value.items():
             yield from flat(child, f"{path}.{key}" if path else str(key))
+    elif path.endswith("_bytes"):
+        yield path.removesuffix("_bytes"), formatting.size(value)
     elif isinstance(value, list):
         yield path, ", ".join(map(shown, value))
     else:

@@ -44,17 +44,30 @@ def test_the_kinds_of_the_help_text_are_those_of_the_contracts() -> None:
     assert tuple(KINDS) == NAMED
 
 
-def test_list_names_plugins_and_who_offers_them() -> None:
+def test_list_names_plugins_who_offers_them_and_what_they_do() -> None:
     entries = toolkit("plugin", "list", "--json").json
     assert [(entry["kind"], entry["name"]) for entry in entries] == EVERY
     assert {entry["distribution"].split()[0] for entry in entries} >= {"pretrain-toolkit"}
-    assert len(toolkit("plugin", "list").out.splitlines()) == len(EVERY) + 1
+    assert all(entry["description"] for entry in entries)
+    table = toolkit("plugin", "list").out.splitlines()
+    assert len(table) == len(EVERY) + 1
+    assert any(line.startswith("optimizer  adamw") and "decoupled weight decay" in line for line in table)
+
+
+def test_list_shows_a_plugin_that_fails_with_its_failure(here: Path) -> None:
+    (here / "own/memory/broken.py").write_text("import no_such_module\n")
+    listed = toolkit("plugin", "list", "--kind", "memory", "--plugins", "own").out.splitlines()
+    (broken,) = (line for line in listed if " broken " in line)
+    assert "FAILS: " in broken
+    assert "No module named 'no_such_module'" in broken
+    assert any("my-strategy" in line and line.endswith("Does nothing yet.") for line in listed)
 
 
 def test_list_of_one_kind_with_a_folder_of_ones_own() -> None:
     entries = toolkit("plugin", "list", "--kind", "memory", "--plugins", "own", "--json").json
     assert {entry["kind"] for entry in entries} == {"memory"}
-    assert {"kind": "memory", "name": "my-strategy", "distribution": "own/memory/my_strategy.py"} in entries
+    own = {"kind": "memory", "name": "my-strategy", "distribution": "own/memory/my_strategy.py"}
+    assert {**own, "description": "Does nothing yet.", "failure": None} in entries
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY)

@@ -31,7 +31,9 @@ def finished(name: str) -> RunDirectory:
     run = begun(name)
     MetricsLog(run, print).write({"kind": "train", "step": 1200, "loss": 3.5, "seconds": 9.0})
     MetricsLog(run, print).write({"kind": "eval", "step": 1200, "eval_loss": 3.25, "perplexity": 25.79, "seconds": 9.0})
-    run.update(results={"steps": 1200, "eval_loss": 3.25, "seconds": 75.0, "tokens_seen": 4096, "sample": None})
+    reached = {"steps": 1200, "eval_loss": 3.25, "perplexity": 25.79, "seconds": 75.0, "tokens_seen": 4096}
+    memory = {"peak_memory_bytes": 727_052_288, "memory_was_short": False}
+    run.update(results={**reached, **memory, "parameters": 950_912, "sample": None}, planned_memory_bytes=616_000_000)
     run.end_attempt(how="finished", step=1200)
     for step in (900, 1200):
         (run.checkpoints / f"checkpoint-{step}").mkdir()
@@ -79,7 +81,10 @@ def test_show_tells_attempts_results_checkpoints_and_the_model() -> None:
     out = toolkit("run", "show", "good").out
     for words in ("finished, step 1,200", "from step 0; finished at step 1,200", "checkpoint-900, checkpoint-1200"):
         assert words in out
-    for words in ("1 min 15 s", "3.2500", "runs/good/model"):
+    room = "there was room to spare, so freed memory was kept for reuse"
+    for words in ("1 min 15 s", "loss 3.2500, perplexity 25.79", f"peak 727 MB; planned 616 MB ({room})", "951K"):
+        assert words in out
+    for words in ("runs/good/model", "4,096 tokens"):
         assert words in out
     assert "sample" not in out
     shown = toolkit("run", "show", "good", "--json").json

@@ -112,7 +112,7 @@ def every_event() -> list[object]:
 
 
 def test_a_step_in_words() -> None:
-    parts = ["step 420/1,000", "loss 3.2146", "12.3k tokens/s", "3 min 13 s left", "saved at 400"]
+    parts = ["step 420/1,000", "loss 3.2146", "12.3K tokens/s", "3 min 13 s left", "saved at 400"]
     assert lines.progress(STEP, STEP.loss) == parts
     first = replace(STEP, loss=None, last_save_step=None)
     assert lines.progress(first, None) == [parts[0], parts[2], parts[3]]
@@ -240,7 +240,7 @@ def test_the_live_display_fits_the_terminal(width: int, encoding: str, monkeypat
     lines = raw.getvalue().decode(encoding).splitlines()
     assert max(len(line.rstrip()) for line in lines) <= width
     words = " ".join(" ".join(lines).split())
-    for part in ("step 420/1,000", "loss 3.2146", "12.3k tokens/s", "3 min 13 s left", "saved at 400", "27.10"):
+    for part in ("step 420/1,000", "loss 3.2146", "12.3K tokens/s", "3 min 13 s left", "saved at 400", "27.10"):
         assert part in words
     assert "?" not in words
 

@@ -37,9 +37,9 @@ def test_sizes_have_three_digits(of_bytes: float, words: str) -> None:
         (950, "950"),
         (999.7, "1,000"),
         (9_500, "9,500"),
-        (12_345, "12.3k"),
-        (24_000, "24k"),
-        (99_960, "100k"),
+        (12_345, "12.3K"),
+        (24_000, "24K"),
+        (99_960, "100K"),
         (999_700, "1M"),
         (124_439_808, "124M"),
         (1.3e9, "1.3B"),
@@ -93,3 +93,7 @@ def test_lengths_of_time_have_two_units_at_most(seconds: float, words: str) -> N
 )
 def test_a_perplexity_has_only_digits_that_mean_something(value: float, words: str) -> None:
     assert formatting.perplexity(value) == words
+
+
+def test_a_moment_names_its_time_zone() -> None:
+    assert formatting.moment("2026-01-31T08:02:08+00:00") == "2026-01-31 08:02 UTC"

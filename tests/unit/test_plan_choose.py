@@ -289,8 +289,8 @@ def test_a_search_tells_how_it_goes_and_ends_with_its_time(tmp_path: Path) -> No
     best = whole.best(fidelity="different")
     assert best is not None
     assert (best.plan.fits, whole.cut_short) == (True, False)
-    assert told[0] == "planning memory: 0 sets tried"
-    assert re.fullmatch(r".* needed, .* usable: looking for strategies that fit, for .* at most: 1 sets tried", told[1])
+    assert told[0] == "planning memory: 0 tried"
+    assert re.fullmatch(r".* needed, .* usable: looking for strategies that fit, for .* at most: 1 tried", told[1])
     hurried = search(3)
     hurried.best(fidelity="different")
     assert hurried.cut_short

@@ -106,6 +106,8 @@ def test_a_finished_run_is_told_whole(finished: RunDirectory, tmp_path: Path) ->
     ]
     assert page.charts["training"] == measured
     assert [point[0] for point in page.charts["held out"]] == [4, 8]
+    assert re.search(r"device\.memory \d[\d.]* [GT]B", page.text)
+    assert "print-color-adjust: exact" in page.source
     assert set(page.charts) == {"training", "held out", "learning rate", "throughput", "gradient norm"}
 
 
@@ -252,7 +254,7 @@ def test_steps_are_whole_numbers() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (5e-4, "5e-4"), (0.02, "0.02"), (4000, "4000"), (25_000, "25k"), (1_500_000, "1.5M"), (2e9, "2B")],
+    [(0, "0"), (5e-4, "5e-4"), (0.02, "0.02"), (4000, "4000"), (25_000, "25K"), (1_500_000, "1.5M"), (2e9, "2B")],
 )
 def test_numbers_on_axes_are_short(value: float, text: str) -> None:
     assert short(value) == text

@@ -46,7 +46,7 @@ def phase(event: Progressed) -> list[str]:
         return [event.phase]
     of_total = f"/{event.total:,}" if event.total is not None else ""
     parts = [event.phase, f"{event.done:,}{of_total} {event.unit}"]
-    if event.per_second and event.done != event.total:
+    if event.per_second >= 1 and event.done != event.total:  # of slower ones the time left says more
         parts.append(f"{formatting.compact(event.per_second)} {event.unit}/s")
     if event.remaining_seconds:
         return [*parts, f"{formatting.duration(math.ceil(event.remaining_seconds))} left"]
@@ -63,7 +63,7 @@ def told(event: Event, width: int = render.ENDLESS) -> list[str]:
             return event.text.splitlines()
         case events.DataPrepared():
             excerpt = BORDER.sub(r"\n\1\n", " ".join(event.account.excerpt.split()))
-            entries = {**_prepared(event), "a border": excerpt}
+            entries = {**_prepared(event), "excerpt": excerpt}
             return [
                 f"data{', prepared by an earlier run' * event.from_cache}",
                 *render.beside(entries, width, indent=2),

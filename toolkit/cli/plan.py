@@ -202,7 +202,7 @@ def _show(made: Plan, why: Sequence[str], data: Mapping[str, Any]) -> None:
         {
             "fits": _verdict(made),
             "strategies": "; ".join(made.strategies) or "none",
-            **({"chosen": ". ".join(why)} if why else {}),
+            **({"chosen": "; ".join(why)} if why else {}),
             "model": f"{made.parameters:,} parameters, {made.trained_parameters:,} trained",
             "data": in_words(data),
             "step": _step(made),
@@ -210,16 +210,16 @@ def _show(made: Plan, why: Sequence[str], data: Mapping[str, Any]) -> None:
             "checkpoint": _checkpoint(made),
             "saves": _saves(made),
             "time": _time(made),
-            "reckoned": f"memory {made.how_memory}. Time: {made.how_time}",
+            "basis": f"memory {made.how_memory}. Time: {made.how_time}",
         }
     )
 
 
 def _when(made: Plan) -> str:
     others = ", ".join(
-        f"{phase} {formatting.size(size)}" for phase, size in made.phases.items() if phase != made.peak_phase
+        f"{name} {formatting.size(size)}" for name, size in made.phases.items() if name != made.peak_phase
     )
-    return f"in: {made.peak_phase} ({others})"
+    return f"in the {made.peak_phase} phase ({others})"
 
 
 def _verdict(made: Plan) -> str:

@@ -12,10 +12,11 @@ import click
 from toolkit.cli import options, render
 from toolkit.cli.completion import complete_plugins
 from toolkit.cli.groups import NamingGroup
+from toolkit.errors import PluginError
 
 if TYPE_CHECKING:
     from toolkit.api import Plugin
-    from toolkit.registry import Registry
+    from toolkit.registry import Offer, Registry
     from toolkit.testing import Check
 
 KINDS = ("dataset", "tokenizer", "model", "objective", "optimizer", "memory", "callback", "exporter")
@@ -47,16 +48,34 @@ def plugin() -> None:
 @options.plugin_folders
 @options.as_json
 def list_(kind: str | None, plugin_folders: tuple[Path, ...], as_json: bool) -> None:
-    """List plugins, and who offers them."""
+    """List plugins, who offers them, and what they do.
+
+    One that cannot be used is listed with the reason.
+    """
     from toolkit.registry import Registry
 
-    offers = Registry.discover(plugin_folders).offers(kind)
+    entries = [_entry(offer) for offer in Registry.discover(plugin_folders).offers(kind)]
     if as_json:
-        render.as_json(
-            [{"kind": offer.kind, "name": offer.name, "distribution": offer.distribution} for offer in offers]
-        )
-    else:
-        render.table(["KIND", "NAME", "FROM"], ([offer.kind, offer.name, offer.distribution] for offer in offers))
+        render.as_json(entries)
+        return
+    columns = ("kind", "name", "distribution")
+    render.table(
+        ["KIND", "NAME", "FROM", "WHAT IT DOES"],
+        (
+            [*(entry[column] for column in columns), entry["description"] or f"FAILS: {entry['failure']}"]
+            for entry in entries
+        ),
+    )
+
+
+def _entry(offer: Offer) -> dict[str, Any]:
+    entry = {"kind": offer.kind, "name": offer.name, "distribution": offer.distribution}
+    try:
+        loaded = offer.load()
+    except PluginError as error:
+        return {**entry, "description": None, "failure": str(error)}
+    summary = inspect.cleandoc(loaded.__doc__ or "").partition("\n\n")[0]
+    return {**entry, "description": " ".join(summary.split()), "failure": None}
 
 
 @plugin.command(

@@ -48,8 +48,8 @@ def list_(runs: Path, as_json: bool) -> None:
 
 
 def _row(entry: dict[str, Any]) -> list[str]:
-    loss = "" if entry["eval_loss"] is None else f"{entry['eval_loss']:.4f}"
-    created = str(entry["created"])[:16].replace("T", " ")
+    loss = "" if entry["eval_loss"] is None else formatting.loss(entry["eval_loss"])
+    created = formatting.moment(entry["created"])
     return [entry["name"], entry["status"], f"{entry['step']:,}", loss, created, entry["recipe"]]
 
 
@@ -79,7 +79,7 @@ def show(run: str, runs: Path, as_json: bool) -> None:
         "run": summary["name"],
         "recipe": summary["recipe"],
         "status": f"{summary['status']}, step {summary['step']:,}",
-        "created": summary["created"],
+        "created": formatting.moment(summary["created"]),
         **({"begun at": "step {step:,} of {run} ({folder})".format(**record["parent"])} if "parent" in record else {}),
         **({"grace": f"{record['grace_seconds']} s after SIGTERM"} if "grace_seconds" in record else {}),
         "attempts": "\n".join(attempts) or "none",
@@ -118,7 +118,7 @@ def _attempt(attempt: dict[str, Any]) -> str:
     if "lost_steps" in attempt:  # known once the run has gone on
         steps, seconds = attempt["lost_steps"], formatting.duration(attempt["lost_seconds"])
         lost = f"; lost {steps:,} steps, {seconds}" if steps else "; nothing lost"
-    return f"{attempt['started']} from step {attempt['from_step']:,}; {end}{why}{lost}"
+    return f"{formatting.moment(attempt['started'])} from step {attempt['from_step']:,}; {end}{why}{lost}"
 
 
 def _step_of(checkpoint: Path) -> int:

@@ -83,13 +83,12 @@ class LogLines:
             self._began = self._shown_at = self._clock()
             self._in_training = True
         if isinstance(event, StepDone):
-            self._in_training = event.step < event.total_steps
+            self._in_training, self._shown_phase = event.step < event.total_steps, None
         if isinstance(event, Progressed):
             if self._is_worth_a_line(event):
                 self._shown_phase, self._shown_at = event.phase, self._clock()
                 self._write("  ".join(phase(event)))
             return
-        self._shown_phase = None
         if not isinstance(event, StepDone):
             for line in told(event):
                 self._write(line)

@@ -63,7 +63,7 @@ class Search:
             limit_bytes: what a plan may take.
             processes: how many devices share a step.
             progress: is told of each set of strategies that was planned.
-            seconds: after which nothing new is planned; the recipe as it is always is.
+            seconds: that `best` may look for what fits, where the recipe as it is does not.
             clock: what these are counted by.
         """
         self.limit_bytes = limit_bytes
@@ -73,7 +73,7 @@ class Search:
         self._progress = progress
         self._phase = "planning memory"
         self._clock = clock
-        self._until = clock() + seconds
+        self._until = math.inf
         self._options: dict[tuple[Set, Component | None], Option | None] = {}
         self.planner = Planner(resolved, rates=rates, limit_bytes=limit_bytes, processes=processes)
         offered = candidates(resolved)
@@ -87,6 +87,7 @@ class Search:
         whole = self.planned(frozenset(), None)
         if whole and whole.plan.peak_bytes <= self.limit_bytes:
             return self._if_worth_it(whole)  # most often: nothing is needed
+        self._until = self._clock() + self.seconds
         if whole:
             needed, room = formatting.size(whole.plan.peak_bytes), formatting.size(self.limit_bytes)
             at_most = f", for {formatting.duration(self.seconds)} at most" if self.seconds < math.inf else ""
@@ -193,11 +194,11 @@ class Search:
         """The plan with these strategies; None if they do not go together, or the time is over."""
         key = added, batch
         if key not in self._options:
-            if self._options and self._clock() >= self._until:
+            if self._clock() >= self._until:
                 self.cut_short = True
                 return None
             if self._progress:
-                self._progress(self._phase, self.tried, unit="sets tried")
+                self._progress(self._phase, self.tried, unit="tried")
             option = self._options[key] = self.planner.option(added, batch)
             if option:
                 self.seen[option.plan.strategies] = option
