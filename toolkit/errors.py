@@ -120,6 +120,10 @@ class UnavailableError(ToolkitError):
         super().__init__(message)
 
 
+class PlanTooLongError(UnavailableError):
+    """A plan would take longer than it is worth."""
+
+
 class TrainingError(ToolkitError):
     """Training cannot go on in a way that would be of use."""
 

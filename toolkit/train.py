@@ -14,7 +14,7 @@ from toolkit import branch, formatting, processes, run_directory, variables
 from toolkit.attempt import Attempt
 from toolkit.branch import Parent
 from toolkit.comparison import differences, not_exported, require_same
-from toolkit.errors import PluginError, UnavailableError
+from toolkit.errors import PlanTooLongError, PluginError, UnavailableError
 from toolkit.export import load_line
 from toolkit.host import DISK_FAULTS, check_device, environment
 from toolkit.memory_watch import bytes_to_be_had, own_share
@@ -189,7 +189,7 @@ def _with_planned_memory(resolved: ResolvedRecipe, listener: Listener) -> tuple[
             planned = {"planned_memory_bytes": chosen.plan.peak_bytes, "memory_budget_bytes": chosen.plan.limit_bytes}
             return resolved, {"choice": chosen.record, **planned}
         peak = peak_bytes(resolved, processes=count)
-    except PluginError as error:  # a run needs no plan
+    except (PluginError, PlanTooLongError) as error:  # a run needs no plan
         listener(Message(f"{error}. The run goes on without a plan"))
         return (with_choice(resolved, NOTHING_CHOSEN) if chooser_of(resolved) else resolved), {}
     if peak > to_be_had:

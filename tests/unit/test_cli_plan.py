@@ -47,6 +47,11 @@ def test_what_does_not_fit_is_told_with_what_would() -> None:
     assert "the search ended after 0 s, with 1 set of strategies tried: --search-seconds gives it longer" in hurried
 
 
+def test_a_model_that_would_be_planned_for_hours_ends_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toolkit.plan.ledger.MOST_SECONDS", -1.0)
+    assert "too many layers to be traced" in toolkit("recipe", "plan", "mine.yaml", "--device", "t4", status=3).err
+
+
 def test_where_only_the_copy_for_saves_does_not_fit_that_is_the_cure() -> None:
     settings = ("model.hidden_size=512", "training.global_batch_size=192", "memory=[]")
     words = ("recipe", "plan", "mine.yaml", *(word for setting in settings for word in ("--set", setting)))

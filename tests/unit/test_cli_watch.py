@@ -209,7 +209,7 @@ def test_a_log_gets_lines_of_a_phase_that_lasts() -> None:
 
 def test_a_phase_whose_end_is_unknown_says_how_long_it_has_taken() -> None:
     words = lines.phase(Progressed("reading", 3_000_000, None, "characters", 10.0))
-    assert words == ["reading", "3,000,000 characters", "300k characters/s", "10 s so far"]
+    assert words == ["reading", "3,000,000 characters", "300K characters/s", "10 s so far"]
 
 
 def test_a_log_shows_steps_that_have_a_loss() -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 NARROW = 24
 """Columns that words beside a name must have; with fewer they go below it."""
 SAMPLE_LINES = 3
-"""Of a finished model's text that the end of a run shows."""
+"""Of a finished model's text that is shown."""
 ENDLESS = 10_000
 """The width of what is no terminal: nothing wraps there, so that `grep` finds whole lines."""
 
@@ -146,7 +146,7 @@ def result(result: RunResult, *, recipe: str, rehearsed: bool) -> None:
         memory_was_short=result.memory_was_short,
     )
     if result.sample:
-        entries["it writes"] = beginning(result.sample, min(terminal_width(), 100) - len("it writes  "))
+        entries["it writes"] = beginning(result.sample)
     if result.model_folder:
         entries["model"] = result.model_folder
     if not rehearsed:
@@ -199,9 +199,10 @@ def reached(
     return entries
 
 
-def beginning(sample: str, width: int) -> str:
-    """The first lines of a text that a model wrote; `run show` and the report have all of it."""
-    lines = [part for line in sample.strip().splitlines() for part in wrapped(line, width)]
+def beginning(sample: str) -> str:
+    """The first lines of a text that a model wrote; the report and --json have all of it."""
+    width = min(terminal_width(), 100) - len("it writes  ")
+    lines = [part for line in sample.splitlines() if line.strip() for part in wrapped(line.strip(), width)]
     return "\n".join(lines[:SAMPLE_LINES]) + " ..." * (len(lines) > SAMPLE_LINES)
 
 

@@ -107,7 +107,7 @@ def _results(record: dict[str, Any]) -> dict[str, str]:
             memory_was_short=results["memory_was_short"],
         ),
         "parameters": formatting.compact(results["parameters"]),
-        **({"it writes": results["sample"].strip()} if results["sample"] else {}),
+        **({"it writes": render.beginning(results["sample"])} if results["sample"] else {}),
     }
 
 

@@ -7,6 +7,7 @@ that are made of others (attention without a fused kernel, cross entropy) arrive
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -16,10 +17,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from toolkit import checkpoint
+from toolkit.errors import PlanTooLongError
+from toolkit.formatting import duration
 from toolkit.plan.trace import Event, Kind, Phase, Trace, Work
 
 ELSEWHERE = "meta"
 """A strategy puts a plan's tensors there that would leave the device: copies on the host, say."""
+MOST_SECONDS = 300.0
+"""Of the processor's time: a model of 32 layers takes about ten of them, and one of thousands would take hours."""
 SAME_WORK = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: torch.ops.aten._scaled_dot_product_flash_attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
@@ -42,8 +47,12 @@ class Ledger(TorchDispatchMode):
         self._before: dict[int, int] = {}
         self._events: list[Event] = []
         self._work: list[Work] = []
+        self._until = time.process_time() + MOST_SECONDS
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if time.process_time() > self._until:
+            took = duration(MOST_SECONDS)
+            raise PlanTooLongError(f"no plan after {took} of computing: the model has too many layers to be traced")
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         outputs = list(_tensors(result))
