@@ -76,7 +76,8 @@ def assemble(resolved: ResolvedRecipe, context: RunContext) -> Components:
     recipe = resolved.recipe
     remove_abandoned(context.cache)
     data = load_documents(resolved, context)
-    contents = documents.contents_of(data, context.progress)
+    with refusals_placed(recipe, ("dataset",)):
+        contents = documents.contents_of(data, context.progress)
     tokenizer = _tokenizer(recipe, data, contents["train"].digest, context)
     set_seed(context.seed)  # the model's first weights
     model = _model(recipe, tokenizer, context)

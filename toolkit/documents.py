@@ -39,7 +39,11 @@ class Contents:
 
 
 def contents_of(data: DatasetDict, progress: Progress = nobody_watches) -> dict[str, Contents]:
-    """Read all documents once; a digest is of every text of a split and of where it ends."""
+    """Read all documents once; a digest is of every text of a split and of where it ends.
+
+    Raises:
+        OptionError: a text is not UTF-8, which is not looked at where Arrow data are read.
+    """
     import xxhash
 
     total, done = sum(map(len, data.values())), 0
@@ -63,11 +67,30 @@ def _digested(column: Any, digest: Any) -> int:
     texts = pc.fill_null(column.cast(pa.large_string()), "")
     if isinstance(texts, pa.ChunkedArray):
         texts = texts.combine_chunks()
+    _check_utf8(texts)
     _, offsets, content = texts.buffers()
     ends = numpy.frombuffer(offsets, "int64")[texts.offset : texts.offset + len(texts) + 1]
     digest.update(numpy.diff(ends))  # the lengths, or texts could be cut elsewhere and look the same
     digest.update(memoryview(content or b"")[ends[0] : ends[-1]])
     return int(pc.sum(pc.utf8_length(texts)).as_py() or 0)
+
+
+def _check_utf8(texts: Any) -> None:
+    import pyarrow as pa
+
+    try:
+        texts.validate(full=True)
+    except pa.ArrowInvalid:
+        for content in texts.cast(pa.large_binary()).to_pylist():
+            try:
+                content.decode()
+            except UnicodeDecodeError as error:
+                around = content[max(0, error.start - 40) : error.start + 20].decode(errors="replace")
+                raise OptionError(
+                    f"a text is not UTF-8, though its column says so, and has to be mended where it was written: "
+                    f"...{around!r}..."
+                ) from error
+        raise
 
 
 def drawn(data: DatasetDict, dataset: Dataset) -> DatasetDict:
@@ -109,35 +132,9 @@ def _selected(split: Split, rows: numpy.ndarray[Any, Any]) -> Split:
 
 
 def texts(split: Split) -> Iterator[list[str]]:
-    """The texts of a split, some at a time.
-
-    Raises:
-        OptionError: one of them is not UTF-8.
-    """
-    column = split.select_columns("text")
-    batches = column.iter(batch_size=DOCUMENTS_PER_BATCH)
-    row = 0
-    while True:
-        try:
-            batch = next(batches, None)
-        except UnicodeDecodeError as error:
-            raise OptionError(
-                f"the text of row {_first_undecodable(column, row) + 1:,} is not UTF-8 ({error.reason}), though its "
-                f"column says so; it has to be mended where the data were written"
-            ) from error
-        if batch is None:
-            return
-        row += len(batch["text"])
+    """The texts of a split, some at a time."""
+    for batch in split.select_columns("text").iter(batch_size=DOCUMENTS_PER_BATCH):
         yield [text or "" for text in batch["text"]]
-
-
-def _first_undecodable(column: Split, row: int) -> int:
-    for number in range(row, len(column)):
-        try:
-            column[number]
-        except UnicodeDecodeError:
-            return number
-    raise AssertionError("every text is UTF-8")
 
 
 def cut_count(split: Split) -> int:

@@ -102,13 +102,13 @@ def test_the_tokenizer_does_not_learn_the_letters_of_special_tokens(run_context:
     assert [token for token in learned if "|" in token] == ["|"]
 
 
-def test_a_text_that_is_not_utf8_is_told_with_its_rows() -> None:
+def test_a_text_that_is_not_utf8_is_told_with_what_stands_around() -> None:
     import pyarrow as pa
 
-    binary = pa.array([b"fine"] * 1200 + [b"caf\xe9"] + [b"fine"] * 10)
+    binary = pa.array([b"fine"] * 12 + [b"a caf\xe9 in Paris"])
     rows = Dataset(pa.table({"text": pa.Array.from_buffers(pa.string(), len(binary), binary.buffers())}))
-    with pytest.raises(OptionError, match="the text of row 1,201 is not UTF-8"):
-        list(documents.texts(rows))
+    with pytest.raises(OptionError, match=r"is not UTF-8, .*: \.\.\.'a caf\ufffd in Paris'"):
+        documents.contents_of(DatasetDict(train=rows))
 
 
 def test_a_share_that_is_too_small_names_one_that_is_not(stories: Path) -> None:

@@ -165,11 +165,11 @@ def _value(row: Any, column: str, place: str) -> Iterator[str]:
         what = JSON_NAMES.get(type(row), "null" if row is None else "a string")
         raise Fault(f"{place} is {what} where an object with the key {column!r} is needed")
     if column not in row:
-        raise Fault(f"{place} has no key {column!r}; {choice(column, row)}{_nested(row)}", option="column")
+        raise Fault(f"{place} has no key {column!r}; {choice(column, row)}{_nested(row, column)}", option="column")
     value = row[column]
     if value is not None and not isinstance(value, str):
         raise Fault(
-            f"{column!r} of {place} is {JSON_NAMES[type(value)]}, not a string{_nested({column: value})}",
+            f"{column!r} of {place} is {JSON_NAMES[type(value)]}, not a string{_nested({column: value}, column)}",
             option="column",
         )
     if value is not None:
@@ -177,11 +177,12 @@ def _value(row: Any, column: str, place: str) -> Iterator[str]:
         yield (value.encode("utf-8", "surrogatepass").decode("utf-8", "replace") if _has_surrogate(value) else value)
 
 
-def _nested(row: dict[str, Any]) -> str:
-    """How to take documents out of a list in an object."""
+def _nested(row: dict[str, Any], column: str) -> str:
+    """How to take the documents out of a list in an object."""
     for key, value in row.items():
-        if isinstance(value, list) and value and isinstance(value[0], (str, dict)):
-            item = " | {text: .}" if isinstance(value[0], str) else ""
+        first = value[0] if isinstance(value, list) and value else None
+        if isinstance(first, str) or (isinstance(first, dict) and (column in first or key == column)):
+            item = f" | {{{column}: .}}" if isinstance(first, str) else ""
             return f". For the items of its list {key!r}: jq -c '.{key}[]{item}' FILE > NEW.jsonl"
     return ""
 
