@@ -9,7 +9,7 @@ import pytest
 
 from toolkit.errors import PluginError
 from toolkit.registry import Registry
-from toolkit.testing import Check, assert_conforms, check_plugin
+from toolkit.testing import Check, assert_conforms, check_plugin, check_resume
 
 DATASET = """
 def load(self, run):
@@ -503,3 +503,20 @@ def test_the_error_lists_every_failed_check(tmp_path: Path) -> None:
 def test_an_unknown_plugin_is_an_error_and_no_finding() -> None:
     with pytest.raises(PluginError, match="did you mean 'small-batch'"):
         check_plugin("memory", "small-bath")
+
+
+@pytest.mark.slow
+def test_an_objective_that_fills_in_is_killed_and_resumed_with_a_model_that_can() -> None:
+    check = check_resume("objective", "masked-lm")
+    assert check.passed
+    assert check.detail.startswith("killed twice, it ends the same")
+
+
+@pytest.mark.slow
+def test_a_plugin_that_refuses_every_small_recipe_was_not_tried_and_fails(tmp_path: Path) -> None:
+    written(tmp_path, "memory", "def apply(self, model, run):\n    raise OptionError('not for this one')")
+    check = check_resume("memory", "bad", plugin_folders=[tmp_path])
+    assert not check.passed
+    assert not check.tried
+    assert check.detail.startswith("not tried: it refuses every small recipe")
+    assert "not for this one" in check.detail

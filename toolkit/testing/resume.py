@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from toolkit.api import Memory
+from toolkit.api import Memory, Objective
 from toolkit.device import detect
 from toolkit.errors import RecipeError, TrainingError, UnavailableError, UsageError
+from toolkit.messages import libraries_quiet
 from toolkit.recipe.schema import MANY
 from toolkit.registry import Registry
 from toolkit.testing.bench import Check
@@ -36,8 +37,6 @@ COMPANIONS: tuple[Mapping[str, Any], ...] = (
     {"model": {"plugin": "pretrained", "path": "."}, "objective": "masked-lm"},
 )
 """What a plugin may need beside it: the first with which it does not refuse is the one that it is tried with."""
-BERT = {"architectures": ["BertForMaskedLM"], "model_type": "bert", "vocab_size": 300}
-"""The config that the last of them reads, and builds small."""
 
 
 def check_resume(
@@ -54,7 +53,8 @@ def check_resume(
     section = next((section for section, of in MANY.items() if of == kind), kind)
     own = {section: [component] if section in MANY else component}
     refusals: dict[str, None] = {}
-    for companions in COMPANIONS:
+    masked = isinstance(plugin, Objective) and plugin.task == "masked-lm"
+    for companions in COMPANIONS[-1:] if masked else COMPANIONS:
         beside = own[section] + companions.get(section, []) if section in MANY else own[section]
         try:
             verdict = _verdict({**RECIPE, **companions, section: beside}, plugin_folders)
@@ -74,8 +74,18 @@ def check_resume(
 
 def _verdict(recipe: Mapping[str, Any], plugin_folders: Iterable[Path]) -> Verdict:
     with tempfile.TemporaryDirectory(prefix="toolkit-check-") as folder:
-        Path(folder, "config.json").write_text(json.dumps(BERT), encoding="utf-8")
+        if recipe["model"] == COMPANIONS[-1]["model"]:
+            _write_bert(folder)
         file = Path(folder, "check.yaml")
         text = json.dumps(recipe).replace('"path": "."', f'"path": {json.dumps(folder)}')
         file.write_text(text, encoding="utf-8")
         return verify_resume(str(file), plugin_folders=plugin_folders)
+
+
+def _write_bert(folder: str) -> None:
+    """No plugin builds a model with this head from scratch."""
+    from transformers import BertConfig, BertForMaskedLM
+
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    with libraries_quiet():
+        BertForMaskedLM(BertConfig(vocab_size=1000, **sizes)).save_pretrained(folder)  # type: ignore[arg-type]
