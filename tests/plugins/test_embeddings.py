@@ -4,8 +4,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
+from packaging.version import Version
 from transformers import (
     AutoModelForCausalLM,
     Gemma3Config,
@@ -135,7 +137,19 @@ def test_the_language_model_of_a_multimodal_one_is_trained_alone(
     assert type(plugin.rehearse().build(tokenizer, run_context)) is Gemma3ForCausalLM
 
 
-@pytest.mark.parametrize(("names", "said"), [(("q_proj", "v_proj"), True), ("all-linear", False)])
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("q_proj", "v_proj"), True),
+        pytest.param(
+            "all-linear",
+            False,
+            marks=pytest.mark.skipif(
+                Version(peft.__version__) < Version("0.21"), reason="older ones take the word all-linear apart"
+            ),
+        ),
+    ],
+)
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft 0.21 calls what transformers 5.23 renames
 def test_lora_says_whether_it_leaves_experts_out(
     run_context: RunContext, caplog: pytest.LogCaptureFixture, names: Any, said: bool
@@ -151,6 +165,6 @@ def test_lora_says_whether_it_leaves_experts_out(
 
 
 def test_lora_on_a_norm_is_refused(run_context: RunContext) -> None:
-    with pytest.raises(OptionError, match="LoRA cannot be put there") as caught:
+    with pytest.raises(OptionError, match="peft has no factors for all of input_layernorm, q_proj") as caught:
         LoRA(target_modules=("q_proj", "input_layernorm")).apply(LlamaForCausalLM(LlamaConfig(**SHAPE)), run_context)
     assert caught.value.option == "target_modules"

@@ -294,9 +294,13 @@ class TestPretrained:
         self, hub: HubServer, published_tokenizer: PreTrainedTokenizerBase, run_context: RunContext
     ) -> None:
         published_tokenizer.add_tokens(["<one-too-many>"])
-        error = refused(PretrainedModel(path=GPT2_PATH), published_tokenizer, run_context)
-        assert "knows 512 tokens and the tokenizer has 513" in error.message
-        assert f"{{plugin: pretrained, path: {GPT2_PATH}}}" in error.message
+        own = refused(PretrainedModel(path=GPT2_PATH), published_tokenizer, run_context).message
+        assert "knows 512 tokens and the tokenizer has 513" in own
+        assert "resize_embeddings: true" in own
+        assert "the model's own tokenizer" not in own
+        published_tokenizer.name_or_path = "example/another"
+        another = refused(PretrainedModel(path=GPT2_PATH), published_tokenizer, run_context).message
+        assert f"the model's own tokenizer: {{plugin: pretrained, path: {GPT2_PATH}}}" in another
 
     def test_weights_that_are_not_safetensors(
         self, hub: HubServer, published_tokenizer: PreTrainedTokenizerBase, run_context: RunContext

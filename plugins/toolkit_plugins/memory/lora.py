@@ -71,7 +71,11 @@ class LoRA(Memory):
             try:
                 adapted: Any = get_peft_model(model, config)
             except ValueError as error:  # a module that peft has no factors for, such as a norm
-                raise OptionError(f"LoRA cannot be put there: {error}", option="target_modules") from error
+                names = ", ".join(sorted({name.rpartition(".")[2] for name in chosen}))
+                raise OptionError(
+                    f"peft has no factors for all of {names}: {error}; name some of them in target_modules",
+                    option="target_modules",
+                ) from error
         # Else peft asks the Hub about the base's vocabulary at every checkpoint, and waits where there is no network;
         # the factors are all that was trained.
         adapted.save_pretrained = functools.partial(adapted.save_pretrained, save_embedding_layers=False)

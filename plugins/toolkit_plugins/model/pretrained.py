@@ -227,10 +227,11 @@ class PretrainedModel(Model):
     def _check_vocabulary(self, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, run: RunContext) -> None:
         has, needs = config.vocab_size, vocabulary_size(tokenizer)
         if needs > has and not self.resize_embeddings:
+            own = f"; or take the model's own tokenizer: {{plugin: pretrained, path: {self.path}}}"
             raise OptionError(
-                f"{self.path} knows {has:,} tokens and the tokenizer has {needs:,}; if it is the model's own, or one "
-                f"with tokens added, set the model's resize_embeddings: true; else take the model's own: "
-                f"tokenizer: {{plugin: pretrained, path: {self.path}}}",
+                f"{self.path} knows {has:,} tokens and the tokenizer has {needs:,}; give the new ones rows in its "
+                f"embedding with the model's option resize_embeddings: true"
+                f"{'' if tokenizer.name_or_path == self.path else own}",
                 option="path",
             )
         if needs < 0.9 * has:  # closer ones are its own, whose table was rounded up
