@@ -162,11 +162,18 @@ def exporters_of(resolved: ResolvedRecipe) -> list[dict[str, Any]]:
     return exporters
 
 
-def not_exported(run: RunDirectory, resolved: ResolvedRecipe) -> list[str]:
-    """The exporters of a recipe that a finished run has not carried out, or with other options."""
-    done = run.record.get("exporters")
+def carried_out(run: RunDirectory) -> list[dict[str, Any]]:
+    """The exporters that a finished run has carried out, with their options."""
+    done: list[dict[str, Any]] | None = run.record.get("exporters")
     if done is None:  # a run of an earlier version, which has carried out those that it was begun with
         done = read(run.folder / "resolved.yaml").data["exporters"]
+    assert done is not None
+    return done
+
+
+def not_exported(run: RunDirectory, resolved: ResolvedRecipe) -> list[str]:
+    """The exporters of a recipe that a finished run has not carried out, or with other options."""
+    done = carried_out(run)
     return [part.name for part in resolved.recipe.many("exporters") if not any(map(partial(_is, part), done))]
 
 

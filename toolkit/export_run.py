@@ -16,7 +16,7 @@ from toolkit import checkpoint, variables
 from toolkit.api import Exporter, Model, Results, RunContext
 from toolkit.assemble import check_exporters, context_of, refusals_placed, with_strategies
 from toolkit.checkpoint import Checkpoint
-from toolkit.comparison import exporters_of
+from toolkit.comparison import carried_out, exporters_of
 from toolkit.device import detect
 from toolkit.errors import UsageError, nearest
 from toolkit.export import export, ready, told_by
@@ -90,7 +90,7 @@ def export_run(
         exports = export(resolved, model, tokenizer, told, context, tell, suffix=suffix)
         run.update(exports=run.record.get("exports", {}) | exports)
         if is_end:
-            before = run.record.get("exporters", [])
+            before = carried_out(run)
             run.update(exporters=before + [entry for entry in exporters_of(resolved) if entry not in before])
     return ExportedStep(found.step, tuple(done))
 

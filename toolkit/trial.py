@@ -128,10 +128,12 @@ def _subject(
 ) -> Subject | None:
     """The model's copy, or a small one of its kind; None where there is neither."""
     model, recipe = components.model, resolved.recipe
-    if sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) <= SMALL:
-        return Subject(resolved, copy.deepcopy(model), is_whole=True)
+    is_small = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) <= SMALL
+    if is_small:
+        with contextlib.suppress(TypeError, RuntimeError):  # of what cannot be copied, another one is built
+            return Subject(resolved, copy.deepcopy(model), is_whole=True)
     plugin: Model = recipe.one("model")
-    if plugin.rehearse() == plugin:
+    if plugin.rehearse() == plugin and not is_small:
         name = recipe.components[("model",)].name
         listener(Message(f"saving is not tried beforehand: the model {name} has no rehearse that would make it small"))
         return None
