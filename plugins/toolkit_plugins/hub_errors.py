@@ -10,10 +10,13 @@ from __future__ import annotations
 import difflib
 import errno
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from toolkit.api import OptionError, ToolkitError, UnavailableError
@@ -25,6 +28,8 @@ Kind = Literal["dataset", "model"]
 
 PATIENCE_SECONDS = 10.0
 """How long the Hub may take to say whether a repository exists."""
+
+UNWRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST})
 
 FIRST_FILE = {"dataset": "README.md", "model": "config.json"}
 """What the libraries ask for first, so that having it costs nothing."""
@@ -141,9 +146,35 @@ def _explanation(error: Exception, path: str, *, kind: Kind, revision: str | Non
             return UnavailableError(
                 f"the disk is full, and {kind} {path} needs room; make some, or set HF_HOME to a folder on another disk"
             )
+    if refusal := unwritable(error, path, kind):
+        return refusal
     if _is_unreachable(error):
         return unreachable(path, kind, error)
     return None
+
+
+def unwritable(error: BaseException, path: str, kind: Kind) -> UnavailableError | None:
+    """Say that the cache of the libraries cannot be written, if that is what the error is about."""
+    from huggingface_hub import constants
+
+    datasets = sys.modules.get("datasets")
+    variables = {"HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE)} if datasets else {}
+    for variable, cache in {**variables, "HF_HUB_CACHE": constants.HF_HUB_CACHE, "HF_HOME": constants.HF_HOME}.items():
+        for cause in _chain(error):
+            if isinstance(cause, OSError) and isinstance(cause.filename, str) and _refuses(Path(cache), cause):
+                named = variable if variable in os.environ else "HF_HOME"
+                return UnavailableError(
+                    f"the {kind} {path} cannot be written to the cache {cache}: {cause.strerror}; set {named} to a "
+                    f"folder that can be written"
+                )
+    return None
+
+
+def _refuses(cache: Path, error: OSError) -> bool:
+    place = Path(error.filename)
+    # A file that is missing is not about writing; a cache that is missing could not be made.
+    about_writing = error.errno in UNWRITABLE or not cache.exists()
+    return about_writing and (place.is_relative_to(cache) or cache.is_relative_to(place))
 
 
 def gated(path: str, kind: Kind) -> UnavailableError:

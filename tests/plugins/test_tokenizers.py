@@ -190,6 +190,17 @@ class TestPretrained:
         assert (tokenizer.pad_token, tokenizer.eos_token) == (None, "<|endoftext|>")
         assert len(tokenizer) == 512
 
+    def test_a_cache_that_cannot_be_written_names_its_variable(
+        self, hub: HubServer, run_context: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "home").write_text("a file")
+        for cache in (tmp_path / "home", Path("/proc/nowhere")):
+            monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache / "hub"))
+            monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(cache))
+            _, message = refused(run_context, UnavailableError, path="openai-community/gpt2")
+            assert f"gpt2 cannot be written to the cache {cache}" in message
+            assert "set HF_HOME to a folder that can be written" in message
+
     def test_berts_own_pad_token_stays(self, hub: HubServer, run_context: RunContext) -> None:
         tokenizer = PretrainedTokenizer(path="google-bert/bert-base-uncased").build([], run_context)
         assert (tokenizer.pad_token, tokenizer.eos_token) == ("[PAD]", None)

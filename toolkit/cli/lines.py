@@ -44,10 +44,15 @@ def phase(event: Progressed) -> list[str]:
     """How far a phase has come, in parts that a line may break between."""
     if not event.unit:
         return [event.phase]
-    of_total = f"/{event.total:,}" if event.total is not None else ""
-    parts = [event.phase, f"{event.done:,}{of_total} {event.unit}"]
+    if event.unit == "bytes":
+        done, rate = formatting.size(event.done), formatting.size(event.per_second)
+        of_total = f" of {formatting.size(event.total)}" if event.total is not None else ""
+    else:
+        done, rate = f"{event.done:,}", f"{formatting.compact(event.per_second)} {event.unit}"
+        of_total = f"/{event.total:,} {event.unit}" if event.total is not None else f" {event.unit}"
+    parts = [event.phase, f"{done}{of_total}"]
     if event.per_second >= 1 and event.done != event.total:  # of slower ones the time left says more
-        parts.append(f"{formatting.compact(event.per_second)} {event.unit}/s")
+        parts.append(f"{rate}/s")
     if event.remaining_seconds:
         return [*parts, f"{formatting.duration(math.ceil(event.remaining_seconds))} left"]
     # Without a total, or with all counted and the rest of the work going on, nobody knows what is left.

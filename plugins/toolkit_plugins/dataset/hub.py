@@ -17,7 +17,7 @@ from pydantic import field_validator, model_validator
 
 from toolkit.api import Dataset, OptionError, Peek, RunContext, UnavailableError
 from toolkit_plugins.dataset.arrow import dataset_of
-from toolkit_plugins.hub_errors import Repo, choice, explained, gated, look_up, quiet, unreachable
+from toolkit_plugins.hub_errors import Repo, choice, explained, gated, look_up, quiet, unreachable, unwritable
 
 if TYPE_CHECKING:
     import datasets
@@ -140,7 +140,7 @@ def hub_builder(path: str, *, name: str | None, revision: str | None, run: RunCo
     except DatasetNotFoundError as error:
         raise gated(path, "dataset") from error  # it is there, as look_up has just seen, and its files are refused
     except (ValueError, DatasetsError, FileNotFoundError) as error:
-        raise _bad_configuration(repo, name, error) from error
+        raise unwritable(error, path, "dataset") or _bad_configuration(repo, name, error) from error
     if repo.commit is None:
         _check_cached_revision(path, revision, builder.hash)
     return builder
