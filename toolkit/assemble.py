@@ -130,11 +130,13 @@ def peek_documents(resolved: ResolvedRecipe) -> Peek | None:
 
 
 def _end_token(recipe: Recipe, context: RunContext, tokenizer: PreTrainedTokenizerBase | None) -> str | None:
-    """The token that the objective puts between documents, as it is written in a text."""
+    """The end token as it stands in a text: the tokenizer's own, or else the objective's (SEP, with BERT)."""
     if tokenizer is None:
         plugin: Tokenizer = recipe.one("tokenizer")
         with refusals_placed(recipe, ("tokenizer",)):
             tokenizer = plugin.skeleton(context)
+    if tokenizer.eos_token is not None:
+        return str(tokenizer.eos_token)
     objective: Objective = recipe.one("objective")
     with refusals_placed(recipe, ("objective",)):
         end = objective.document_end(tokenizer)

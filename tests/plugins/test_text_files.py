@@ -16,6 +16,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -439,10 +440,12 @@ class TestOtherFiles:
             ("sub", ["sub is a folder; name its files, as in sub/**/*.jsonl"]),
             ("pipe.txt", ["pipe.txt is no regular file"]),
             ("gone.txt", ["no file matches 'gone.txt'"]),
-            ("", ["is a folder"]),
+            ("", ["names no file"]),
+            ([], ["names no file"]),
+            (["gone.txt", ""], ["gone.txt"]),
         ],
     )
-    def test_what_cannot_be_found(self, here: Path, run_context: RunContext, files: str, parts: list[str]) -> None:
+    def test_what_cannot_be_found(self, here: Path, run_context: RunContext, files: Any, parts: list[str]) -> None:
         (here / "sub" / "sub").mkdir(parents=True)
         (here / "sub" / "sub" / "a.jsonl.gz").touch()
         (here / "gone.txt").symlink_to("nowhere")

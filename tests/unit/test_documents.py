@@ -83,6 +83,12 @@ def test_formats_with_documents_of_their_own_are_cut_if_asked(stories: Path) -> 
     assert loaded(stories, *overrides, "dataset.cut_at_end_token=true")["train"]["text"][:] == ["a\n", "b", "c"]
 
 
+def test_words_are_filled_in_on_documents_that_are_cut_too(stories: Path) -> None:
+    """The end token is the tokenizer's, where the objective closes documents with another."""
+    objective = "objective={plugin: masked-lm, block_size: 16}"
+    assert len(loaded(stories, objective)["train"]) == 30
+
+
 def test_the_account_counts_cuts_and_special_tokens_in_the_text(run_context: RunContext, tmp_path: Path) -> None:
     rows: list[Any] = [f"{STORIES[0]} <|cls|>\n{END}\n{STORIES[1]}", *STORIES[2:]]
     masked = ByteBPE(vocab_size=300).build(rows, replace(run_context, task="masked-lm"))

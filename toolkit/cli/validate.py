@@ -109,7 +109,7 @@ def in_words(data: Mapping[str, Any]) -> str:
     document = " ".join(data["document"].split())
     if len(document) > SHOWN_CHARACTERS:
         document = f"{document[:SHOWN_CHARACTERS]}..."
-    return f"{data['plugin']}: {data['source']}; the first document: {document}"
+    return f"{data['plugin']}: {data['source']}; the first document: {document or 'none with text'}"
 
 
 def _problems(error: ToolkitError) -> Iterable[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import lzma
@@ -112,11 +113,12 @@ class FileReader:
 
     def _not_encoded(self, file: Path, compression: str, encoding: str) -> Fault:
         line, byte = first_bad_byte(file, compression, encoding)
+        known_as = codecs.lookup(encoding).name
         if encoding != self.encoding:
             cure = "its byte order mark says that it is, so the file is damaged"
-        elif encoding.lower().replace("_", "-") in ("utf-16", "utf-32") and not byte:
-            cure = f"it has no byte order mark, so try encoding: {encoding}-le"
-        elif encoding == "utf-8":
+        elif known_as in ("utf-16", "utf-32") and not byte:
+            cure = f"it has no byte order mark, so try encoding: {known_as}-le"
+        elif known_as == "utf-8":
             cure = "convert the file, or name its encoding, for example encoding: cp1252 for an old Windows file"
         else:
             cure = "convert the file, or name its encoding, for example encoding: utf-8"

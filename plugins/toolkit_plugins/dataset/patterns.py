@@ -21,6 +21,8 @@ def found(patterns: str | list[str], option: str) -> list[Path]:
     Raises:
         OptionError: one of them matches none, or cannot be looked at.
     """
+    if not patterns:
+        raise OptionError("it names no file", option=option)
     files: dict[Path, Path] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         try:
