@@ -306,6 +306,25 @@ class TestTables:
         assert "column to one of id, text" in refused(TextFiles(files=name, column="content"), run_context)[1]
         assert texts(run_context, name, delimiter=delimiter) == ["one", "two"]
 
+    def test_a_note_to_excel_names_the_delimiter_and_is_no_header(self, here: Path, run_context: RunContext) -> None:
+        (here / "a.csv").write_text("sep=;\r\nid;text\r\n1;one, two\r\n")
+        assert texts(run_context, "a.csv") == ["one, two"]
+        (here / "a.csv").write_text("sep=;\r\nid;text\r\n1;one\r\n2\r\n")
+        assert "line 4 has 1 cell" in refused(TextFiles(files="a.csv"), run_context)[1]
+
+    @pytest.mark.parametrize("delimiter", ["^", "~", ":", "\x01"])
+    def test_a_rare_delimiter_is_named_where_the_column_stands_beside_it(
+        self, here: Path, run_context: RunContext, delimiter: str
+    ) -> None:
+        (here / "a.csv").write_text(f"id{delimiter}text\n1{delimiter}one\n")
+        option, message = refused(TextFiles(files="a.csv"), run_context)
+        assert (option, json.dumps(delimiter) in message) == ("delimiter", True), message
+        assert texts(run_context, "a.csv", delimiter=delimiter) == ["one"]
+
+    def test_a_word_beside_the_column_s_name_is_no_delimiter(self, here: Path, run_context: RunContext) -> None:
+        (here / "a.csv").write_text("full-text\none\n")
+        assert "did you mean 'full-text'" in refused(TextFiles(files="a.csv"), run_context)[1]
+
     def test_a_delimiter_is_one_character(self) -> None:
         for wrong in ("", "::", '"', "\n"):
             with pytest.raises(ValidationError, match="is a single character"):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import itertools
+import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO
 
 from toolkit_plugins.dataset.contents import Fault
@@ -16,6 +17,10 @@ from toolkit_plugins.hub_errors import choice
 
 DELIMITERS = {",": "','", "\t": "a tab", ";": "';'", "|": "'|'"}
 """What mostly stands between cells, and its name in a sentence."""
+NO_DELIMITER = re.compile(r"[\w\s\"'.-]")
+"""What stands beside a word in a column's name, and not between names."""
+NOTE_TO_EXCEL = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
+"""A first line that tells Excel the delimiter; some web applications write it."""
 MANY_LINES = 10
 """A row of more lines is worth a word."""
 
@@ -47,14 +52,14 @@ class LongRow:
 class _Lines:
     """Hands lines to a csv reader, and knows in which of them the newest quoted cell of its row opens."""
 
-    def __init__(self, stream: Iterable[str], delimiter: str) -> None:
+    def __init__(self, stream: Iterable[str], delimiter: str, *, read_before: int) -> None:
         self._stream = stream
         self._opening = re.compile(rf'(?:^|{re.escape(delimiter)})"')
         self._ends_cell = (delimiter, "\r", "\n", "")
         self._row: int | None = None
         """The first line of the row at hand."""
         self._line = ""
-        self.number = 0
+        self.number = read_before
         self.opens_at = 0
 
     def __iter__(self) -> Iterator[str]:
@@ -89,10 +94,13 @@ class _Lines:
 
 def table_column(stream: IO[str], column: str, layout: Layout, longest: LongRow) -> Iterator[str]:
     """The column of a table whose first row names the columns; the row of the most lines is noted in `longest`."""
-    header = stream.readline()
+    header, read_before = stream.readline(), 0
+    if note := NOTE_TO_EXCEL.fullmatch(header):
+        layout = layout if layout.certain else replace(layout, delimiter=note[1], certain=True)
+        header, read_before = stream.readline(), 1
     if not layout.certain:
         _check_delimiter(header, column, layout)
-    lines = _Lines(itertools.chain([header] if header else [], stream), layout.delimiter)
+    lines = _Lines(itertools.chain([header] if header else [], stream), layout.delimiter, read_before=read_before)
     with _cells_of_any_size():
         rows = csv.reader(
             iter(lines),
@@ -125,13 +133,14 @@ def _check_delimiter(header: str, column: str, layout: Layout) -> None:
     """Refuse a delimiter that does not cut a header which another one does."""
     if len(next(csv.reader([header], delimiter=layout.delimiter), [])) != 1:
         return
-    for other in DELIMITERS:
+    rare = dict.fromkeys(mark for mark in header if not NO_DELIMITER.match(mark) and mark not in DELIMITERS)
+    for other in (*DELIMITERS, *rare):
         names = next(csv.reader([header], delimiter=other))
-        if len(names) > 1:
+        if len(names) > 1 and (other in DELIMITERS or column in names):
             known = "" if column in names else f" and column to one of {', '.join(names)}"
             raise Fault(
-                f"its cells are separated by {DELIMITERS[other]} and not by {DELIMITERS[layout.delimiter]}; set "
-                f"delimiter: {_in_yaml(other)}{known}",
+                f"its cells are separated by {_named(other)} and not by {_named(layout.delimiter)}; set "
+                f"delimiter: {json.dumps(other)}{known}",
                 option="delimiter",
             )
 
@@ -148,7 +157,7 @@ def _index(names: list[str], column: str) -> int:
 
 
 def _other_width(row: list[str], names: list[str], line: int, layout: Layout) -> str:
-    delimiter = DELIMITERS.get(layout.delimiter, repr(layout.delimiter))
+    delimiter = _named(layout.delimiter)
     cure = f"a cell that holds {delimiter} has to stand in double quotes"
     if not layout.quoting:
         cure = f"a cell cannot hold {delimiter}, except in double quotes with quoting: true"
@@ -156,8 +165,8 @@ def _other_width(row: list[str], names: list[str], line: int, layout: Layout) ->
     return f"line {line:,} has {cells} where the first row has {len(names)}" + f"; {cure}" * (len(row) > len(names))
 
 
-def _in_yaml(delimiter: str) -> str:
-    return '"\\t"' if delimiter == "\t" else f'"{delimiter}"'
+def _named(delimiter: str) -> str:
+    return DELIMITERS.get(delimiter, repr(delimiter))
 
 
 @contextmanager
