@@ -84,6 +84,7 @@ def try_saving(
         UnavailableError: the disk refuses.
     """
     from toolkit.random_state import random_state_preserved
+    from toolkit.smaller_steps import OutOfMemoryCaught
 
     begun = time.monotonic()
     log = logging.getLogger("toolkit.trial")
@@ -96,9 +97,11 @@ def try_saving(
         if (subject := _subject(resolved, components, context, listener)) is None:
             return
         components = replace(components, model=subject.model)
-        _save_and_load(subject, components, trainer, scratch, context, total_steps)
-        processes.by_first(lambda: _export(subject, components, context))
-        processes.wait()
+        # Alone, a process can do without; others would wait for it.
+        with OutOfMemoryCaught() if processes.count() == 1 else contextlib.nullcontext():
+            _save_and_load(subject, components, trainer, scratch, context, total_steps)
+            processes.by_first(lambda: _export(subject, components, context))
+            processes.wait()
     if (seconds := time.monotonic() - begun) > LONG_SECONDS:
         listener(Message(f"a checkpoint and the exports were written and loaded once, to try them: {seconds:.0f} s"))
 
