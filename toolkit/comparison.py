@@ -97,7 +97,7 @@ def require_same(run: RunDirectory, resolved: ResolvedRecipe) -> None:
     if step is not None and run.status == "finished" and (longer := _longer(found, resolved, step)):
         raise RunMismatchError(
             f"{run.folder} is finished at step {step:,}, and the recipe now says {longer}: the same command with "
-            f"--from {there} goes on from there as a new run",
+            f"--from {there} goes on from there as a new run, with --fresh it starts over beside it",
             differences=lines(found),
         )
     raise RunMismatchError.of(run.folder, lines(found), checkpoint=there)

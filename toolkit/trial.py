@@ -200,6 +200,8 @@ def _trainer_like(
 ) -> RecipeTrainer:
     """The run's trainer with another model and another place for its checkpoints."""
     import torch
+    from transformers import TrainerState
+    from transformers.trainer_callback import ExportableState
 
     from toolkit.guards import Guard
     from toolkit.saving import Saver
@@ -235,6 +237,12 @@ def _trainer_like(
         steps=trainer.steps,
     )
     trial.callback_handler.callbacks = trainer.callback_handler.callbacks  # a checkpoint has their state
+    stateful = [callback for callback in trial.callback_handler.callbacks if isinstance(callback, ExportableState)]
+    trial.state = TrainerState(
+        is_local_process_zero=trial.is_local_process_zero(),
+        is_world_process_zero=trial.is_world_process_zero(),
+        stateful_callbacks=[*stateful, trial.control],
+    )
     trial._tr_loss, trial._total_loss_scalar = torch.tensor(0.0), 0.0  # which the Trainer makes when it begins
     trial._globalstep_last_logged = 0
     return trial

@@ -138,7 +138,8 @@ def test_a_run_of_other_settings_is_not_touched(folder: Path) -> None:
     run = folder / "runs" / "tiny"
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     answer = toolkit("recipe", "run", str(write_recipe(folder, training={"max_steps": 2})), "--json", status=2)
-    assert "training.max_steps: the run has 1, the recipe now says 2" in answer.err
+    assert "is finished at step 1, and the recipe now says max_steps: 2" in answer.err
+    assert "--from tiny@1" in answer.err
     assert "--fresh" in answer.err
     assert before == {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
 
@@ -192,7 +193,7 @@ def test_a_disk_that_fills_up_costs_no_checkpoint(folder: Path, small_disk: Call
     plugins.mkdir(parents=True)
     (plugins / "hog.py").write_text(HOG, encoding="utf-8")
     answer = toolkit("recipe", "run", str(recipe), "--runs", str(disk), "--plugins", str(folder / "plugins"), status=3)
-    assert "GB free" in answer.err
+    assert "free and a checkpoint needs" in answer.err
     assert "give the same command" in answer.err
     assert (disk / "tiny" / "checkpoints" / "checkpoint-2" / "manifest.json").is_file()
     (disk / "hog").unlink()

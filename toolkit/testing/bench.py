@@ -57,8 +57,8 @@ class Bench:
     """Empty at first, and removed afterwards."""
     rehearsal: bool
     """Whether the plugin is told that this is a rehearsal."""
-    offer: Offer
-    """Where the plugin comes from."""
+    offer: Offer | None = None
+    """Where the plugin comes from; a plugin that is to answer in another process needs one."""
 
     def run(self, task: Task = "causal-lm", *, rehearsal: bool = False, device: Device | None = None) -> RunContext:
         """A run with a folder and a cache of its own; both exist, and the cache is empty."""

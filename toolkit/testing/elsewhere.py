@@ -35,6 +35,7 @@ def answer_elsewhere(plugin: Plugin, bench: Bench, answer: Callable[[Any, Bench]
     Raises:
         Fault: it fails there.
     """
+    assert bench.offer is not None
     target = bench.offer.target
     question = {
         "path": sys.path,
