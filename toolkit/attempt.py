@@ -84,18 +84,19 @@ class Attempt:
 
     def _work(self, start: Start) -> None:
         with ending.noted(self.directory, self.stop):
-            components = processes.first_then_others(lambda: assemble(self.resolved, self.context))
-            processes.by_first(lambda: self._check_data(components.data.account))
-            cadence = self._prepare(components)
-            checkpoint_bytes = checkpoint.expected_bytes(components.model)
-            if start.folder and start.of_parent:
-                branch.check_fits(self.directory, start.folder, components.model, total_steps=cadence.total_steps)
-            check_disk(self.directory.folder, checkpoint_bytes=checkpoint_bytes)
-            schedule = self._schedule(cadence, start, checkpoint_bytes)
-            trainer = self._trainer(components, schedule, start)
-            if not self._is_over(cadence, start):
-                context, steps = self.context, cadence.total_steps
-                try_saving(self.resolved, components, trainer, self.directory, context, steps, self.listener)
+            with self.stop.never_swallowed():
+                components = processes.first_then_others(lambda: assemble(self.resolved, self.context))
+                processes.by_first(lambda: self._check_data(components.data.account))
+                cadence = self._prepare(components)
+                checkpoint_bytes = checkpoint.expected_bytes(components.model)
+                if start.folder and start.of_parent:
+                    branch.check_fits(self.directory, start.folder, components.model, total_steps=cadence.total_steps)
+                check_disk(self.directory.folder, checkpoint_bytes=checkpoint_bytes)
+                schedule = self._schedule(cadence, start, checkpoint_bytes)
+                trainer = self._trainer(components, schedule, start)
+                if not self._is_over(cadence, start):
+                    context, steps = self.context, cadence.total_steps
+                    try_saving(self.resolved, components, trainer, self.directory, context, steps, self.listener)
             self._train(trainer, schedule, cadence, start)
             step = trainer.state.global_step or start.step
             if self.stop.signal_number is not None and (step < cadence.total_steps or trainer.evaluation_left_out):

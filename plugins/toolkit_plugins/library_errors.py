@@ -70,6 +70,8 @@ def _reason(error: Exception) -> str | None:
             f"tokenizer.json is damaged, or of a newer format than the installed tokenizers reads; "
             f"pip install -U tokenizers transformers ({_first_line(error)})"
         )
+    if "Missing [UNK]" in text:
+        return "it has no token for what it does not know; name one as unk_token in the model of its tokenizer.json"
     if "backend tokenizer" in text:
         return "there are no tokenizer files that can be read; a model that has tokenizer.json works"
     return None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 
 from tests.tiny import train, write_recipe
 from toolkit import trial
-from toolkit.errors import RecipeError, ToolkitError
+from toolkit.errors import InterruptedRun, RecipeError, ToolkitError
 from toolkit.progress import Message, TrainingStarted
 
 
@@ -153,6 +155,19 @@ def test_a_large_model_that_nobody_can_make_small_is_trained_and_it_is_said(
     assert [event.text for event in events if isinstance(event, Message) and "not tried" in event.text] == [
         "saving is not tried beforehand: the model plain has no rehearse that would make it small"
     ]
+
+
+def test_a_signal_that_a_library_swallows_before_the_first_step_still_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def swallow(*_: Any) -> None:
+        with contextlib.suppress(Exception):
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(trial, "_subject", swallow)
+    with pytest.raises(InterruptedRun, match="before training"):
+        train(write_recipe(tmp_path, training={"max_steps": 1}))
+    assert not list(tmp_path.glob("runs/*/checkpoints/*"))
 
 
 def test_what_a_kill_in_the_trial_leaves_is_removed_by_the_next_start(tmp_path: Path) -> None:

@@ -11,7 +11,14 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
+from tokenizers import Tokenizer, models
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from tests.hub_server import HubServer
 from toolkit.api import OptionError, Results, RunContext, ToolkitError, UnavailableError
@@ -176,6 +183,14 @@ class TestModelFolder:
         monkeypatch.setattr(model_files, "readable", lambda written: other.save_pretrained(written))
         with pytest.raises(ToolkitError, match="does not read text as the trained one does"):
             ModelFolder().export(model, tokenizer, folder, RESULTS, run_context)
+
+    def test_a_tokenizer_of_another_script_alone_is_exported(self, folder: Path, run_context: RunContext) -> None:
+        letters = Tokenizer(models.BPE(vocab={letter: row for row, letter in enumerate("日本語文字")}, merges=[]))
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, eos_token="字", pad_token="文")
+        assert not tokenizer.encode(model_files.TEXT)
+        model = GPT2(num_hidden_layers=1, hidden_size=32).build(tokenizer, run_context)
+        ModelFolder().export(model, tokenizer, folder, RESULTS, run_context)
+        MergeLoRA().export(with_lora(model, run_context), tokenizer, folder, RESULTS, run_context)
 
     def test_masked_lm(self, hub: HubServer, folder: Path, run_context: RunContext) -> None:
         run, path = replace(run_context, task="masked-lm"), "google-bert/bert-base-uncased"

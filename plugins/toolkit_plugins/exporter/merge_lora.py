@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.api import OptionError, Results, RunContext, ToolkitError
 from toolkit_plugins.exporter.model_card import CardedExporter
-from toolkit_plugins.exporter.model_files import TEXT, logits, prove, reload_full, write
+from toolkit_plugins.exporter.model_files import ids_to_compare, logits, prove, reload_full, write
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -83,7 +83,7 @@ class MergeLoRA(CardedExporter):
         config = adapted.peft_config["default"]
         device = adapted.device
         merged = copy.deepcopy(adapted.to("cpu")).merge_and_unload()  # the copy goes where memory is plentiful
-        ids = tokenizer.encode(TEXT)[:32]
+        ids = ids_to_compare(model, tokenizer)
         difference = (logits(adapted, ids) - logits(merged, ids)).abs().max().item()
         adapted.to(device)
         if difference > ROUNDING:

@@ -65,9 +65,9 @@ def prove(
         set(tokenizer.all_special_ids),
         tokenizer.pad_token_id,
     )
-    if not ids or again.encode(TEXT) != ids or len(again) != len(tokenizer) or not special:
+    if again.encode(TEXT) != ids or len(again) != len(tokenizer) or not special:
         raise ToolkitError(f"the tokenizer that was written to {folder} does not read text as the trained one does")
-    ids = ids[: min(COMPARED, getattr(model.config, "max_position_embeddings", None) or COMPARED)]
+    ids = ids_to_compare(model, tokenizer)
     loaded = reload(folder)
     stored = loaded.state_dict()
     for name, weight in model.state_dict().items():
@@ -89,6 +89,12 @@ def prove(
         f"loaded again, it has the same weights, bit for bit; its logits on the CPU are those on the "
         f"{device.type} device to {difference:.1g} (over {len(ids)} tokens)"
     )
+
+
+def ids_to_compare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The first tokens of TEXT; of the vocabulary, where TEXT has none, as with a tokenizer of another script alone."""
+    ids = tokenizer.encode(TEXT) or list(range(len(tokenizer)))
+    return ids[: min(COMPARED, getattr(model.config, "max_position_embeddings", None) or COMPARED)]
 
 
 def logits(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
