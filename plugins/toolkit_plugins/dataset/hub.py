@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import lzma
 import re
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +12,12 @@ from pydantic import field_validator, model_validator
 
 from toolkit.api import Dataset, OptionError, Peek, RunContext, UnavailableError
 from toolkit_plugins.dataset.arrow import dataset_of
+from toolkit_plugins.dataset.hub_rows import first_line, readable, text_column, texts, unreadable
 from toolkit_plugins.hub_errors import Repo, choice, explained, gated, look_up, quiet, unreachable, unwritable
 
 if TYPE_CHECKING:
     import datasets
 
-STRINGS = ("string", "large_string", "string_view")
 PEEKED_ROWS = 100
 """Rows of a split that are read to find one with text."""
 
@@ -68,11 +63,12 @@ class Hub(Dataset):
         with quiet(datasets), explained(self.path, kind="dataset", revision=self.revision):
             builder = hub_builder(self.path, name=self.name, revision=self.revision, run=run)
             if self.streaming:
-                with readable(self.path):
+                # A lost connection is looked for first: to the libraries it is a file that cannot be read.
+                with readable(self.path), explained(self.path, kind="dataset", revision=self.revision):
                     return datasets.DatasetDict(self._first_rows(builder, run))
             available = prepare(builder, self.path)
             return datasets.DatasetDict(
-                (part, _text(_split(builder, split, available, option), self.column))
+                (part, text_column(_split(builder, split, available, option), self.column))
                 for part, split, option in self._splits(available)
             )
 
@@ -88,7 +84,7 @@ class Hub(Dataset):
                 name = re.split(r"[\[+]", split)[0]  # the rows of `train[:10%]` are those of train
                 if name not in available:
                     raise _no_split(name, available, option)
-                first = next(_texts(available[name], self.column, PEEKED_ROWS), "")
+                first = next(texts(available[name], self.column, PEEKED_ROWS), "")
                 parts.append((f"{split} for {part}", first))
         return Peek(f"{self.path}, {', '.join(words for words, _ in parts)}", parts[0][1])
 
@@ -107,7 +103,7 @@ class Hub(Dataset):
         for part, split, option in self._splits(streams):
             if split not in streams:
                 raise _no_split(split, streams, option)
-            rows = _texts(streams[split], self.column, self.max_samples)
+            rows = texts(streams[split], self.column, self.max_samples)
             yield part, dataset_of(rows, key=(*source, split, self.column, self.max_samples), cache=run.cache)
 
 
@@ -165,24 +161,6 @@ def split_rows(
 
 
 @contextmanager
-def readable(path: str) -> Iterator[None]:
-    """Replace what datasets, and the libraries that it reads files with, raise about the content of a dataset."""
-    from datasets.exceptions import DatasetsError
-    from pyarrow import ArrowException
-
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None:  # the machine's, not the content's
-            raise UnavailableError(f"the dataset {path} cannot be read here: {error}", option="path") from error
-        raise _unreadable(path, error) from error
-    except (DatasetsError, ValueError, TypeError, NotImplementedError, ArrowException) as error:
-        raise _unreadable(path, error.__cause__ or error) from error
-    except (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError) as error:
-        raise _unreadable(path, error) from error
-
-
-@contextmanager
 def _offline(wanted: bool) -> Iterator[None]:
     """Let datasets look into its cache at once; it would ask a Hub that is not there for 23 seconds first."""
     from datasets import config
@@ -217,7 +195,7 @@ def _bad_configuration(repo: Repo, name: str | None, error: Exception) -> Option
     if repo.commit is None:
         return UnavailableError(
             f"the Hub cannot be reached, and of the dataset {repo.path} the cache does not hold "
-            f"{f'the configuration {name}' if name else 'a single configuration'}: {_first_line(error)}",
+            f"{f'the configuration {name}' if name else 'a single configuration'}: {first_line(error)}",
             option="name",
         )
     try:
@@ -231,26 +209,15 @@ def _bad_configuration(repo: Repo, name: str | None, error: Exception) -> Option
             f"{repo.path} has several configurations, and name has to say which; {choice('', known)}",
             option="name",
         )
-    return _unreadable(repo.path, error)
+    return unreadable(repo.path, error)
 
 
 def _script(path: str, error: Exception) -> OptionError:
     if "script" not in str(error):
-        return _unreadable(path, error)
+        return unreadable(path, error)
     return OptionError(
-        f"the dataset {path} is made by a script of its own, which is not run ({_first_line(error)}); the Hub often "
+        f"the dataset {path} is made by a script of its own, which is not run ({first_line(error)}); the Hub often "
         f"has it as Parquet too: try revision: refs/convert/parquet",
-        option="path",
-    )
-
-
-def _unreadable(path: str, error: BaseException) -> OptionError:
-    what = _first_line(error)
-    if twice := re.match(r"Multiple matches for FieldRef\.Name\((.*?)\)", what):
-        what = f"it has two columns {twice[1]!r}"
-    return OptionError(
-        f"the dataset {path} cannot be read: {what}; if you download its files, text-files reads them, or names the "
-        f"place of what is wrong",
         option="path",
     )
 
@@ -267,46 +234,3 @@ def _split(builder: datasets.DatasetBuilder, split: str, available: Iterable[str
 
 def _no_split(split: str, available: Iterable[str], option: str) -> OptionError:
     return OptionError(f"the dataset has no split {split!r}; {choice(split, available)}", option=option)
-
-
-def _text(rows: datasets.Dataset, column: str) -> datasets.Dataset:
-    """The rows with their text alone, in a column called `text`."""
-    _check_column(rows.features, column)
-    texts = rows.select_columns([column])
-    if column != "text":
-        texts = texts.rename_column(column, "text")
-    if texts.data.column("text").null_count:
-        filled = texts.with_format("arrow")["text"][:].is_valid()
-        texts = texts.select(filled.to_numpy().nonzero()[0], keep_in_memory=True)
-    return texts
-
-
-def _texts(split: datasets.Dataset | datasets.IterableDataset, column: str, rows: int | None) -> Iterator[str]:
-    features = split.features or dict.fromkeys(next(iter(split), {}))
-    _check_column(features, column)
-    for row in itertools.islice(split.select_columns([column]), rows):
-        text = row[column]
-        if not isinstance(text, str | None):
-            raise OptionError(f"the column {column!r} holds {text!r:.60}, not text", option="column")
-        if text is not None:
-            yield text
-
-
-def _check_column(features: dict[str, object], column: str) -> None:
-    from datasets import Value
-
-    if column not in features:
-        if len(features) == 1 and (delimiter := re.search(r"[;\t|]", name := next(iter(features)))):
-            raise OptionError(
-                f"the dataset has a single column {name!r}: the cells of its CSV are separated by {delimiter[0]!r}, "
-                f"which is not looked for here; download the file and read it with text-files, which has a delimiter",
-                option="column",
-            )
-        raise OptionError(f"the dataset has no column {column!r}; {choice(column, features)}", option="column")
-    feature = features[column]
-    if feature is not None and not (isinstance(feature, Value) and feature.dtype in STRINGS):
-        raise OptionError(f"the column {column!r} holds {feature}, not text", option="column")
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

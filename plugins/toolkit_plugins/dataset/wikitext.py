@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from toolkit.api import Dataset, OptionError, Peek, RunContext
 from toolkit_plugins.dataset.arrow import dataset_of
-from toolkit_plugins.dataset.hub import hub_builder, prepare, readable, split_rows
+from toolkit_plugins.dataset.hub import hub_builder, prepare, split_rows
+from toolkit_plugins.dataset.hub_rows import readable
 from toolkit_plugins.hub_errors import explained, quiet
 
 if TYPE_CHECKING:
