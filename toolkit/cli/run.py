@@ -32,17 +32,17 @@ def list_(runs: Path, as_json: bool) -> None:
     """List the runs, oldest first."""
     from toolkit import run_directory
 
-    entries = []
-    for found in run_directory.all_runs(runs):
+    found, entries = run_directory.all_runs(runs), []
+    for directory in found:
         try:
-            entries.append(_summary(found))
+            entries.append(_summary(directory))
         except UnavailableError as error:  # a later version's
             render.note(str(error))
     if as_json:
         render.as_json(entries)
-    elif not entries:
+    elif not found:
         render.note(f"There are no runs in {runs}. Start one: toolkit recipe run quickstart")
-    else:
+    elif entries:
         headings = ["NAME", "STATUS", "STEP", "EVAL LOSS", "CREATED", "RECIPE"]
         render.table(headings, (_row(entry) for entry in entries))
 
