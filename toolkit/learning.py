@@ -56,7 +56,7 @@ def tokenizer_of(component: Component, split: Dataset, digest: str, context: Run
         return text_kept(file, learn)
 
     with _shown(corpus, context.progress):
-        return plugin.build(corpus, replace(context, learned=learned))
+        return plugin.build(iter(corpus), replace(context, learned=learned))
 
 
 def _key(component: Component, digest: str, context: RunContext) -> str:
