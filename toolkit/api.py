@@ -424,7 +424,8 @@ class Exporter(Plugin):
     ) -> None:
         """Write the model into `folder`, which is empty and becomes visible only when this returns.
 
-        An exporter that writes no folder gets the newest exported one, to read.
+        An exporter that writes no folder gets the newest exported one, to read. Called once before the first step
+        too, to see that it works: with a copy of the model or a small one, and `run.rehearsal`.
         """
 
 
