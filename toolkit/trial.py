@@ -249,8 +249,14 @@ def _trainer_like(
 
 
 def _take_step(trial: RecipeTrainer) -> None:
-    """A step of the optimizer without a forward pass: the gradients are those of the weights' squares."""
+    """A step of the optimizer without a forward pass: the gradients are those of the weights' squares.
+
+    At a learning rate of zero, as at the first step of a warm-up: only the state that it makes is of interest, and a
+    rate that is far too high is the run's to stop for.
+    """
     optimizer: torch.optim.Optimizer = cast(Any, trial.optimizer)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
     trained = [p for p in cast("torch.nn.Module", trial.model).parameters() if p.requires_grad]
     sum(parameter.float().square().sum() for parameter in trained).backward()  # type: ignore[union-attr]
     if trial.released is None:  # else the backward pass has taken it
