@@ -198,7 +198,7 @@ def check_name(runs: Path, name: str) -> None:
         UsageError: it cannot; or a name on the way is not UTF-8, in which safetensors and tokenizers want their paths.
     """
     if not name or "/" in name or name.startswith("."):
-        raise UsageError(f"{name!r} cannot name a run: it is the name of a folder, without / and leading dots; --name")
+        raise UsageError(f"--name {name}: a run's name is that of a folder, without / and without a dot in front")
     if (length := len(os.fsencode(name))) > LONGEST_NAME:
         raise UsageError(
             f"{name[:40]}... cannot name a run: a folder's name has at most {LONGEST_NAME} bytes here, and this one "

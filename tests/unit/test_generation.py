@@ -78,7 +78,7 @@ def test_a_prompt_without_a_mask_is_refused_with_an_example(masked: RunDirectory
 
 def test_a_masked_model_has_no_perplexity(masked: RunDirectory) -> None:
     with pytest.raises(UsageError, match="perplexity is of models that predict the next one"):
-        evaluate(masked)
+        evaluate(masked, listener=[].append)
 
 
 def test_an_adapter_is_loaded_on_its_base(adapted: RunDirectory) -> None:
@@ -96,5 +96,5 @@ def test_an_adapter_is_loaded_on_its_base(adapted: RunDirectory) -> None:
 
 def test_an_adapter_is_evaluated_with_what_it_learned(adapted: RunDirectory) -> None:
     """Scored document by document it cannot equal the loss of packed blocks, but is near it."""
-    reached = evaluate(adapted)
+    reached = evaluate(adapted, listener=[].append)
     assert reached.token_perplexity == pytest.approx(adapted.record["results"]["perplexity"], rel=0.5)
