@@ -237,11 +237,13 @@ def _trainer_like(
         steps=trainer.steps,
     )
     trial.callback_handler.callbacks = trainer.callback_handler.callbacks  # a checkpoint has their state
-    stateful = [callback for callback in trial.callback_handler.callbacks if isinstance(callback, ExportableState)]
+    stateful: list[Any] = [  # the annotation of TrainerState's parameter leaves out that they are ExportableState
+        part for part in [*trial.callback_handler.callbacks, trial.control] if isinstance(part, ExportableState)
+    ]
     trial.state = TrainerState(
         is_local_process_zero=trial.is_local_process_zero(),
         is_world_process_zero=trial.is_world_process_zero(),
-        stateful_callbacks=[*stateful, trial.control],
+        stateful_callbacks=stateful,
     )
     trial._tr_loss, trial._total_loss_scalar = torch.tensor(0.0), 0.0  # which the Trainer makes when it begins
     trial._globalstep_last_logged = 0
