@@ -87,7 +87,9 @@ def command(environment: Path, *words: str, cwd: Path) -> str:
 @pytest.mark.slow
 def test_the_example_installs_beside_ours_keeps_its_contract_and_trains(environment: Path, elsewhere: Path) -> None:
     listed = json.loads(command(environment, "plugin", "list", "--json", cwd=elsewhere))
-    assert {"kind": "memory", "name": "bitfit", "distribution": "toolkit-bitfit 0.1.0"} in listed
+    assert ("memory", "bitfit", "toolkit-bitfit 0.1.0") in {
+        (plugin["kind"], plugin["name"], plugin["distribution"]) for plugin in listed
+    }
     account = json.loads(command(environment, "plugin", "show", "memory", "bitfit", "--json", cwd=elsewhere))
     assert Path(account["place"].rpartition(":")[0]).is_relative_to(environment)
     checks = json.loads(command(environment, "plugin", "check", "memory", "bitfit", "--json", cwd=elsewhere))
