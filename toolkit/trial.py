@@ -177,6 +177,7 @@ def _save_and_load(
             trainer._save(str(scratch.folder / "weights"))
         trial._save_checkpoint(subject.model, None)
         trial.saver.take_result()  # where it is written in the background
+    processes.wait()  # for the first, which commits it
     folder = scratch.checkpoints / f"checkpoint-{trial.state.global_step}"
     reason = checkpoint.fault(folder, run_id=scratch.id)
     assert reason is None, reason
