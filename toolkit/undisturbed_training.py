@@ -83,14 +83,20 @@ class UndisturbedTrainer(Trainer):
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[torch.Tensor, torch.Tensor, None]:
         """The loss; and for each sequence, in the place of logits, its share of the batch's loss and tokens, (n, 2)."""
-        labels = inputs["labels"]
-        loss, _, _ = super().prediction_step(model, inputs, prediction_loss_only=True, ignore_keys=ignore_keys)
-        assert loss is not None
-        tokens = predicted_tokens(labels, self.task).to(loss)
-        share = torch.stack([loss * tokens, tokens]) / len(labels)
+        size = len(inputs["labels"])
+        # The last batch is filled up for all processes, and what fills it is cut off again: sequence by sequence then.
+        at_once = 1 if self.args.world_size > 1 and self.accelerator.gradient_state.end_of_dataloader else size
+        losses, shares = [], []
+        for first in range(0, size, at_once):
+            part = {name: value[first : first + at_once] for name, value in inputs.items()}
+            loss, _, _ = super().prediction_step(model, part, prediction_loss_only=True, ignore_keys=ignore_keys)
+            assert loss is not None
+            tokens = predicted_tokens(part["labels"], self.task).to(loss)
+            losses.append(loss)
+            shares.append((torch.stack([loss * tokens, tokens]) / at_once).repeat(at_once, 1))
         self._batches_evaluated += 1
         self._tell_evaluated()
-        return loss, share.repeat(len(labels), 1), None
+        return torch.stack(losses).mean(), torch.cat(shares), None
 
     def _tell_evaluated(self) -> None:
         self.progress("evaluating", self._batches_evaluated, self._batches_to_evaluate, unit="batches")
