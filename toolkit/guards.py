@@ -150,7 +150,7 @@ class Guard:
 
     def _error(self, what: str, batch: list[torch.Tensor]) -> TrainingError:
         return TrainingError(
-            f"{what}; the run stops here, and its last checkpoint stands as it was\n"
+            f"{what}; the run stops here, and the checkpoints before it stand as they were\n"
             f"  batch: {self._documents(batch)}\n"
             f"  try a lower learning_rate, more warmup_steps, max_grad_norm: 1, or precision: fp32; the same settings "
             f"would come here again.\n"

@@ -161,11 +161,25 @@ def _check_export_folders(recipe: Recipe) -> None:
             filled[folder] = part.name
 
 
+def _check_used(recipe: Recipe, training: Training) -> None:
+    """Refuse a setting that another one would have to switch on."""
+    unused = {
+        "optim_args": ("optim", training.optim_args is not None and training.optim is None),
+        "gradient_checkpointing_every": (
+            "gradient_checkpointing",
+            training.gradient_checkpointing_every > 1 and not training.gradient_checkpointing,
+        ),
+    }
+    for setting, (switch, is_unused) in unused.items():
+        if is_unused:
+            raise recipe.error(f"{setting} has no effect without {switch}; set that, too", ("training", setting))
+
+
 def resolve(recipe: Recipe, device: Device) -> ResolvedRecipe:
     """Apply the memory strategies' changes to the recipe's settings.
 
     Raises:
-        RecipeError: strategies conflict, or together ask for what cannot be.
+        RecipeError: strategies conflict, or together ask for what cannot be; or a setting would have no effect.
     """
     _check_export_folders(recipe)
     changes = merge(recipe, device)
@@ -179,6 +193,7 @@ def resolve(recipe: Recipe, device: Device) -> ResolvedRecipe:
         strategies = " and ".join(sorted({change.strategy for change in changes}))
         whose = at.strategy if at.setting == setting else f"what {strategies} sets"
         raise recipe.error(f"{whose} does not fit: {cause}", at.path) from None
+    _check_used(recipe, training)
     return ResolvedRecipe(_name(recipe), recipe, training, changes, device)
 
 

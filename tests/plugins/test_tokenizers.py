@@ -136,7 +136,7 @@ class TestByteBPE:
 
     def test_words_of_any_length_are_learned_from_in_pieces(self, run_context: RunContext) -> None:
         tokenizer = ByteBPE(vocab_size=300, min_frequency=1).build(
-            ["ab" * 5000, "c" * 20_000, "naïve " * 3], run_context
+            ["ab" * 5000, "c" * 20_000, " " * 20_000, "naïve " * 3], run_context
         )
         assert LONGEST_WORD // 2 < max(map(len, tokenizer.get_vocab())) <= LONGEST_WORD
         assert len(tokenizer("ab" * 5000)["input_ids"]) < 40

@@ -54,6 +54,14 @@ CASES = [
     Case("batch", "micro_batch_size: 2", "micro_batch_size: 3", "10:5: memory[0]", "these do: 1, 2, 4"),
     Case("conflict", "- frequent-saves", "- small-batch", "11:5: memory[1]", "is here twice"),
     Case("against a setting", "max_steps: 5", "micro_batch_size: 4", "14:3: training.micro_batch_size", "remove one"),
+    Case("arguments of nothing", "max_steps: 5", "optim_args: rank=4", "14:3: training.optim_args", "without optim"),
+    Case(
+        "every n-th of none",
+        "max_steps: 5",
+        "gradient_checkpointing_every: 2",
+        "14:3: training.gradient_checkpointing_every",
+        "no effect without gradient_checkpointing",
+    ),
     Case("plugin_paths", "recipe: 1", "recipe: 1\nplugin_paths: mine", "4:1: plugin_paths", "list of folders"),
     Case("plugin import", "model: {", "plugin_paths: [bad]\nmodel: {plugin: broken, ", "8:9: model.plugin", "boom"),
     Case(

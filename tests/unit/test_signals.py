@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -23,11 +25,12 @@ with ending_the_process(), at_forced_end(lambda reason: print("ended:", reason, 
     {setting}
 """
 BUSY = f"print('here', flush=True); {NATIVE}"
+TRAINING = "a run that trains"
 SETTINGS = {
     "a command": BUSY,
     "a plan": f"with held_back(): {BUSY}",
     "a run before training": f"with StopRequest().handled(): {BUSY}",
-    "a run that trains": f"with StopRequest().handled() as stop, stop.deferred(): {BUSY}",
+    TRAINING: f"with StopRequest().handled() as stop, stop.deferred(): {BUSY}",
 }
 
 
@@ -37,12 +40,20 @@ def started(setting: str, *, cwd: Path) -> subprocess.Popen[str]:
 
 
 def test_native_code_is_ended_within_seconds_and_training_by_the_second_signal(tmp_path: Path) -> None:
-    running = {name: started(setting, cwd=tmp_path) for name, setting in SETTINGS.items()}
+    with contextlib.ExitStack() as stack:
+        running = {name: stack.enter_context(started(setting, cwd=tmp_path)) for name, setting in SETTINGS.items()}
+        stack.callback(lambda: [process.kill() for process in running.values()])
+        _ended_by_signals(running)
+
+
+def _ended_by_signals(running: Mapping[str, subprocess.Popen[str]]) -> None:
     for process in running.values():
         assert process.stdout is not None
         assert process.stdout.readline() == "here\n"
+    time.sleep(1)  # between the line and the native code, Python's own handler would end a command
+    for process in running.values():
         process.send_signal(signal.SIGTERM)
-    training = running.pop("a run that trains")
+    running, training = {name: p for name, p in running.items() if name != TRAINING}, running[TRAINING]
     said = {name: process.communicate(timeout=60)[0] for name, process in running.items()}
     assert said == {
         "a command": "ended: \n",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field
@@ -21,8 +21,9 @@ FRAME = {"cls_token": "<|cls|>", "sep_token": "<|sep|>", "mask_token": "<|mask|>
 BYTES = 256
 REHEARSAL_VOCABULARY = 1000
 LONGEST_WORD = 1000
-"""Bytes: longer words, such as DNA or base64 on one line, are learned from in pieces, or the time that it takes would
-grow with the square of their length."""
+"""Characters: text that goes on for so long without a space, such as DNA or base64 on one line, is learned from in
+pieces. For each merge the trainer moves all that follows it in its word, so the time would grow with the square of a
+word's length."""
 
 
 class ByteBPE(Tokenizer):
@@ -81,9 +82,7 @@ class ByteBPE(Tokenizer):
         if (first := next(texts, None)) is None:
             raise OptionError("there is no text to learn a tokenizer from: the dataset has no documents")
         tokenizer = Tokenizer(models.BPE())
-        words = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        # For each merge the trainer moves all that follows it in its word.
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.FixedLength(LONGEST_WORD)])
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=self.vocab_size,
@@ -95,9 +94,19 @@ class ByteBPE(Tokenizer):
         # The finished tokenizer reads these words as special tokens, so their letters are nothing to learn from.
         in_text = re.compile("|".join(map(re.escape, special)))
         parts = (part for text in itertools.chain([first], texts) for part in in_text.split(text))
-        tokenizer.train_from_iterator(parts, trainer)
-        tokenizer.pre_tokenizer = words
+        tokenizer.train_from_iterator((piece for part in parts for piece in _pieces(part)), trainer)
         return tokenizer
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Cut a text where it goes on without a space; looked at in windows, which costs next to nothing for prose."""
+    begin = 0
+    for end in range(LONGEST_WORD, len(text), LONGEST_WORD):
+        window = text[end - LONGEST_WORD : end]
+        if (" " not in window and "\n" not in window) or window.isspace():
+            yield text[begin:end]
+            begin = end
+    yield text[begin:]
 
 
 def _special(run: RunContext) -> dict[str, str]:
