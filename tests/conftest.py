@@ -3,6 +3,7 @@
 The libraries read HF_ENDPOINT and HF_HOME when they are imported, so both are set before any test module is.
 """
 
+import gc
 import os
 import shutil
 import tempfile
@@ -14,6 +15,8 @@ import pytest
 from tests import hub_contents
 from tests.hub_server import HubServer
 from toolkit.api import Device, RunContext
+from toolkit.plan import plan
+from toolkit.resolve import ResolvedRecipe
 
 HUB = HubServer()
 HOME = Path(tempfile.mkdtemp(prefix="toolkit-tests-"))
@@ -48,6 +51,38 @@ os.environ |= {
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _libraries_are_no_garbage() -> None:
+    """Import what every run needs, and let the garbage collector pass it over.
+
+    The Trainer collects garbage at the end of each run; to look through all modules takes longer than a tiny run.
+    """
+    import toolkit.trainer  # noqa: F401 - with torch and transformers
+
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plans_are_kept() -> Iterator[None]:
+    """Plan the memory of a run once for each recipe: a plan is a function of it, and takes as long as a tiny run.
+
+    What tests of the plan itself call is not this.
+    """
+    kept: dict[str, int] = {}
+
+    def peak_bytes(resolved: ResolvedRecipe, *, processes: int) -> int:
+        plugins = {path: type(part.plugin) for path, part in resolved.recipe.components.items()}
+        key = repr((resolved.data(), plugins, resolved.device, processes))
+        if key not in kept:
+            kept[key] = plan.peak_bytes(resolved, processes=processes)
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("toolkit.train.peak_bytes", peak_bytes)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -94,8 +94,7 @@ class Attempt:
                 check_disk(self.directory.folder, checkpoint_bytes=checkpoint_bytes)
                 schedule = self._schedule(cadence, start, checkpoint_bytes)
                 trainer = self._trainer(components, schedule, start)
-                # Not with several processes yet: it was not tried enough with them.
-                if processes.count() == 1 and not self._is_over(cadence, start):
+                if not self._is_over(cadence, start):
                     context, steps = self.context, cadence.total_steps
                     try_saving(self.resolved, components, trainer, self.directory, context, steps, self.listener)
             self._train(trainer, schedule, cadence, start)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from tests.tiny import resolved, train, weights, write_recipe
 from toolkit.api import Memory
@@ -56,7 +58,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.mark.parametrize("names", list(itertools.combinations(HERE, 2)), ids="+".join)
+def pairs() -> Iterator[ParameterSet]:
+    """Every two; those with auto, which makes some forty plans for each order, are slow but for one."""
+    for names in itertools.combinations(HERE, 2):
+        is_slow = "auto" in names and "lora" not in names
+        yield pytest.param(names, marks=pytest.mark.slow if is_slow else (), id="+".join(names))
+
+
+@pytest.mark.parametrize("names", list(pairs()))
 def test_together(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, str]) -> None:
     monkeypatch.setitem(os.environ, "TOOLKIT_CACHE", str(cache))
     shared = declared(names[0]).claims & declared(names[1]).claims
