@@ -20,7 +20,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from toolkit.files import move_folder, set_mode, sync
-from toolkit.records import read_record, write_record
+from toolkit.records import FileEntry, Manifest, read_record, write_record
 
 if TYPE_CHECKING:
     import torch
@@ -54,22 +54,22 @@ def commit(staging: Path, final: Path, *, run_id: str, step: int) -> int:
     # Pickled, unread by a resume that builds its own arguments, and it would hold whatever token they hold.
     (staging / "training_args.bin").unlink(missing_ok=True)
     files = listed(staging)
-    write_record(staging / MANIFEST, {"run_id": run_id, "step": step, "files": files})
+    write_record(staging / MANIFEST, Manifest, {"run_id": run_id, "step": step, "files": files})
     if final.exists() and fault(final, run_id=run_id) is None:  # an earlier try, of which the disk refused the end
         shutil.rmtree(staging)
         sync(final.parent)
-        return sum(int(entry["bytes"]) for entry in files.values())
+        return sum(entry["bytes"] for entry in files.values())
     if final.exists():  # a damaged one of the same step, else the run would have gone on from it
         move_folder(final, _free_name(final.with_name(f"{DAMAGED}{final.name}")), last=MANIFEST)
     move_folder(staging, final, last=MANIFEST)
     sync(final.parent)
-    return sum(int(entry["bytes"]) for entry in files.values())
+    return sum(entry["bytes"] for entry in files.values())
 
 
-def listed(folder: Path) -> dict[str, dict[str, int | str]]:
+def listed(folder: Path) -> dict[str, FileEntry]:
     """Force a folder's files to disk, and return the size and SHA-256 of each."""
     mode = 0o666 & ~_umask()
-    files: dict[str, dict[str, int | str]] = {}
+    files: dict[str, FileEntry] = {}
     for file in _files(folder):
         set_mode(file, mode)  # safetensors makes its files 0600, so that a group could read half of a checkpoint
         sync(file)
@@ -86,14 +86,12 @@ def fault(folder: Path, *, run_id: str) -> str | None:
         UnavailableError: a later version has written it, so that an older one is not what to go on from.
     """
     try:
-        manifest = read_record(folder / MANIFEST)
-        for entry in manifest["files"].values():
-            int(entry["bytes"]), str(entry["sha256"])
-    except (OSError, ValueError, AssertionError, KeyError, TypeError, AttributeError):
+        manifest = read_record(folder / MANIFEST, Manifest)
+    except (OSError, ValueError):
         return "its manifest is missing or cannot be read"
-    if manifest.get("run_id") != run_id:
+    if manifest["run_id"] != run_id:
         return "it belongs to another run"
-    if (match := FOLDER.fullmatch(folder.name)) is None or manifest.get("step") != int(match[1]):
+    if (match := FOLDER.fullmatch(folder.name)) is None or manifest["step"] != int(match[1]):
         return "its manifest is of another step"
     for name in manifest["files"]:
         if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
@@ -105,7 +103,7 @@ def fault(folder: Path, *, run_id: str) -> str | None:
     return difference(folder, manifest["files"])
 
 
-def difference(folder: Path, files: Mapping[str, Mapping[str, int | str]]) -> str | None:
+def difference(folder: Path, files: Mapping[str, FileEntry]) -> str | None:
     """Say how a folder differs from the files that were listed; None if it does not."""
     for name, entry in files.items():
         file, size = folder / name, int(entry["bytes"])

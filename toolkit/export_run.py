@@ -24,7 +24,7 @@ from toolkit.files import read_json
 from toolkit.messages import libraries_quiet, plugin_messages_told
 from toolkit.progress import Exported, Listener, ProgressReporter
 from toolkit.recipe.schema import Recipe
-from toolkit.records import read_record
+from toolkit.records import TrainingState, read_record
 from toolkit.resolve import ResolvedRecipe, load, resolve
 from toolkit.run_directory import DATA, RunDirectory
 from toolkit.saving import STATE_FILE
@@ -198,7 +198,7 @@ def _results(
     if finished is None:
         seen = read_json(found.folder / "trainer_state.json")["num_input_tokens_seen"]
         metrics = {"steps": found.step, "tokens_seen": int(seen)}
-        metrics["seconds"] = read_record(found.folder / STATE_FILE)["seconds_trained"]
+        metrics["seconds"] = read_record(found.folder / STATE_FILE, TrainingState)["seconds_trained"]
         evaluated = [line for line in run.metrics() if line["kind"] == "eval" and line["step"] <= found.step]
         metrics |= {name: line[name] for line in evaluated[-1:] for name in ("eval_loss", "perplexity")}
     own = (run.folder / "resolved.yaml").read_text(encoding="utf-8")

@@ -58,9 +58,14 @@ def make_folder(folder: Path) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object."""
+    """Read a JSON file that holds an object.
+
+    Raises:
+        ValueError: it holds something else.
+    """
     data = json.loads(file.read_text(encoding="utf-8"))
-    assert isinstance(data, dict)
+    if not isinstance(data, dict):
+        raise ValueError(f"{file} holds no JSON object")
     return data
 
 

@@ -15,7 +15,7 @@ from toolkit.files import read_json, write_json
 from toolkit.formatting import counted
 from toolkit.host import environment
 from toolkit.progress import Listener, Message
-from toolkit.records import read_record
+from toolkit.records import TrainingState, read_record
 from toolkit.resolve import ResolvedRecipe
 from toolkit.run_directory import RunDirectory
 from toolkit.saving import STATE_FILE
@@ -53,7 +53,7 @@ def begin_attempt(run: RunDirectory, resolved: ResolvedRecipe, listener: Listene
     """Clear up after a crash, find where to go on, note what was lost, and begin."""
     checkpoint.clean(run.checkpoints)
     found = _newest_checkpoint(run, listener)
-    state: dict[str, Any] = read_record(found.folder / STATE_FILE) if found else {"seconds_trained": 0.0}
+    state: Mapping[str, Any] = read_record(found.folder / STATE_FILE, TrainingState) if found else NOTHING_TRAINED
     step = found.step if found else 0
     of_parent = found is not None and (run.record.get("parent") or {}).get("step") == step
     run.note_loss(from_step=step, seconds=state["seconds_trained"])
@@ -104,6 +104,7 @@ class _AtATime:
         return _AtATime(**{name: min(size, limits.get(name) or size) for name, size in asdict(self).items()})
 
 
+NOTHING_TRAINED: Mapping[str, Any] = {"seconds_trained": 0.0}
 LIMITS = tuple(field.name for field in fields(_AtATime))
 
 
@@ -178,10 +179,15 @@ def _after_a_kill(held: str, now: _AtATime, resolved: ResolvedRecipe, listener: 
 
 def _tell_other_environment(run: RunDirectory, resolved: ResolvedRecipe, listener: Listener) -> None:
     """Going on is exact on the same hardware and software; say so where it is another."""
-    before, now = read_json(run.folder / "environment.json"), environment(resolved)
-    pairs = [(name, before["packages"].get(name), version) for name, version in now["packages"].items()]
-    pairs += [("device", before["device"]["name"], now["device"]["name"])]
-    pairs += [(name, before.get(name), now[name]) for name in ("processes", "threads")]
+    file, now = run.folder / "environment.json", environment(resolved)
+    try:
+        before = read_json(file)
+        pairs = [(name, before["packages"].get(name), version) for name, version in now["packages"].items()]
+        pairs += [("device", before["device"]["name"], now["device"]["name"])]
+        pairs += [(name, before.get(name), now[name]) for name in ("processes", "threads")]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing or damaged
+        listener(Message(f"{file} cannot be read, so nobody knows whether the run goes on with the same software"))
+        return
     changed = [f"{name} {new} (the run began with {old})" for name, old, new in pairs if old != new]
     if changed:
         listener(Message(f"going on, but not bit for bit: this is {', '.join(changed)}"))

@@ -28,13 +28,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
 from toolkit.errors import UnavailableError, UsageError, nearest
 from toolkit.files import make_folder, read_json, read_json_lines, where_supported, write_json, write_text
 from toolkit.identity import settings
 from toolkit.recipe.document import read
 from toolkit.recipe.schema import Recipe, validate
-from toolkit.records import read_record, write_record
+from toolkit.records import RunRecord, read_record, write_record
 from toolkit.resolve import ResolvedRecipe, registry_for
 
 DATA = "data.json"
@@ -43,6 +42,8 @@ LONGEST_NAME = 200
 """Bytes of a run's name: file systems take 255, and what is put beside a run has its name and more."""
 MODEL = "model"
 """The folder of the exported model in a run directory."""
+RUN = "run.json"
+"""The record of a run."""
 TRIAL = ".trial"
 """The folder in which saving is tried before the first step."""
 
@@ -79,9 +80,20 @@ class RunDirectory:
         return self.folder / "run.log"
 
     @property
-    def record(self) -> dict[str, Any]:
-        """run.json: id, recipe, identity, status, attempts, results."""
-        return read_record(self.folder / "run.json")
+    def record(self) -> RunRecord:
+        """run.json: id, recipe, identity, status, attempts, results.
+
+        Raises:
+            UnavailableError: it is damaged, or of a later version.
+        """
+        file = self.folder / RUN
+        try:
+            return read_record(file, RunRecord)
+        except ValueError as error:
+            raise UnavailableError(
+                f"{file} is damaged: {error}. Put back a copy of it, or start the run over with --fresh: "
+                f"its checkpoints stay where they are"
+            ) from None
 
     @property
     def status(self) -> str:
@@ -95,7 +107,7 @@ class RunDirectory:
 
     def update(self, **fields: Any) -> None:
         """Change fields of run.json."""
-        write_record(self.folder / "run.json", self.record | fields)
+        write_record(self.folder / RUN, RunRecord, {**self.record, **fields})
 
     def note_loss(self, *, from_step: int, seconds: float) -> None:
         """Note with the last attempt what of it is lost, now that the run goes on from `from_step`.
@@ -229,7 +241,8 @@ def create(folder: Path, resolved: ResolvedRecipe, environment: Mapping[str, Any
         write_json(folder / "environment.json", environment)
         settled = settings(resolved)
         write_record(
-            folder / "run.json",
+            folder / RUN,
+            RunRecord,
             {
                 "id": uuid.uuid4().hex,
                 "recipe": resolved.name,
@@ -257,7 +270,7 @@ def open_run(folder: Path) -> RunDirectory:
     Raises:
         UsageError: there is none.
     """
-    if not (folder / "run.json").is_file():
+    if not (folder / RUN).is_file():
         raise UsageError(f"{folder} is not a run: it has no run.json")
     return RunDirectory(folder)
 
@@ -280,16 +293,16 @@ def find(name: str, runs: Path) -> RunDirectory:
 def all_runs(runs: Path) -> list[RunDirectory]:
     """The runs in a folder of runs, oldest first; one whose run.json cannot be read is in nobody's way."""
     created: dict[RunDirectory, str] = {}
-    for file in runs.glob("*/run.json"):
+    for file in runs.glob(f"*/{RUN}"):
         run = RunDirectory(file.parent)
-        with contextlib.suppress(OSError, ValueError, AssertionError, KeyError):
+        with contextlib.suppress(OSError, ValueError, KeyError):
             created[run] = str(read_json(file)["created"])  # of whatever format
     return sorted(created, key=lambda run: created[run])
 
 
 def newest_in_series(runs: Path, series: str) -> Path | None:
     """The folder of the newest run among NAME, NAME-2, NAME-3, ..., which `--fresh` has made."""
-    folders = [run.folder for run in all_runs(runs) if read_json(run.folder / "run.json")["series"] == series]
+    folders = [run.folder for run in all_runs(runs) if read_json(run.folder / RUN).get("series") == series]
     return folders[-1] if folders else None
 
 

@@ -25,7 +25,7 @@ from toolkit import checkpoint, formatting, processes
 from toolkit.errors import UnavailableError
 from toolkit.files import sync
 from toolkit.host import disk_faults_named, free_bytes
-from toolkit.records import write_record
+from toolkit.records import TrainingState, write_record
 from toolkit.run_directory import RunDirectory
 
 STATE_FILE = "toolkit_state.json"
@@ -222,7 +222,7 @@ class Saver:
         staged, final = staging / name, self.run.checkpoints / name
         for write in later:
             write()
-        write_record(staged / STATE_FILE, state)
+        write_record(staged / STATE_FILE, TrainingState, state)
         for lines in self.run.line_files():  # what was measured up to this step has to survive with it
             sync(lines)
         sync(self.run.folder)  # that they are there at all, too

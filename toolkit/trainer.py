@@ -36,7 +36,7 @@ from toolkit.errors import TrainingError
 from toolkit.guards import Guard, named_state
 from toolkit.loss import ChunkedLoss
 from toolkit.named_optimizer import build_named
-from toolkit.records import read_record
+from toolkit.records import TrainingState, read_record
 from toolkit.released_gradients import ReleasedGradients
 from toolkit.saving import STATE_FILE, Saver
 from toolkit.smaller_steps import OPTIMIZER, SmallerSteps, survive_in
@@ -272,7 +272,7 @@ class RecipeTrainer(UndisturbedTrainer):
 
     def restore_sums(self, folder: Path) -> None:
         """Put back what the Trainer does not save; called once it has begun, for it starts from zero."""
-        state = read_record(folder / STATE_FILE)
+        state = read_record(folder / STATE_FILE, TrainingState)
         own = state["of_processes"][min(self.args.process_index, len(state["of_processes"]) - 1)]
         self._tr_loss = torch.tensor(float.fromhex(own["loss_sum"]), device=self.args.device)
         self._total_loss_scalar = float.fromhex(state["total_loss"])

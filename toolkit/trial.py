@@ -17,7 +17,6 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,9 +29,9 @@ from toolkit.messages import libraries_quiet
 from toolkit.progress import Listener, Message
 from toolkit.recipe.document import Path_
 from toolkit.recipe.schema import Recipe
-from toolkit.records import write_record
+from toolkit.records import RunRecord, write_record
 from toolkit.resolve import ResolvedRecipe, resolve
-from toolkit.run_directory import TRIAL, RunDirectory
+from toolkit.run_directory import RUN, TRIAL, RunDirectory
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +91,7 @@ def try_saving(
     # As a rehearsal, so that nothing is uploaded.
     context.progress("trying to save and export")
     context = replace(context, folder=run.folder / TRIAL, rehearsal=True, log=log, progress=_unshown)
-    with random_state_preserved(), libraries_quiet(), warnings.catch_warnings(), _folder(context.folder) as scratch:
+    with random_state_preserved(), libraries_quiet(), warnings.catch_warnings(), _folder(run) as scratch:
         warnings.simplefilter("ignore")
         if (subject := _subject(resolved, components, context, listener)) is None:
             return
@@ -111,14 +110,14 @@ def _unshown(phase: str, done: int = 0, total: int | None = None, *, unit: str =
 
 
 @contextlib.contextmanager
-def _folder(folder: Path) -> Iterator[RunDirectory]:
+def _folder(run: RunDirectory) -> Iterator[RunDirectory]:
     """An empty run directory that all processes share, and that is removed."""
-    scratch = RunDirectory(folder)
+    scratch = RunDirectory(folder := run.folder / TRIAL)
     try:
         if processes.is_first():
             shutil.rmtree(folder, ignore_errors=True)
             scratch.checkpoints.mkdir(parents=True)
-            write_record(folder / "run.json", {"id": uuid.uuid4().hex})
+            write_record(folder / RUN, RunRecord, {**run.record, "id": uuid.uuid4().hex})
         processes.wait()
         yield scratch
     finally:

@@ -2,16 +2,19 @@
 
 import errno
 import itertools
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.faults.command_server import CommandServer
 from tests.faults.trials import SECTIONS, End
 from tests.tiny import train, write_recipe
+from tests.unit.command_line import toolkit
 from toolkit import checkpoint
 from toolkit.errors import InterruptedRun
 from toolkit.run_directory import RunDirectory
@@ -149,3 +152,42 @@ def test_with_every_checkpoint_damaged_it_begins_again_and_says_so(
     assert outcome.status == 0, outcome.err
     assert "no checkpoint is intact, so the run begins again at step 0" in outcome.err
     assert End.of(checkpoints.parent).steps == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"format": None}, "format: Input should be a valid integer"),
+        ({"format": 99}, "reads formats up to"),
+        ({"identity": [1]}, "identity: Input should be a valid dictionary"),
+        ({"status": "done"}, "status: Input should be"),
+        ({"attempts": [{"started": 5}]}, "attempts[0].started: Input should be a valid string"),
+        ({"id": ...}, "id: Field required"),
+    ],
+)
+def test_a_damaged_run_json_is_named_and_nothing_is_overwritten(
+    stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], says: str
+) -> None:
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "runs" / "tiny" / "run.json"
+    record = json.loads(file.read_text()) | fields
+    file.write_text(json.dumps({name: value for name, value in record.items() if value is not ...}))
+    before = {path: path.read_bytes() for path in file.parent.rglob("*") if path.is_file()}
+    for command in (["recipe", "run", "tiny.yaml"], ["run", "show", "tiny"], ["run", "verify", "tiny"]):
+        answer = toolkit(*command, status=3)
+        assert str(Path("runs", "tiny", "run.json")) in answer.err
+        assert says in answer.err
+    assert {path: path.read_bytes() for path in file.parent.rglob("*") if path.is_file()} == before
+    toolkit("recipe", "run", "tiny.yaml", "--fresh")
+
+
+def test_a_damaged_environment_json_costs_only_the_comparison(
+    stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+    Path("runs", "tiny", "environment.json").write_text('{"packages": 5}')
+    assert "environment.json cannot be read" in toolkit("recipe", "run", "tiny.yaml").out
