@@ -44,8 +44,8 @@ class Parent:
 
     def is_of(self, child: RunDirectory) -> bool:
         """Whether a run has begun here."""
-        record = child.record.get("parent") or {}
-        return (record.get("id"), record.get("step")) == (self.run.id, self.step)
+        record = child.record.get("parent")
+        return record is not None and (record["id"], record["step"]) == (self.run.id, self.step)
 
 
 def parent(text: str, runs: Path) -> Parent:

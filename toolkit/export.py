@@ -16,6 +16,7 @@ from toolkit.generation import fill_mask_text, sample_text
 from toolkit.host import disk_faults_named
 from toolkit.messages import libraries_quiet
 from toolkit.progress import Exported, Listener
+from toolkit.records import FileEntry
 from toolkit.resolve import ResolvedRecipe
 from toolkit.run_directory import MODEL
 
@@ -69,7 +70,7 @@ def export(
     listener: Listener,
     *,
     suffix: str = "",
-) -> dict[str, dict[str, dict[str, int | str]]]:
+) -> dict[str, dict[str, FileEntry]]:
     """Let each exporter fill an empty folder, show it under its name when it is whole, and return what is in each.
 
     Args:
@@ -88,7 +89,7 @@ def export(
         RecipeError, UnavailableError: an exporter refuses, or there is nothing for it to read.
     """
     recipe, newest = resolved.recipe, context.folder / f"{MODEL}{suffix}"
-    exported: dict[str, dict[str, dict[str, int | str]]] = {}
+    exported: dict[str, dict[str, FileEntry]] = {}
     for path, part in recipe.components.items():
         if path[0] != "exporters":
             continue

@@ -24,7 +24,7 @@ from toolkit.files import read_json
 from toolkit.messages import libraries_quiet, plugin_messages_told
 from toolkit.progress import Exported, Listener, ProgressReporter
 from toolkit.recipe.schema import Recipe
-from toolkit.records import TrainingState, read_record
+from toolkit.records import ResultsRecord, TrainingState, read_record
 from toolkit.resolve import ResolvedRecipe, load, resolve
 from toolkit.run_directory import DATA, RunDirectory
 from toolkit.saving import STATE_FILE
@@ -190,11 +190,9 @@ def _built(
     return model
 
 
-def _results(
-    resolved: ResolvedRecipe, run: RunDirectory, found: Checkpoint, finished: dict[str, Any] | None
-) -> Results:
+def _results(resolved: ResolvedRecipe, run: RunDirectory, found: Checkpoint, finished: ResultsRecord | None) -> Results:
     """What the run has reached at a checkpoint's step."""
-    metrics = dict(finished or {})
+    metrics: dict[str, Any] = {**(finished or {})}
     if finished is None:
         seen = read_json(found.folder / "trainer_state.json")["num_input_tokens_seen"]
         metrics = {"steps": found.step, "tokens_seen": int(seen)}

@@ -7,7 +7,6 @@ A field that this version does not know is kept as it is.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import (
     Any,
@@ -75,7 +74,7 @@ class ParentRecord(TypedDict):
     changes: list[str]
 
 
-class Results(TypedDict):
+class ResultsRecord(TypedDict):
     """What a finished run has reached."""
 
     steps: int
@@ -106,7 +105,7 @@ class RunRecord(Header):
     defaults: NotRequired[list[str]]
     """The keys of `identity` that nobody had set."""
     attempts: list[AttemptRecord]
-    results: Results | None
+    results: ResultsRecord | None
     rehearsal: NotRequired[bool]
     planned_memory_bytes: NotRequired[int]
     memory_budget_bytes: NotRequired[int]
@@ -132,8 +131,8 @@ class TrainingState(Header):
     total_loss: str
     last_logged_step: int
     of_processes: list[dict[str, Any]]
-    sequences: NotRequired[int]
-    evaluation_sequences: NotRequired[int]
+    sequences: NotRequired[int | None]
+    evaluation_sequences: NotRequired[int | None]
     evaluation_left_out: NotRequired[bool]
     ended: NotRequired[bool]
 
@@ -142,6 +141,7 @@ FORMATS: Mapping[type[Any], int] = {RunRecord: 1, Manifest: 1, TrainingState: 1}
 """Raise one when a version before would misread the record. One that names no format is of 0."""
 
 Record = TypeVar("Record")
+_READERS: dict[type[Any], TypeAdapter[Any]] = {}
 
 
 def write_record(file: Path, kind: type[Any], data: Mapping[str, Any]) -> None:
@@ -177,6 +177,7 @@ def read_record(file: Path, kind: type[Record]) -> Record:
     return data  # type: ignore[return-value]  # just validated; a copy would lose the fields that are unknown
 
 
-@cache
-def _reader(kind: type[Record]) -> TypeAdapter[Record]:
-    return TypeAdapter(kind)
+def _reader(kind: Any) -> TypeAdapter[Any]:
+    if kind not in _READERS:  # to make one takes milliseconds
+        _READERS[kind] = TypeAdapter(kind)
+    return _READERS[kind]

@@ -55,7 +55,7 @@ def begin_attempt(run: RunDirectory, resolved: ResolvedRecipe, listener: Listene
     found = _newest_checkpoint(run, listener)
     state: Mapping[str, Any] = read_record(found.folder / STATE_FILE, TrainingState) if found else NOTHING_TRAINED
     step = found.step if found else 0
-    of_parent = found is not None and (run.record.get("parent") or {}).get("step") == step
+    of_parent = found is not None and "parent" in (record := run.record) and record["parent"]["step"] == step
     run.note_loss(from_step=step, seconds=state["seconds_trained"])
     whole = _AtATime(micro_batch_size, micro_batch_size)
     at_a_time = whole.at_most(run.record).at_most({} if of_parent else state)  # other settings may need less
@@ -144,7 +144,7 @@ def killed_for_want_of_memory(run: RunDirectory) -> str | None:
 
     Or has ended another of its processes, of which the first one heard no more than that.
     """
-    *_, last = run.record["attempts"] or [None]
+    last = next(reversed(run.record["attempts"]), None)
     reading = memory_watch.last_reading(run.folder)
     if last is None or reading is None or not reading.is_near_the_limit:
         return None

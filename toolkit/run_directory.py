@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
 from toolkit.errors import UnavailableError, UsageError, nearest
 from toolkit.files import make_folder, read_json, read_json_lines, where_supported, write_json, write_text
 from toolkit.identity import settings
@@ -116,9 +117,9 @@ class RunDirectory:
             from_step: the step of the checkpoint to go on from.
             seconds: time trained at that step, over all attempts.
         """
-        *earlier, last = self.record["attempts"] or [None]
-        if last is None:
+        if not (attempts := self.record["attempts"]):
             return
+        *earlier, last = attempts
         trained = [line for line in self.metrics() if line["kind"] in ("train", "eval")]
         steps = max((line["step"] - from_step for line in trained), default=0)
         lost = max((line["seconds"] - seconds for line in trained), default=0.0) if steps > 0 else 0.0

@@ -203,7 +203,9 @@ def _with_planned_memory(resolved: ResolvedRecipe, listener: Listener) -> tuple[
 
 
 def _result(directory: RunDirectory, *, already_finished: bool) -> RunResult:
-    results = directory.record["results"]
+    record = directory.record
+    results = record["results"]
+    assert results is not None  # of a finished run
     model = directory.model if directory.model.is_dir() else None
     return RunResult(
         folder=directory.folder,
@@ -216,8 +218,8 @@ def _result(directory: RunDirectory, *, already_finished: bool) -> RunResult:
         perplexity=results["perplexity"],
         sample=results["sample"],
         peak_memory_bytes=results["peak_memory_bytes"],
-        planned_memory_bytes=directory.record.get("planned_memory_bytes"),
+        planned_memory_bytes=record.get("planned_memory_bytes"),
         memory_was_short=results["memory_was_short"],
         model_folder=model,
-        load_line=load_line(model, directory.record["task"]) if model else None,
+        load_line=load_line(model, record["task"]) if model else None,
     )

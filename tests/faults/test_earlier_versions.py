@@ -17,7 +17,7 @@ from toolkit import __version__
 from toolkit.comparison import differences, require_same
 from toolkit.errors import RunMismatchError, UnavailableError
 from toolkit.files import read_json, write_json
-from toolkit.records import FORMATS
+from toolkit.records import FORMATS, Manifest, RunRecord, TrainingState
 from toolkit.run_directory import RunDirectory
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "run_of_0_1_0"
@@ -28,6 +28,12 @@ LATER_LOSSES = [
     (6, "eval", 5.532715445351003),
 ]
 """Of the same run when version 0.1.0 was left alone with it."""
+
+KINDS: dict[str, type[Any]] = {
+    "run.json": RunRecord,
+    "manifest.json": Manifest,
+    "toolkit_state.json": TrainingState,
+}
 
 
 @pytest.fixture
@@ -57,13 +63,13 @@ def test_a_run_that_names_no_format_goes_on_to_the_same_losses(run: RunDirectory
     assert [line[:2] for line in later] == [line[:2] for line in LATER_LOSSES]
     # To the last bit on the same machine; another processor may round a sum differently.
     assert [line[2] for line in later] == pytest.approx([line[2] for line in LATER_LOSSES], rel=1e-6)
-    written = [run.folder / "run.json", *(max(run.checkpoints.iterdir()) / name for name in list(FORMATS)[1:])]
+    written = [run.folder / "run.json", *(max(run.checkpoints.iterdir()) / name for name in list(KINDS)[1:])]
     assert [(read_json(file)["format"], read_json(file)["toolkit"]) for file in written] == [
-        (FORMATS[file.name], __version__) for file in written
+        (FORMATS[KINDS[file.name]], __version__) for file in written
     ]
 
 
-@pytest.mark.parametrize("name", ["run.json", "manifest.json", "toolkit_state.json"])
+@pytest.mark.parametrize("name", KINDS)
 def test_a_record_of_a_later_format_is_refused_and_names_its_version(
     name: str, run: RunDirectory, tmp_path: Path
 ) -> None:
@@ -71,7 +77,7 @@ def test_a_record_of_a_later_format_is_refused_and_names_its_version(
 
     folder = run.checkpoints / "checkpoint-3"
     file = run.folder / name if name == "run.json" else folder / name
-    write_json(file, read_json(file) | {"format": FORMATS[name] + 1, "toolkit": "9.1.0"})
+    write_json(file, read_json(file) | {"format": FORMATS[KINDS[name]] + 1, "toolkit": "9.1.0"})
     if name == "toolkit_state.json":
         checkpoint.commit(folder.rename(run.folder / "changed"), folder, run_id=run.id, step=3)  # its checksum, too
     before = {file: file.read_bytes() for file in run.folder.rglob("*") if file.is_file()}

@@ -84,7 +84,7 @@ def test_what_is_not_finite_stops_the_run_and_is_not_saved(
     message = str(error.value)
     # A thread finds bad weights while the next step is on its way, whose loss shows them too.
     assert what in message or (in_background and "weight" in what and "the loss of step 7 is not" in message)
-    assert "its last checkpoint stands" in message
+    assert "the checkpoints before it stand" in message
     assert "learning_rate" in message
     assert steps_of(tmp_path / "runs" / "tiny") == {2, 4}
     found = re.search(r"documents (.+) of the training split \(blocks (.+)\), from: '(.+)'", message)

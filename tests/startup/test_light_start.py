@@ -45,6 +45,7 @@ def here(tmp_path: Path) -> Path:
     (run / "checkpoints").mkdir(parents=True)
     (run / "metrics.jsonl").write_text('{"kind": "eval", "step": 5, "eval_loss": 4.5, "perplexity": 90.0}\n')
     record = {"id": "a", "recipe": "mine", "series": "old", "created": "2026-01-01T00:00:00+00:00"}
+    record |= {"source": "mine.yaml", "task": "causal-lm"}
     rest = {"status": "failed", "identity": {}, "attempts": [], "results": None}
     (run / "run.json").write_text(json.dumps(record | rest))
     return tmp_path

@@ -160,7 +160,9 @@ def test_nothing_that_a_run_holds_becomes_markup(tmp_path: Path) -> None:
     (run.folder / "samples.jsonl").write_text(json.dumps({"step": 1, "prompt": attack, "text": f"{attack} {attack}"}))
     (run.folder / "environment.json").write_text(json.dumps({attack: [attack, None]}))
     (run.folder / "recipe.yaml").write_text(attack)
-    run.update(results={"sample": attack, "steps": 1}, id=attack)
+    numbers = dict.fromkeys(("steps", "tokens_seen", "seconds", "peak_memory_bytes", "parameters"), 1)
+    losses = {"eval_loss": None, "perplexity": None}
+    run.update(results={**numbers, **losses, "memory_was_short": False, "sample": attack}, id=attack)
     run.end_attempt(how="failed", step=1, error=attack)
     page = page_of(run)
     assert page.source.count("<script>") == 1

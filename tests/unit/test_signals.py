@@ -63,11 +63,11 @@ def _ended_by_signals(running: Mapping[str, subprocess.Popen[str]]) -> None:
     assert {process.returncode for process in running.values()} == {128 + signal.SIGTERM}
     time.sleep(PATIENCE)
     assert training.poll() is None  # it is given the time to end its step
-    training.send_signal(signal.SIGHUP)
+    training.send_signal(signal.SIGINT)
     assert training.communicate(timeout=60)[0] == (
-        "ended: stopped by SIGHUP; at once, because it came twice; the last checkpoint stands\n"
+        "ended: stopped by SIGINT; at once, because it came twice; the last checkpoint stands\n"
     )
-    assert training.returncode == 128 + signal.SIGHUP
+    assert training.returncode == 128 + signal.SIGINT
 
 
 def test_a_command_that_acts_on_the_signal_is_left_in_peace(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from toolkit.cli.groups import NamingGroup
 from toolkit.errors import UnavailableError
 
 if TYPE_CHECKING:
+    from toolkit.records import AttemptRecord, RunRecord
     from toolkit.run_directory import RunDirectory
 
 
@@ -90,7 +91,7 @@ def show(run: str, runs: Path, as_json: bool) -> None:
     render.pairs(entries)
 
 
-def _results(record: dict[str, Any]) -> dict[str, str]:
+def _results(record: RunRecord) -> dict[str, str]:
     """What a finished run has reached, as `recipe run` told it at its end."""
     results = record["results"]
     if not results:
@@ -111,7 +112,7 @@ def _results(record: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _attempt(attempt: dict[str, Any]) -> str:
+def _attempt(attempt: AttemptRecord) -> str:
     end = f"{attempt['how']} at step {attempt['step']:,}" if attempt["how"] else "has not said how it ended: killed"
     why = f": {attempt['error']}" if attempt.get("error") else ""
     lost = ""
