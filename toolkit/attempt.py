@@ -90,7 +90,13 @@ class Attempt:
                 cadence = self._prepare(components)
                 checkpoint_bytes = checkpoint.expected_bytes(components.model)
                 if start.folder and start.of_parent:
-                    branch.check_fits(self.directory, start.folder, components.model, total_steps=cadence.total_steps)
+                    branch.check_fits(
+                        self.directory,
+                        start.folder,
+                        components.model,
+                        components.tokenizer,
+                        total_steps=cadence.total_steps,
+                    )
                 check_disk(self.directory.folder, checkpoint_bytes=checkpoint_bytes)
                 schedule = self._schedule(cadence, start, checkpoint_bytes)
                 trainer = self._trainer(components, schedule, start)

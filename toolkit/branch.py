@@ -23,7 +23,7 @@ from toolkit.run_directory import RunDirectory, find
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 OPTIMIZER_FILE = "optimizer.pt"
 OPTIMIZER_CHANGES = ("optimizer.plugin:", "training.optim:", "memory.frozen-layers")
@@ -88,11 +88,18 @@ def begin(child: RunDirectory, parent: Parent, resolved: ResolvedRecipe) -> list
     return changes
 
 
-def check_fits(child: RunDirectory, folder: Path, model: PreTrainedModel, *, total_steps: int) -> None:
-    """Find out now what loading would leave out in silence.
+def check_fits(
+    child: RunDirectory,
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    total_steps: int,
+) -> None:
+    """Check the checkpoint against the recipe's model and tokenizer before loading would silently drop or misread it.
 
     Raises:
-        RunMismatchError: the checkpoint's weights are not those of the recipe's model.
+        RunMismatchError: its weights do not fit the recipe's model, or its token ids mean other tokens.
         UsageError: the run would be over before its first step.
     """
     step = int(child.record["parent"]["step"])
@@ -101,6 +108,7 @@ def check_fits(child: RunDirectory, folder: Path, model: PreTrainedModel, *, tot
             f"the run begins at step {step:,} and ends at step {total_steps:,}; set training.max_steps to more, or "
             f"begin at an earlier step"
         )
+    _check_tokens(child, folder, tokenizer)
     adapter = hasattr(model, "peft_config")
     file = folder / ("adapter_model.safetensors" if adapter else "model.safetensors")
     if not file.exists():
@@ -120,6 +128,25 @@ def check_fits(child: RunDirectory, folder: Path, model: PreTrainedModel, *, tot
     if differences:
         more = [f"and {len(differences) - 3} more"] if len(differences) > 3 else []
         raise RunMismatchError.of(child.folder, differences[:3] + more)
+
+
+def _check_tokens(child: RunDirectory, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A tokenizer that is learned from other documents has as many tokens, and other ones: shapes do not tell."""
+    from transformers import AutoTokenizer
+
+    load: Any = AutoTokenizer.from_pretrained  # which has no annotations
+    before, now = load(str(folder), local_files_only=True).get_vocab(), tokenizer.get_vocab()
+    moved = [token for token, number in before.items() if now.get(token) != number]
+    if moved:
+        parent = child.record["parent"]
+        files = f"{parent['folder']}/checkpoints/{folder.name}/tokenizer*"
+        raise RunMismatchError(
+            f"{len(moved):,} of the {len(before):,} tokens that the checkpoint was trained with have another id, or "
+            f"none, in the recipe's tokenizer ({moved[0]!r} for one), so the model would read other words; use the "
+            f"checkpoint's own tokenizer: mkdir tokenizer && cp {files} tokenizer/, and in the recipe "
+            f"tokenizer: {{plugin: pretrained, path: ./tokenizer}}",
+            differences=[f"tokenizer: {len(moved):,} tokens differ"],
+        )
 
 
 def _shapes(file: Path) -> Mapping[str, list[int]]:

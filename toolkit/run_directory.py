@@ -101,10 +101,10 @@ class RunDirectory:
         """`running`, `finished`, `failed` or `interrupted`; a run that was killed still says `running`."""
         return str(self.record["status"])
 
-    @property
-    def is_blank(self) -> bool:
-        """Whether the run has nothing that could be lost: no logged step and no checkpoint."""
-        return not self.metrics() and not any(self.checkpoints.glob("*checkpoint-*"))
+    def is_blank(self, *, except_step: int | None = None) -> bool:
+        """Whether the run has nothing to lose: no logged step, and no checkpoint but the parent's of `except_step`."""
+        found = {folder.name for folder in self.checkpoints.glob("*checkpoint-*")}
+        return not self.metrics() and found <= {f"checkpoint-{except_step}"}
 
     def update(self, **fields: Any) -> None:
         """Change fields of run.json."""

@@ -145,7 +145,7 @@ def _directory(
     folder = None
     if newest and (parent is None or parent.is_of(RunDirectory(newest))):
         directory = RunDirectory(newest)
-        blank = directory.is_blank
+        blank = directory.is_blank(except_step=parent.step if parent else None)
         # One that has found no memory in its first step is gone on with, or it would find none again.
         if not blank or has_run_out_of_memory(directory):
             same = with_choice_of(resolved, directory)

@@ -1,6 +1,8 @@
 """`--from RUN@STEP`: a new run goes on from another's checkpoint with settings of its own."""
 
 import json
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -87,7 +89,14 @@ def test_another_optimizer_begins_anew_at_its_place_in_the_schedule(recipe: Path
 
 def test_more_data_and_another_seed_are_fine(recipe: Path) -> None:
     train(recipe)
-    child, _ = from_(recipe, "tiny@4", "training.seed=9", "dataset.max_samples=100", "model.dropout=0", name="child")
+    other = ["training.seed=9", "dataset.max_samples=100", "model.dropout=0"]
+    with pytest.raises(RunMismatchError, match="have another id, or none, in the recipe's tokenizer") as refused:
+        from_(recipe, "tiny@4", *other, name="child")  # it would learn its tokenizer from the other data
+    copied = re.search("mkdir tokenizer && cp .* tokenizer/", str(refused.value))
+    assert copied
+    subprocess.run(copied[0], shell=True, cwd=recipe.parent, check=True)
+    own = f"tokenizer={{plugin: pretrained, path: {recipe.parent / 'tokenizer'}}}"
+    child, _ = from_(recipe, "tiny@4", *other, own, name="child")
     assert child.steps == 8
 
 
