@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -60,6 +61,8 @@ class HubServer:
         self.requests: list[Request] = []
         self.failure: int | None = None
         self.plugged_in = True
+        self.seconds_per_slice = 0.0
+        """A slow line: the pause after each SLICE bytes of an answer."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._server.daemon_threads = True
         self._server.block_on_close = False
@@ -125,6 +128,9 @@ API = re.compile(
     r"(?:/(?P<verb>revision|tree|paths-info|refs|auth-check)(?:/(?P<revision>[^/]+)(?:/(?P<path>.*))?)?)?"
 )
 RESOLVE = re.compile(r"/(?P<datasets>datasets/)?(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+
+
+SLICE = 2**14
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -272,7 +278,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(header, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(sent)
+        if not self.hub.seconds_per_slice:
+            self.wfile.write(sent)
+            return
+        for start in range(0, len(sent), SLICE):
+            self.wfile.write(sent[start : start + SLICE])
+            time.sleep(self.hub.seconds_per_slice)
 
 
 def _entry(file: str, content: bytes) -> dict[str, object]:

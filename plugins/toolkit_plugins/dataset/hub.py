@@ -13,6 +13,7 @@ from pydantic import field_validator, model_validator
 from toolkit.api import Dataset, OptionError, Peek, RunContext, UnavailableError
 from toolkit_plugins.dataset.arrow import dataset_of
 from toolkit_plugins.dataset.hub_rows import first_line, readable, text_column, texts, unreadable
+from toolkit_plugins.hub_downloads import shown
 from toolkit_plugins.hub_errors import Repo, choice, explained, gated, look_up, quiet, unreachable, unwritable
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Hub(Dataset):
                 # A lost connection is looked for first: to the libraries it is a file that cannot be read.
                 with readable(self.path), explained(self.path, kind="dataset", revision=self.revision):
                     return datasets.DatasetDict(self._first_rows(builder, run))
-            available = prepare(builder, self.path)
+            available = prepare(builder, self.path, run)
             return datasets.DatasetDict(
                 (part, text_column(_split(builder, split, available, option), self.column))
                 for part, split, option in self._splits(available)
@@ -142,10 +143,21 @@ def hub_builder(path: str, *, name: str | None, revision: str | None, run: RunCo
     return builder
 
 
-def prepare(builder: datasets.DatasetBuilder, path: str) -> list[str]:
+def prepare(builder: datasets.DatasetBuilder, path: str, run: RunContext) -> list[str]:
     """Download the dataset into the cache of the library datasets, unless it is there; return the splits with rows."""
     # A lost connection reaches us wrapped up as well, so it is looked for first.
-    with readable(path), explained(path, kind="dataset", revision=builder.hash):
+    written = Path(f"{builder.cache_dir}.incomplete")
+    with (
+        readable(path),
+        explained(path, kind="dataset", revision=builder.hash),
+        shown(
+            path,
+            run.progress,
+            kind="dataset",
+            total=lambda: builder.info.download_size,
+            then=("reading", written),
+        ),
+    ):
         builder.download_and_prepare()
     return [name for name, split in (builder.info.splits or {}).items() if split.num_examples]
 

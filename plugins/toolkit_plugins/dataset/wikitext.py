@@ -43,7 +43,7 @@ class WikiText(Dataset):
 
         with quiet(datasets), explained(self.path, kind="dataset", revision=self.revision):
             builder = hub_builder(self.path, name=self.version, revision=self.revision, run=run)
-            available = prepare(builder, self.path)
+            available = prepare(builder, self.path, run)
             self._check(available)
             lines = {split: builder.as_dataset(split=split) for split in ("train", "validation")}
             self._check_lines(lines["train"])

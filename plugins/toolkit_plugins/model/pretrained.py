@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from pydantic import Field, PrivateAttr
 
 from toolkit.api import Model, OptionError, RunContext, UnavailableError
+from toolkit_plugins.hub_downloads import shown, size_on_the_hub
 from toolkit_plugins.library_errors import reading
 from toolkit_plugins.model.loading import (
     from_config,
@@ -142,12 +144,20 @@ class PretrainedModel(Model):
                     setattr(text, name, self.dropout)
         return config, repository
 
+    def _download_shown(self, repository: Repository, run: RunContext) -> AbstractContextManager[None]:
+        if not repository.is_remote:
+            return nullcontext()
+        weights, commit = repository.named(".safetensors"), repository.where.get("revision")
+        total = partial(size_on_the_hub, self.path, weights, revision=commit)
+        return shown(self.path, run.progress, kind="model", total=total)
+
     def _load(self, config: PreTrainedConfig, repository: Repository, run: RunContext) -> PreTrainedModel:
         text = config.get_text_config()
         with self._reading(repository):
             if text is not config:
                 alone = without_weights(text, run)  # fails for one without a head, before anything is loaded
-            model, report = load(self.path, config, run, **repository.where)
+            with self._download_shown(repository, run):
+                model, report = load(self.path, config, run, **repository.where)
         self._check_complete(model, report, run)
         if unset := without_unused_settings(getattr(model, "generation_config", None)):
             run.log.info(
