@@ -18,6 +18,7 @@ from toolkit.loss import predicted_tokens
 from toolkit.random_state import random_state_preserved
 from toolkit.signals import EvaluationLeftOut
 from toolkit.smaller_steps import OutOfMemoryCaught, SmallerSteps, free_memory
+from toolkit.tracker_failures import tolerant
 from toolkit.without_effect import check_loss_function, loss_function_of
 
 
@@ -28,7 +29,11 @@ class UndisturbedTrainer(Trainer):
         super().__init__(**of_the_trainer)
         handler = self.callback_handler
         self.callback_handler = _UndisturbingHandler(
-            handler.callbacks, handler.model, handler.processing_class, handler.optimizer, handler.lr_scheduler
+            tolerant(handler.callbacks),
+            handler.model,
+            handler.processing_class,
+            handler.optimizer,
+            handler.lr_scheduler,
         )
         self.task: Task = task
         self.steps = steps

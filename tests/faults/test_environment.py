@@ -7,8 +7,11 @@ import os
 import socket
 from datetime import timedelta
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+from transformers import TrainerCallback
+from transformers.integrations import integration_utils
 
 from tests.tiny import assert_same_run, resolved, train, write_recipe
 from tests.unit.command_line import toolkit
@@ -220,6 +223,52 @@ def test_a_bare_tracker_is_a_list_of_one_and_none_is_none(tmp_path: Path) -> Non
     recipe = write_recipe(tmp_path)
     assert resolved(recipe, "training.report_to=tensorboard").training.report_to == ("tensorboard",)
     assert resolved(recipe, "training.report_to=none").training.report_to == ()
+
+
+class FailingTracker(TrainerCallback):
+    """A tracker whose server is there until `fails_at`."""
+
+    fails_at = "on_log"
+    told: ClassVar[list[str]] = []
+
+    def on_train_begin(self, *_: object, **known: object) -> None:
+        self._tell("on_train_begin")
+
+    def on_log(self, *_: object, **known: object) -> None:
+        self._tell("on_log")
+
+    def _tell(self, event: str) -> None:
+        self.told.append(event)
+        if event == self.fails_at:
+            raise ConnectionError("api_key not configured")
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> type[FailingTracker]:
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", FailingTracker)
+    monkeypatch.setattr("toolkit.recipe.trackers.missing", lambda tracker: ())
+    monkeypatch.setattr(FailingTracker, "told", [])
+    return FailingTracker
+
+
+def test_a_tracker_that_fails_in_a_run_is_told_of_once_and_costs_nothing(
+    failing: type[FailingTracker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+    result, events = train(write_recipe(tmp_path), "training.report_to=wandb")
+    assert result.steps == 8
+    assert failing.told == ["on_train_begin", "on_log"]
+    said = [event.text for event in events if isinstance(event, Message) and "wandb" in event.text]
+    assert said == ["wandb fails, and is not reported to any more: api_key not configured; the run goes on without it"]
+
+
+def test_a_tracker_that_refuses_ends_the_run_before_its_first_step(
+    failing: type[FailingTracker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(failing, "fails_at", "on_train_begin")
+    with pytest.raises(UnavailableError, match="wandb cannot be reported to: api_key not configured; log in to it"):
+        train(write_recipe(tmp_path), "training.report_to=wandb")
 
 
 def test_the_names_of_trackers_are_those_of_transformers() -> None:
