@@ -37,7 +37,7 @@ class StochasticRounding(torch.optim.Optimizer):
         self.state = inner.state
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # closures are not used
         """Step each parameter that has a gradient."""
         assert closure is None
         self.param_groups[0][COUNT] += 1

@@ -260,7 +260,7 @@ def _take_step(trial: RecipeTrainer) -> None:
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     trained = [p for p in cast("torch.nn.Module", trial.model).parameters() if p.requires_grad]
-    sum(parameter.float().square().sum() for parameter in trained).backward()  # type: ignore[union-attr]
+    sum(parameter.float().square().sum() for parameter in trained).backward()  # type: ignore[union-attr]  # a model without parameters trains nothing
     if trial.released is None:  # else the backward pass has taken it
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)

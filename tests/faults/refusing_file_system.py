@@ -22,7 +22,7 @@ def refuse(event: str, arguments: tuple[object, ...]) -> None:
     if event == "fcntl.flock":
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
     if event in ("os.chmod", "os.utime", "os.link", "os.rename"):
-        path = os.path.realpath(os.fsdecode(arguments[0]))  # type: ignore[arg-type]
+        path = os.path.realpath(os.fsdecode(arguments[0]))  # type: ignore[arg-type]  # an audit hook gets objects
         if path.startswith(HERE + os.sep) and (event != "os.rename" or Path(path).is_dir()):
             number = errno.EMFILE if event == "os.rename" else errno.EPERM
             raise OSError(number, os.strerror(number), path)
@@ -36,6 +36,6 @@ def fsync(descriptor: int) -> None:
     force(descriptor)
 
 
-os.fsync = fsync  # type: ignore[assignment]
+os.fsync = fsync  # type: ignore[assignment]  # it is to refuse
 sys.addaudithook(refuse)
 main()

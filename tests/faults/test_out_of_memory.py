@@ -245,7 +245,7 @@ def test_in_the_middle_of_the_optimizers_step_nothing_is_stepped_twice(optimizer
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
         plain()
 
-    made.step = failing  # type: ignore[method-assign]
+    made.step = failing  # type: ignore[method-assign]  # it is to fail
     survive_in(made, passes_again=lambda: again.append(1), half_moved=lambda: TrainingError("half moved"))
     if weight:
         with pytest.raises(TrainingError, match="half moved"):

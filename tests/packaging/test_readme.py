@@ -87,7 +87,7 @@ def test_make_quickstart_in_a_fresh_clone(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     assert "make quickstart\n" in shell_blocks("make")
-    assert passed(run(f"make quickstart PYTHON={shlex.quote(sys._base_executable)}", clone))  # type: ignore[attr-defined]
+    assert passed(run(f"make quickstart PYTHON={shlex.quote(sys._base_executable)}", clone))  # type: ignore[attr-defined]  # typeshed leaves it out
     assert (clone / "runs/quickstart/model/config.json").is_file()
     assert all(passed(run(f"source .venv/bin/activate\n{commands}", clone)) for commands in shell_blocks("install"))
     assert passed(run("touch .venv/stays && make quickstart && test -e .venv/stays", clone))

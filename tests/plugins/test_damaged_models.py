@@ -186,7 +186,7 @@ def test_an_adapter_is_no_model(folder: Path, tokenizer: PreTrainedTokenizerBase
     without("*.safetensors*", "config.json")(folder)
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "example/base"}')
     for plugin in (PretrainedModel(path=str(folder)), PretrainedModel(path=str(folder)).rehearse()):
-        message = str(refusal(lambda plugin=plugin: plugin.build(tokenizer, run_context)))  # type: ignore[misc]
+        message = str(refusal(lambda plugin=plugin: plugin.build(tokenizer, run_context)))  # type: ignore[misc]  # mypy infers no type for a default of a lambda
         assert "it holds an adapter" in message
         assert "path: example/base" in message
 

@@ -162,7 +162,7 @@ def test_a_published_architecture_that_adds_to_its_loss_is_told_of() -> None:
     from transformers import MixtralConfig, MixtralForCausalLM
 
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = MixtralConfig(vocab_size=64, num_key_value_heads=2, num_local_experts=2, **sizes)  # type: ignore[arg-type]
+    config = MixtralConfig(vocab_size=64, num_key_value_heads=2, num_local_experts=2, **sizes)  # type: ignore[arg-type]  # sizes are int
     assert check_built(MixtralForCausalLM(config), "causal-lm") is None
     config.output_router_logits = True
     config.router_aux_loss_coef = 0.1

@@ -38,7 +38,7 @@ class Ledger(TorchDispatchMode):
     """The books of a step, kept while it is the current dispatch mode."""
 
     def __init__(self, *, vocabulary_size: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no annotation for it
         self.phase: Phase = "forward"
         self._vocabulary_size = vocabulary_size
         self._kinds: list[Kind] = []

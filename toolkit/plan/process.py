@@ -32,7 +32,7 @@ def _resident_after_imports() -> int:
     """Measured once, before the first plan leaves its own traces."""
     import datasets  # noqa: F401 - a run imports it
 
-    import toolkit.trainer  # noqa: F401
+    import toolkit.trainer  # noqa: F401 - what it imports is what is measured
     from toolkit.memory_watch import resident_bytes
 
     return resident_bytes()

@@ -43,7 +43,7 @@ def fake_tensors() -> Iterator[FakeTensorMode]:
     mode = FakeTensorMode()
     # The converter remembers every fake tensor by a weak reference, for real ones that it may meet again. Here are
     # none, and `Module.to` swaps tensors in place, which torch refuses for one that a weak reference points to.
-    mode.fake_tensor_converter.set_tensor_memo = lambda *_: None  # type: ignore[method-assign]
+    mode.fake_tensor_converter.set_tensor_memo = lambda *_: None  # type: ignore[method-assign]  # torch offers no switch for it
     # It logs the traceback of whatever passes through it, which is told elsewhere: a plugin's failure, or Ctrl-C.
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before, log.disabled = log.disabled, True

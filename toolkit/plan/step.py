@@ -163,7 +163,7 @@ def _step(
         trainer.training_step(model, dict(batch), tokens)
     ledger.phase = "optimizer step"
     if trainer.args.max_grad_norm > 0:
-        trainer._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+        trainer._clip_grad_norm(model)  # type: ignore[no-untyped-call]  # transformers has no annotation for it
     cast(Any, trainer.optimizer).step()
     model.zero_grad()
 

@@ -88,4 +88,4 @@ def _write_bert(folder: str) -> None:
 
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
     with libraries_quiet():
-        BertForMaskedLM(BertConfig(vocab_size=1000, **sizes)).save_pretrained(folder)  # type: ignore[arg-type]
+        BertForMaskedLM(BertConfig(vocab_size=1000, **sizes)).save_pretrained(folder)  # type: ignore[arg-type]  # sizes are int
