@@ -18,6 +18,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolkit.run_directory import TRIAL
+
 Identity = tuple[int, int]
 """An inode, and how many files and folders had its number before."""
 
@@ -170,6 +172,8 @@ class Disk:
             content = b"a folder"
             if relative.name == "run.log":
                 content = b"lines that nothing reads"
+            elif TRIAL in relative.parts:
+                content = b"what the next start removes unread"
             elif identity not in self.names:
                 content = self.contents[identity].read_bytes()[: cut.get(identity)]
             name = RANDOM_NAME.sub("*", str(relative))

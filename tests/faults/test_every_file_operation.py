@@ -22,6 +22,8 @@ SHARES = 16
 """The operations are dealt out to so many tests, which can run beside each other."""
 MARGIN = 10
 """A run has not always the same number of operations: its threads meet in another order."""
+EVERY_NTH = 7
+"""Of the operations in the trial save, whose folder the next start removes unread."""
 FAULTS = {
     "full": (FAIL_ONCE, errno.ENOSPC),
     "full from then on": (FAIL_FROM, errno.ENOSPC),
@@ -29,10 +31,11 @@ FAULTS = {
 }
 
 
-def share(bench: Bench, number: int) -> range:
-    """Neighbours, because their states are often the same."""
-    width = math.ceil((bench.operations + MARGIN) / SHARES)
-    return range(1 + number * width, 1 + (number + 1) * width)
+def share(bench: Bench, number: int) -> list[int]:
+    """Neighbours, because their states are often the same; of the trial's operations, which repeat a save's, some."""
+    numbers = [at for at in range(1, bench.operations + MARGIN + 1) if at not in bench.trial or at % EVERY_NTH == 0]
+    width = math.ceil(len(numbers) / SHARES)
+    return numbers[number * width : (number + 1) * width]
 
 
 def killed(bench: Bench, at: int) -> list[str]:

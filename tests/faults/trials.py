@@ -20,7 +20,7 @@ from tests.faults.power_cut import Disk, Journal
 from tests.tiny import losses, write_recipe
 from toolkit import checkpoint, memory_watch
 from toolkit.files import read_json
-from toolkit.run_directory import all_runs
+from toolkit.run_directory import TRIAL, all_runs
 
 COUNT, KILL, FAIL_ONCE, FAIL_FROM = range(4)
 """Actions of file_operations.c."""
@@ -119,6 +119,8 @@ class Bench:
         self.last_commit = max(
             one.number for one in journal.operations if one.kind == "rename" and one.name.startswith("checkpoint-")
         )
+        tried = [one.number for one in journal.operations if one.name == TRIAL]
+        self.trial = range(min(tried) + 1, max(tried))
         whole = self.folder / "whole"
         whole.mkdir()
         outcome = self.command(whole, "--set", "training.save_total_limit=3")
