@@ -146,6 +146,7 @@ class RunDirectory:
 
         And whether it was because another process of the run ended.
         """
+        shutil.rmtree(self.folder / TRIAL, ignore_errors=True)  # which the disk may have refused to remove before
         *earlier, last = self.record["attempts"]
         attempt = last | {"ended": now(), "how": how, "step": step, "error": error}
         if lost_a_process:
