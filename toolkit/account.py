@@ -40,7 +40,7 @@ class SplitAccount:
 
 @dataclass(frozen=True)
 class DataAccount:
-    """Where the data went, before the first step."""
+    """The data account of a run, made before the first step."""
 
     train: SplitAccount
     validation: SplitAccount | None

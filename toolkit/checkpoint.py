@@ -59,7 +59,7 @@ def commit(staging: Path, final: Path, *, run_id: str, step: int) -> int:
         shutil.rmtree(staging)
         sync(final.parent)
         return sum(entry["bytes"] for entry in files.values())
-    if final.exists():  # a damaged one of the same step: from an intact one the run would have resumed
+    if final.exists():  # a damaged one of this step: the run would have resumed from an intact one
         move_folder(final, _free_name(final.with_name(f"{DAMAGED}{final.name}")), last=MANIFEST)
     move_folder(staging, final, last=MANIFEST)
     sync(final.parent)

@@ -35,7 +35,7 @@ def limit_bytes(root: Path = Path("/")) -> int | None:
 
 
 def left_bytes(root: Path = Path("/")) -> int | None:
-    """The memory left in the fullest group; None if there is no limit."""
+    """The least memory left in any of the process's groups; None if there is no limit."""
     return min((limit - used for limit, used in _groups(root)), default=None)
 
 

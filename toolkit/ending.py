@@ -25,7 +25,7 @@ def noted(run: RunDirectory, stop: StopRequest) -> Iterator[None]:
             yield
     except BaseException as error:
         has_lost_one = processes.have_lost_one(error)
-        if isinstance(error, OutOfMemoryError):  # in whichever process
+        if isinstance(error, OutOfMemoryError):  # in any process, not just the main one
             remember_out_of_memory(run, error)
         how = "interrupted" if stop.signal_number is not None else "failed"
         _note_end(run, how, _first_line(error), lost_a_process=has_lost_one)

@@ -54,7 +54,7 @@ class Evaluation:
     context: int
     """Tokens in a window."""
     stride: int
-    """Tokens by which it moves."""
+    """Tokens by which the window moves."""
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def prepare(
     found = _opened(entry, run.seed, from_cache=True)
     if found and not _differs(found, data, tokenizer, objective):
         return found
-    shutil.rmtree(entry, ignore_errors=True)  # it is damaged
+    shutil.rmtree(entry, ignore_errors=True)  # damaged, if it is there
     with entry_made(entry) as folder:
         folder.mkdir()
         _write(folder, data, contents, tokenizer, objective, key, run.progress)

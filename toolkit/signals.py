@@ -120,7 +120,7 @@ class StopRequest:
         return InterruptedRun(f"stopped by {name}; {work}", signal_number=self.signal_number)
 
     def error_at_once(self, number: int) -> InterruptedRun:
-        """The error of a run that ends here and now."""
+        """The error of a run that a signal ends at once."""
         self.signal_number = number
         if self.is_training:
             return self.error("at once, because it came twice; the last checkpoint stands")

@@ -86,7 +86,7 @@ class SmallerSteps:
             micro_batch_size: sequences in a micro-batch of the data loader.
             sequences: sequences per piece; fewer than in a micro-batch if memory ran out before.
             tell: is called whenever the pieces get smaller.
-            indivisible: why this run's micro-batches cannot be cut, and what to do; None if they can.
+            indivisible: why this run's micro-batches cannot be cut, and what to do about it; None if they can.
             unrepeatable: why this attempt cannot repeat a step, so that the next one has to start with smaller pieces.
             unrepeatable_in_optimizer: the same, once the optimizer has begun its step.
         """

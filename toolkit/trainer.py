@@ -184,7 +184,7 @@ class RecipeTrainer(UndisturbedTrainer):
         survive_in(cast(Any, self.optimizer), passes_again=passes_again, half_moved=half_moved)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        inputs.pop(BLOCK_NUMBERS, None)  # an evaluation's
+        inputs.pop(BLOCK_NUMBERS, None)  # in an evaluation
         prepared: dict[str, Any] = super()._prepare_inputs(inputs)
         return prepared
 

@@ -1,4 +1,4 @@
-"""A Trainer whose training evaluations and callbacks do not affect, and whose held-out loss is a mean over tokens."""
+"""A Trainer whose evaluations and callbacks do not affect training, and whose held-out loss is a mean over tokens."""
 
 from __future__ import annotations
 
