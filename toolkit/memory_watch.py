@@ -101,7 +101,7 @@ def last_reading(folder: Path) -> Reading | None:
 
 
 def forget_readings(folder: Path) -> None:
-    """Remove the readings of earlier processes, so that they are not blamed on the next attempt."""
+    """Remove earlier processes' readings: one that a power cut brought back would be blamed on the next attempt."""
     for file in _files(folder):
         file.unlink()
 
