@@ -1,6 +1,6 @@
-"""`python -m toolkit`: the command where the scripts of an environment are not on PATH."""
+"""`python -m toolkit`: the command line where an environment's scripts are not on PATH."""
 
 from toolkit.cli.main import main
 
-if __name__ == "__main__":  # and not where multiprocessing imports this module into a worker
+if __name__ == "__main__":  # not when multiprocessing imports this module in a worker
     main()

@@ -1,6 +1,6 @@
-"""ResolvedRecipe -> Components: tokenizer, model and packed data. The only place that calls plugins' build methods.
+"""ResolvedRecipe -> Components: tokenizer, model and packed data.
 
-torch starts here. What a plugin refuses is shown at its line of the recipe.
+torch is imported inside the functions only. What a plugin rejects is reported at its line of the recipe.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PACKING_OPTIONS: dict[str | None, Path_] = {"block_size": ("objective", "block_size"), "tokenizer": ("tokenizer",)}
-"""The places in a recipe of what packing refuses; the dataset's is that of the rest."""
+"""Recipe paths of the options that packing may reject; anything else is reported at the dataset."""
 PHASES = ("weights", "adapters", "activations")
 """The order in which memory strategies are applied to the model."""
 
 
 @dataclass(frozen=True)
 class Components:
-    """What a recipe's plugins have built."""
+    """What a recipe's plugins built."""
 
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
     data: PackedData
     objective: Objective
     loss: Callable[..., torch.Tensor]
-    """From the model's outputs, the labels and the number of predicted tokens in the step."""
+    """Takes the model's outputs, the labels and the number of predicted tokens in the step."""
 
 
 def context_of(
     resolved: ResolvedRecipe, folder: Path, *, rehearsal: bool = False, progress: Progress | None = None
 ) -> RunContext:
-    """What the plugins of a run may know of it."""
+    """The `RunContext` that a run's plugins receive."""
     objective: Objective = resolved.recipe.one("objective")
     context = RunContext(
         name=folder.name,
@@ -63,9 +63,9 @@ def context_of(
 
 
 def assemble(resolved: ResolvedRecipe, context: RunContext) -> Components:
-    """Load the documents, build tokenizer and model, check that they fit, and pack the tokens.
+    """Load the documents, build tokenizer and model, check that they fit together, and pack the tokens.
 
-    The order is the cheapest that finds mistakes first: nothing is tokenized before the model fits.
+    The order finds mistakes before the expensive work: nothing is packed before the model fits.
 
     Raises:
         RecipeError: an option has to change; with its place.
@@ -97,7 +97,7 @@ def assemble(resolved: ResolvedRecipe, context: RunContext) -> Components:
 def load_documents(
     resolved: ResolvedRecipe, context: RunContext, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> DatasetDict:
-    """Load the recipe's dataset, cut its texts at end tokens, draw its samples and hold its share out.
+    """Load the recipe's dataset, cut its texts at end tokens, draw its samples and hold out its evaluation share.
 
     The end token is that of `tokenizer`, or of the recipe's own if none is given.
 
@@ -119,7 +119,7 @@ def load_documents(
 
 
 def peek_documents(resolved: ResolvedRecipe) -> Peek | None:
-    """Look at the first rows of the recipe's dataset; None for a plugin that cannot without loading all.
+    """Preview the first rows of the recipe's dataset; None if the plugin cannot without loading everything.
 
     Raises:
         RecipeError, UnavailableError: the dataset plugin refuses.
@@ -130,7 +130,7 @@ def peek_documents(resolved: ResolvedRecipe) -> Peek | None:
 
 
 def _end_token(recipe: Recipe, context: RunContext, tokenizer: PreTrainedTokenizerBase | None) -> str | None:
-    """The end token as it stands in a text: the tokenizer's own, or else the objective's (SEP, with BERT)."""
+    """The end token as written in a text: the tokenizer's own, or else the objective's (SEP, with BERT)."""
     if tokenizer is None:
         plugin: Tokenizer = recipe.one("tokenizer")
         with refusals_placed(recipe, ("tokenizer",)):
@@ -155,7 +155,7 @@ def _model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context: RunConte
 
 
 def _check_own_loss(recipe: Recipe, model: PreTrainedModel, context: RunContext) -> None:
-    """The loss is ours; say so where the model has a loss of its own."""
+    """Say so if the model has a loss of its own, because training uses the toolkit's."""
     from toolkit.without_effect import check_built
 
     with refusals_placed(recipe, ("model",)):
@@ -164,7 +164,7 @@ def _check_own_loss(recipe: Recipe, model: PreTrainedModel, context: RunContext)
 
 
 def with_strategies(resolved: ResolvedRecipe, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
-    """Apply the memory strategies in their phases, and gradient checkpointing where it is set."""
+    """Apply the memory strategies phase by phase, then gradient checkpointing if it is on."""
     from toolkit.without_effect import Watched
 
     recipe = resolved.recipe
@@ -184,10 +184,10 @@ def with_strategies(resolved: ResolvedRecipe, model: PreTrainedModel, context: R
 
 
 def _checkpoint(model: PreTrainedModel, *, every: int) -> None:
-    """Have every so-manieth layer compute its activations again in the backward pass."""
+    """Enable gradient checkpointing on every `every`-th layer."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    # Not through TrainingArguments, whose name for it changed within the versions we support.
+    # Not through TrainingArguments: its name for this changed within the versions we support.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
     layers = (module for module in model.modules() if isinstance(module, GradientCheckpointingLayer))
@@ -198,7 +198,7 @@ def _checkpoint(model: PreTrainedModel, *, every: int) -> None:
 def _check_fit(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, objective: Objective
 ) -> None:
-    """Find out now what would otherwise be an index error, or a silent leak, in the middle of the run."""
+    """Catch now what would otherwise be an index error, or a silent leak between documents, in mid-run."""
     rows = cast(int, model.get_input_embeddings().num_embeddings)
     if (needed := highest_id(tokenizer) + 1) > rows:
         raise recipe.error(
@@ -219,7 +219,7 @@ def _check_fit(
 
 
 def check_exporters(recipe: Recipe, model: PreTrainedModel, context: RunContext) -> None:
-    """Hear the exporters' objections before the training that they would come after."""
+    """Let the exporters object before training rather than after it."""
     for path, part in recipe.components.items():
         if path[0] == "exporters":
             with refusals_placed(recipe, path):
@@ -227,7 +227,7 @@ def check_exporters(recipe: Recipe, model: PreTrainedModel, context: RunContext)
 
 
 def checked_loss(resolved: ResolvedRecipe, model: PreTrainedModel, context: RunContext) -> Callable[..., torch.Tensor]:
-    """The loss that the settings ask for, if the model goes with it."""
+    """The loss that the settings ask for, checked against the model."""
     from toolkit.loss import ChunkedLoss, check_head, loss_for
 
     with refusals_placed(resolved.recipe, resolved.set_at("loss_chunk_size")):
@@ -238,15 +238,15 @@ def checked_loss(resolved: ResolvedRecipe, model: PreTrainedModel, context: RunC
 
 
 def _check_batch(collate: Any, model: PreTrainedModel, end: tuple[int, ...], *, known: int) -> None:
-    """The model has to take all that is in a batch; and to keep documents apart where positions start again.
+    """Check that the model takes every entry of a batch, and isolates documents where `position_ids` restart.
 
-    Not every architecture reads a mask out of the positions, and one that does not says nothing: ask the model.
+    Not every architecture derives a document mask from the positions, and those that do not are silent: run the model.
 
     Args:
         collate: the objective's collator.
         model: as it was built.
-        end: what closes a document.
-        known: the tokens below this id exist.
+        end: the token ids that end a document.
+        known: all token ids below this one exist.
     """
     import numpy
     import torch
@@ -263,7 +263,7 @@ def _check_batch(collate: Any, model: PreTrainedModel, end: tuple[int, ...], *, 
     model.eval()
     with torch.no_grad():
         packed = {key: value for key, value in batch.items() if key != "labels"}
-        # use_cache=False, as the Trainer has it: with a cache, transformers does not look at the positions.
+        # use_cache=False, as in the Trainer: with a cache, transformers ignores the positions.
         together = model(**packed, use_cache=False).logits[0, len(first) :]
         alone = model(input_ids=torch.tensor([second]), use_cache=False).logits[0]
     model.train(was_training)
@@ -278,7 +278,7 @@ def _check_batch(collate: Any, model: PreTrainedModel, end: tuple[int, ...], *, 
 
 @contextlib.contextmanager
 def refusals_placed(recipe: Recipe, path: Path_) -> Iterator[None]:
-    """Give what the plugin at this path refuses its place in the recipe."""
+    """Add its place in the recipe to what the plugin at this path rejects."""
     try:
         yield
     except OptionError as error:

@@ -1,4 +1,4 @@
-"""One process's work on a run: assemble, resume, train, export; and what run.json says of it."""
+"""One process's work on a run: assemble, resume, train, export, and record in run.json how it ended."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Attempt:
         self.context = context_of(resolved, directory.folder, rehearsal=rehearsal, progress=ProgressReporter(listener))
 
     def run(self) -> None:
-        """Assemble, resume, train, export; note in run.json how it ended."""
+        """Assemble, resume, train and export; record in run.json how it ended."""
         size = self.sizes.micro_batch_size
         start = processes.by_first(
             lambda: begin_attempt(self.directory, self.resolved, self.listener, micro_batch_size=size)
@@ -112,12 +112,12 @@ class Attempt:
             processes.wait()
 
     def _check_data(self, account: DataAccount) -> None:
-        """The documents are part of a run's identity, and known only now."""
+        """Check the documents: they are part of a run's identity, and known only now."""
         require_same_data(self.directory, account)
         self.directory.update(data_key=account.key)
 
     def _prepare(self, components: Components) -> Cadence:
-        """Reckon the run's length, and give the account of its data."""
+        """Compute the run's length, and report the data account."""
         training, data = self.resolved.training, components.data
         steps_per_epoch = math.ceil(len(data.train) / training.global_batch_size)
         total_steps = training.max_steps or math.ceil(training.num_train_epochs * steps_per_epoch)
@@ -145,7 +145,7 @@ class Attempt:
         save_seconds = processes.by_first(lambda: seconds_to_write(self.directory.checkpoints, checkpoint_bytes))
         schedule = Schedule(cadence, self.directory, self.listener, self.stop, save_seconds=save_seconds)
         schedule.resumed_from = start.folder
-        # A run that begins at a checkpoint of another looks at where it begins, as its parent did.
+        # A run that starts from another's checkpoint evaluates there first, as its parent did.
         begins = start.of_parent and not self.directory.metrics()
         due = cadence.eval_steps is not None and start.step % cadence.eval_steps == 0
         schedule.evaluation_left_out = start.evaluation_left_out or (begins and due)
@@ -181,7 +181,7 @@ class Attempt:
                 optimizer=self.resolved.recipe.one("optimizer"),
                 settings=training,
                 context=self.context,
-                callbacks=[*self._plugin_callbacks(), schedule],  # which has to see what theirs decide
+                callbacks=[*self._plugin_callbacks(), schedule],  # last, to see their decisions
                 guard=guard,
                 saver=self._saver(schedule, components, start),
                 steps=SmallerSteps(
@@ -226,7 +226,7 @@ class Attempt:
         return callbacks
 
     def _is_over(self, cadence: Cadence, start: Start) -> bool:
-        """Whether there is nothing left to train: the Trainer would take a step more."""
+        """Whether there is nothing left to train; the Trainer would take one more step."""
         return start.folder is not None and (start.ended or start.step >= cadence.total_steps)
 
     def _train(self, trainer: RecipeTrainer, schedule: Schedule, cadence: Cadence, start: Start) -> None:
@@ -254,9 +254,9 @@ class Attempt:
         with self.stop.deferred(), libraries_quiet(), trainer.saver.finished(unless=InterruptedRun):
             try:
                 trainer.train(resume_from_checkpoint=str(start.folder) if start.folder else None)
-            except EndedByEvaluation:  # which the attempt before had to leave out
+            except EndedByEvaluation:  # one that the previous attempt had to leave out
                 trainer.ended = True
-            except UnpicklingError as error:  # torch opens these files as data alone, and says so at length
+            except UnpicklingError as error:  # weights_only=True, whose own message is long
                 raise TrainingError(
                     f"a file of {start.folder} holds code or something else that is no training state, and was not "
                     f"loaded: this run did not write it. Remove that checkpoint, and the same command goes on from "
@@ -264,7 +264,7 @@ class Attempt:
                 ) from error
 
     def _finish(self, components: Components, trainer: RecipeTrainer, step: int) -> None:
-        """Sample a text, export the model, and write down what was reached."""
+        """Generate a sample, export the model, and record the results."""
         trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False, keep_torch_compile=False)
         model = ready(trained, self.context.task)
         evaluations = [line for line in self.directory.metrics() if line["kind"] == "eval"]

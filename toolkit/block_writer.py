@@ -1,4 +1,4 @@
-"""Token ids -> the files of one split's blocks, with everything counted on the way."""
+"""Token ids -> the block files of one split, with everything counted on the way."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Packer:
-    """Lays documents end to end, each with its end, and cuts the line into blocks between the objective's frame."""
+    """Concatenates documents, each with its end tokens, and cuts the stream into blocks in the objective's frame."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, objective: Objective) -> None:
         import numpy
@@ -35,13 +35,13 @@ class Packer:
         self.highest_id = max(highest_id(tokenizer), *before, *after, *self.end)
         self.documents = self.empty = self.tokens = 0
         self.rest = numpy.empty(0, dtype="int64")
-        """Tokens that do not fill a block yet, shape (fewer than room,)."""
+        """Tokens that do not yet fill a block, shape (fewer than room,)."""
         self.starts: list[tuple[int, int]] = []
-        """Row and first token of each document that the newest pieces began."""
+        """Row and first token index of each document that starts in the newest pieces."""
         self._begun = False
 
     def add(self, batch: list[tuple[Piece, list[int]]]) -> numpy.ndarray[Any, Any]:
-        """Return the tokens of these pieces with the documents' ends, shape (tokens,).
+        """Return the tokens of these pieces, end tokens included, shape (tokens,).
 
         Raises:
             OptionError: an id is outside the vocabulary (option "tokenizer").
@@ -92,7 +92,7 @@ class Packer:
 
 
 class BlockWriter:
-    """Writes NAME.tokens, the blocks as flat numbers, and NAME.documents, the row and first token of each document."""
+    """Writes NAME.tokens, a flat array of the blocks, and NAME.documents, each document's row and first token index."""
 
     def __init__(self, file: Path, tokenizer: PreTrainedTokenizerBase, objective: Objective) -> None:
         self.packer = Packer(tokenizer, objective)
@@ -115,7 +115,7 @@ class BlockWriter:
                     force(file.fileno())
 
     def write(self, batch: list[tuple[Piece, list[int]]]) -> None:
-        """Pack these pieces behind the ones before."""
+        """Pack these pieces after the earlier ones."""
         import numpy
 
         self.characters += sum(len(piece.text) for piece, _ in batch)
@@ -129,7 +129,7 @@ class BlockWriter:
         self._starts.write(numpy.array(self.packer.starts, dtype="int64").tobytes())
 
     def account(self, *, cut: int) -> SplitAccount:
-        """Where everything went; `cut` documents began at an end token within a text."""
+        """Where everything went; `cut` documents were split off at an end token inside a text."""
         packer = self.packer
         frame_tokens = self._blocks * packer.frame_tokens
         tokens_in_blocks = packer.tokens - len(packer.rest)
@@ -150,7 +150,7 @@ class BlockWriter:
 
 
 class _EndsLearned:
-    """Counts document ends that are labels, by asking the objective's own collator."""
+    """Counts the document ends that are labels, by running the objective's own collator."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, objective: Objective) -> None:
         self.end = objective.document_end(tokenizer)[-1:]
@@ -159,17 +159,17 @@ class _EndsLearned:
         self.total = 0
 
     def count(self, packed: numpy.ndarray[Any, Any]) -> None:
-        """Add the ends in these blocks; packed has shape (blocks, block_size)."""
+        """Add the ends in these blocks; `packed` has shape (blocks, block_size)."""
         for start in range(0, len(packed) if self.end else 0, 256):
             blocks: list[Block] = [{"input_ids": row, "seed": 0} for row in packed[start : start + 256]]
             batch = self.collate(blocks)
-            # A causal model shifts: the label at a block's first place is nobody's target.
+            # A causal model shifts its labels: the one at a block's first position is never a target.
             labels = batch["labels"][:, 1:] if self.shifted else batch["labels"]
             self.total += int((labels == self.end[0]).sum())
 
 
 class _SpecialTokens:
-    """Counts the special tokens that the tokenizer finds in the texts; unknown ones are another matter."""
+    """Counts the special tokens that the tokenizer finds in the texts; its unk token is not one of them."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         added = tokenizer.added_tokens_decoder
@@ -180,13 +180,13 @@ class _SpecialTokens:
         self.found: Counter[int] = Counter()
 
     def count(self, tokens: numpy.ndarray[Any, Any]) -> None:
-        """Add those in these tokens, shape (tokens,)."""
+        """Add the special ones among these tokens, shape (tokens,)."""
         import numpy
 
         self.found.update(tokens[numpy.isin(tokens, self.ids)].tolist())
 
     def in_texts(self, *, closed: int, end: tuple[int, ...]) -> dict[str, int]:
-        """How often each stands in the texts, without the ends that have closed so many documents."""
+        """How often each occurs in the texts, not counting the ends appended to `closed` documents."""
         self.found.subtract(dict.fromkeys(end, closed))
         return {
             str(self.tokenizer.convert_ids_to_tokens(token)): times for token, times in self.found.items() if times > 0

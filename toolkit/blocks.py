@@ -1,4 +1,4 @@
-"""The prepared tokens as training reads them: memory-mapped blocks of equal length that know their documents."""
+"""The packed tokens as training reads them: memory-mapped blocks of equal length, with an index of their documents."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     import torch
 
 BLOCK_NUMBERS = "block_numbers"
-"""The key of a batch under which the numbers of its blocks travel from the data loader to the guard."""
+"""Batch key under which block indices travel from the data loader to the guard."""
 
 
 class IndexedBlock(Block):
-    """A block with its number, by which the core finds its documents; the objective's collator does not see it."""
+    """A block with its index, by which the core finds its documents; the objective's collator does not see it."""
 
     index: int
 
@@ -32,12 +32,12 @@ class DocumentStarts:
     rows: numpy.ndarray[Any, Any]
     """The document's row in its split, shape (documents,)."""
     offsets: numpy.ndarray[Any, Any]
-    """The number of its first token, counted over all documents of the split, shape (documents,)."""
+    """Index of its first token, counted over all documents of the split, shape (documents,)."""
     tokens_per_block: int
-    """Tokens of documents in a block; the block's frame is no document's."""
+    """Document tokens per block; the block's frame belongs to no document."""
 
     def in_blocks(self, indices: Iterable[int]) -> list[int]:
-        """The rows of the documents that these blocks hold, or hold a piece of, in order."""
+        """The rows of the documents that these blocks hold, whole or in part, in order."""
         found: set[int] = set()
         for index in indices:
             begin, end = index * self.tokens_per_block, (index + 1) * self.tokens_per_block
@@ -49,7 +49,7 @@ class DocumentStarts:
 class PackedBlocks:
     """A map-style dataset of blocks; item i is an `IndexedBlock`.
 
-    The Trainer's data loader calls `set_epoch`, so that a block's seed differs in every epoch.
+    The Trainer's data loader calls `set_epoch`, so that a block's seed differs from epoch to epoch.
     """
 
     def __init__(
@@ -72,18 +72,18 @@ class PackedBlocks:
         }
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which pass over the data begins."""
+        """Set the number of the pass over the data."""
         self.epoch = epoch
 
 
 class IndexedCollator:
-    """The objective's collator, round which the numbers of the blocks travel; it goes to worker processes."""
+    """The objective's collator, with the block indices carried past it; it runs in the data loader's workers."""
 
     def __init__(self, collate: Callable[[list[Block]], dict[str, torch.Tensor]]) -> None:
         self.collate = collate
 
     def __call__(self, blocks: list[IndexedBlock]) -> dict[str, torch.Tensor]:
-        """Make a batch."""
+        """Collate a batch."""
         import torch
 
         plain: list[Block] = [{"input_ids": block["input_ids"], "seed": block["seed"]} for block in blocks]
@@ -91,10 +91,10 @@ class IndexedCollator:
 
 
 def open_blocks(entry: Path, split: str, account: DataAccount, seed: int) -> PackedBlocks:
-    """Map the blocks of a split, as `packing` has written them into a cache entry.
+    """Memory-map the blocks of a split that `packing` wrote into a cache entry.
 
     Raises:
-        OSError, ValueError: a file is missing, or has not the size that the account says.
+        OSError, ValueError: a file is missing, or its size is not what the account says.
     """
     import numpy
 
@@ -110,5 +110,5 @@ def open_blocks(entry: Path, split: str, account: DataAccount, seed: int) -> Pac
 
 
 def token_type(highest_id: int) -> str:
-    """The smallest type of number, by numpy's name, that holds every token id up to this one."""
+    """The smaller of uint16 and uint32 that holds every token id up to this one, by numpy's name."""
     return "uint16" if highest_id < 2**16 else "uint32"

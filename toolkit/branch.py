@@ -1,8 +1,8 @@
-"""A run that begins at a checkpoint of another, with settings of its own: `recipe run X --from RUN@STEP`.
+"""A run that starts from another run's checkpoint, with settings of its own: `recipe run X --from RUN@STEP`.
 
-It goes on counting: weights, the optimizer's state, the step, the tokens seen and the position in the data are the
-checkpoint's; whatever the recipe says otherwise (learning rate, schedule, dropout, data, seed) counts from here on.
-The checkpoint is copied, so that neither run needs the other any more, and run.json names the parent.
+Weights, optimizer state, step, tokens seen and position in the data continue from the checkpoint; whatever the recipe
+changes (learning rate, schedule, dropout, data, seed) applies from here on. The checkpoint is copied, so that neither
+run needs the other any more, and run.json names the parent.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 OPTIMIZER_FILE = "optimizer.pt"
 OPTIMIZER_CHANGES = ("optimizer.plugin:", "training.optim:", "memory.frozen-layers")
-"""Settings with which the optimizer's state is another, so that it begins anew."""
+"""Settings whose change makes the optimizer's state incompatible, so that it starts empty."""
 
 
 @dataclass(frozen=True)
 class Parent:
-    """A checkpoint at which another run begins."""
+    """A checkpoint that another run starts from."""
 
     run: RunDirectory
     step: int
@@ -43,7 +43,7 @@ class Parent:
         return self.run.checkpoints / f"checkpoint-{self.step}"
 
     def is_of(self, child: RunDirectory) -> bool:
-        """Whether a run has begun here."""
+        """Whether this run started from here."""
         record = child.record.get("parent")
         return record is not None and (record["id"], record["step"]) == (self.run.id, self.step)
 
@@ -72,12 +72,12 @@ def parent(text: str, runs: Path) -> Parent:
 
 
 def begin(child: RunDirectory, parent: Parent, resolved: ResolvedRecipe) -> list[str]:
-    """Give a new run its first checkpoint, and return what its settings change."""
+    """Copy the parent's checkpoint into a new run as its first, and return what the new settings change."""
     changes = lines(differences(parent.run, resolved))
     staging = child.checkpoints / checkpoint.STAGING / parent.folder.name
     copy_folder(parent.folder, staging)
     files = read_json(staging / checkpoint.MANIFEST)["files"]
-    if reason := checkpoint.difference(staging, files):  # its run went on, and removed it meanwhile
+    if reason := checkpoint.difference(staging, files):  # its run pruned it meanwhile
         raise UsageError(f"the checkpoint of step {parent.step} was gone before it was copied: {reason}; try again")
     if any(change.startswith(OPTIMIZER_CHANGES) for change in changes):
         (staging / OPTIMIZER_FILE).unlink()
@@ -117,7 +117,7 @@ def check_fits(
             child.folder, [f"memory: the recipe trains {kinds[0]}, the checkpoint holds {kinds[1]}"]
         )
     if adapter:
-        return  # peft refuses factors that do not fit
+        return  # peft itself refuses adapter weights of another shape
     saved, wanted = _shapes(file), {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     tied = set(getattr(model, "_tied_weights_keys", None) or ())
     differences = [
@@ -150,7 +150,7 @@ def _check_tokens(child: RunDirectory, folder: Path, tokenizer: PreTrainedTokeni
 
 
 def _shapes(file: Path) -> Mapping[str, list[int]]:
-    """The tensors of a safetensors file: its first 8 bytes are the length of a JSON header that lists them.
+    """The tensor shapes in a safetensors file: its first 8 bytes are the length of a JSON header that lists them.
 
     https://github.com/huggingface/safetensors#format
     """
@@ -167,13 +167,13 @@ def _shape(shape: list[int] | None) -> str:
 def load_with_new_settings(
     optimizer: torch.optim.Optimizer, scheduler: Any, folder: Path, *, load: Callable[[str], None]
 ) -> None:
-    """Load the state of both from another run's checkpoint, and keep the recipe's settings: rates, decay, betas.
+    """Load both states from another run's checkpoint, but keep the recipe's learning rates, weight decay and betas.
 
     Args:
-        optimizer: as the recipe makes it.
-        scheduler: a `LambdaLR` of it.
+        optimizer: as the recipe builds it.
+        scheduler: its `LambdaLR`.
         folder: the checkpoint.
-        load: the Trainer's own way to load both from a folder.
+        load: the Trainer's own method that loads both from a folder.
     """
     import torch
     from transformers.trainer import SCHEDULER_NAME
@@ -182,7 +182,7 @@ def load_with_new_settings(
     peak_rates = list(scheduler.base_lrs)
     if (folder / OPTIMIZER_FILE).exists():
         load(str(folder))
-    else:  # the recipe has another optimizer, whose state begins here
+    else:  # the recipe has another optimizer, whose state starts empty
         scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
     scheduler.base_lrs = peak_rates
     for group, settings in zip(optimizer.param_groups, groups, strict=True):

@@ -1,4 +1,4 @@
-"""The cache: what can be made again. An entry is whole or not there, and what a killed process left is removed."""
+"""The cache: what can be regenerated. An entry is complete or absent, and leftovers of killed processes are removed."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from toolkit.files import make_folder, move_folder, sync
 PREFIX = ".staging-"
 LOCK = "lock"
 NAMELESS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
-"""What writing to an open file can meet; the error then names no file."""
+"""Errors of writing to an open file, which name no file."""
 
 
 def cache_folder() -> Path:
     """TOOLKIT_CACHE, or pretrain-toolkit in the user's cache folder.
 
     Raises:
-        UnavailableError: there is neither, as for a user without a home.
+        UnavailableError: there is neither, as for a user without a home folder.
     """
     if chosen := os.environ.get("TOOLKIT_CACHE"):
         return Path(chosen)
@@ -40,10 +40,10 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def entry_made(entry: Path) -> Iterator[Path]:
-    """Give a path at which to write a cache entry, a file or a folder; when the block ends, it is the entry.
+    """Yield a path at which to write a cache entry, a file or a folder; when the `with` block ends, it is the entry.
 
-    A file is forced to disk; the files in a folder are for whoever writes them to force. Where another process was
-    faster with the same folder, its entry stays.
+    A file is forced to disk; for the files in a folder, that is up to whoever writes them. If another process has
+    finished the same folder first, its entry stays.
 
     Raises:
         UnavailableError: the cache cannot be written.
@@ -51,7 +51,7 @@ def entry_made(entry: Path) -> Iterator[Path]:
     with staging_folder(entry.parent) as staging, refusals_explained(entry.parent):
         made = staging / entry.name
         yield made
-        if made.is_file():  # or a power cut leaves its name with nothing behind it
+        if made.is_file():  # otherwise a power cut may leave an empty file of that name
             sync(made)
         try:
             move_folder(made, entry) if made.is_dir() else made.replace(entry)
@@ -63,7 +63,7 @@ def entry_made(entry: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def staging_folder(parent: Path) -> Iterator[Path]:
-    """Give a folder within `parent` for what is not finished; it goes when the block ends.
+    """Yield a folder inside `parent` for unfinished work; it is removed when the `with` block ends.
 
     Raises:
         UnavailableError: the cache cannot be written.
@@ -79,7 +79,7 @@ def staging_folder(parent: Path) -> Iterator[Path]:
 
 
 def text_kept(file: Path, make: Callable[[], str]) -> str:
-    """The text that an earlier process has made for this file of the cache; `make` makes it if there is none.
+    """The text that an earlier process cached in this file; `make` produces it if it is missing or damaged.
 
     Raises:
         UnavailableError: the cache cannot be written.
@@ -99,7 +99,7 @@ def _digest(content: bytes) -> bytes:
 
 
 def remove_abandoned(cache: Path) -> None:
-    """Remove the staging folders whose makers are gone: nobody holds their locks. What cannot be removed stays."""
+    """Remove the staging folders of dead processes, whose locks nobody holds. What cannot be removed stays."""
     for parent in {staging.parent for staging in cache.glob(f"**/{PREFIX}*")}:
         with contextlib.suppress(OSError), _gate(parent):
             for staging in parent.glob(f"{PREFIX}*"):
@@ -110,9 +110,9 @@ def remove_abandoned(cache: Path) -> None:
 
 @contextlib.contextmanager
 def _gate(parent: Path) -> Iterator[None]:
-    """One process at a time: a folder that is made, and not locked yet, looks abandoned."""
+    """Admit one process at a time: a folder that is created but not yet locked looks abandoned."""
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # a file system without locks, where nothing is taken for abandoned
+        with contextlib.suppress(OSError):  # a file system without locks, where nothing counts as abandoned
             descriptor = os.open(parent, os.O_RDONLY)
             stack.callback(os.close, descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -120,7 +120,7 @@ def _gate(parent: Path) -> Iterator[None]:
 
 
 def _locked(file: IO[str]) -> bool:
-    """Lock a file for as long as it is open; False where another process has it, or where there are no locks."""
+    """Lock a file for as long as it is open; False if another process holds it, or locks are not supported."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -130,7 +130,7 @@ def _locked(file: IO[str]) -> bool:
 
 @contextlib.contextmanager
 def refusals_explained(folder: Path) -> Iterator[None]:
-    """Name TOOLKIT_CACHE where the operating system refuses to write to this folder of the cache."""
+    """Mention TOOLKIT_CACHE if the operating system refuses a write to this folder of the cache."""
     try:
         yield
     except OSError as error:
@@ -143,7 +143,7 @@ def refusals_explained(folder: Path) -> Iterator[None]:
 
 
 def _is_about(folder: Path, error: OSError) -> bool:
-    """Whether the file is in the folder, or above it; what a full disk refuses has no name."""
+    """Whether the error's file is in the folder, or above it; the error of a full disk names none."""
     if not isinstance(error.filename, str | bytes):
         return error.errno in NAMELESS
     place = Path(os.fsdecode(error.filename))

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from toolkit.recipe.training import Training
 
 MOST_EVALUATIONS, FEWEST_EVALUATIONS = 10, 3
-"""Evaluations in a run whose recipe does not say how often ..."""
+"""Bounds on the number of evaluations, if the recipe does not set eval_steps ..."""
 EVALUATION_SHARE = 0.1
-"""... as many as cost about this share of the training, in between; a step computes three times what a look does."""
+"""... between them, as many as cost about this share of training; a step computes three times a forward pass."""
 LOGGED_STEPS = 200
-"""Logged steps in a run whose recipe does not say how often."""
+"""Logged steps in a run, if the recipe does not set logging_steps."""
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class Cadence:
     total_steps: int
     logging_steps: int
     eval_steps: int | None
-    """None where nothing is held out."""
+    """None if nothing is held out."""
     save_steps: int | None
     save_minutes: float | None
     keep_every: int | None
 
     @classmethod
     def of(cls, training: Training, *, total_steps: int, validation_blocks: int) -> Cadence:
-        """The recipe's cadence, and a sensible one where it says nothing."""
+        """The recipe's cadence, with sensible defaults where it says nothing."""
         affordable = 3 * EVALUATION_SHARE * total_steps * training.global_batch_size / max(1, validation_blocks)
         evaluations = min(MOST_EVALUATIONS, max(FEWEST_EVALUATIONS, int(affordable)))
         return cls(
@@ -42,13 +42,13 @@ class Cadence:
         )
 
     def evaluations_left(self, step: int) -> int:
-        """Evaluations after this step or a later one; the last step has one in any case."""
+        """Evaluations due at this step or later; the last step always has one."""
         if self.eval_steps is None:
             return 0
         return self._multiples_left(self.eval_steps, step) + (self.total_steps % self.eval_steps != 0)
 
     def saves_left(self, step: int) -> int:
-        """Saves after this step or a later one, without those by the clock; the last step has one in any case."""
+        """Saves due at this step or later, not counting those by the clock; the last step always has one."""
         counts = [every for every in (self.save_steps, self.keep_every) if every is not None]
         left = sum(self._multiples_left(every, step) for every in counts)
         if len(counts) == 2:
@@ -56,5 +56,5 @@ class Cadence:
         return left + all(self.total_steps % every for every in counts)
 
     def _multiples_left(self, every: int, step: int) -> int:
-        """Steps from this one to the last that are a multiple of `every`."""
+        """Multiples of `every` from this step to the last."""
         return self.total_steps // every - (step - 1) // every

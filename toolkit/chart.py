@@ -1,7 +1,8 @@
 """Measured points -> the geometry of a line chart, for a template that draws it as SVG.
 
-Decides ranges, ticks and their labels; knows neither colours nor markup. Places are in thousandths of the plot's
-width and height, from its upper left corner, so that one drawing fits a phone and a wide screen.
+Decides ranges, ticks and their labels; knows neither colours nor markup. Coordinates are relative to the plot's width
+and height, from its upper left corner, so that one drawing fits a phone and a wide screen: curves in thousandths,
+ticks and marks in percent.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from dataclasses import dataclass
 Point = tuple[float, float]
 
 SIZE = 1000
-"""Width and height of the plot in its own units."""
+"""Width and height of the plot in the units of its curves."""
 POINTS = 800
-"""More points than this are thinned: no screen shows them, and the page should stay small."""
+"""A curve with more points is thinned: no screen can show them, and the page should stay small."""
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A labelled place on an axis, as percent of the way along it from the left or from the top."""
+    """A labelled position on an axis, in percent of its length from the left or from the top."""
 
     at: float
     label: str
@@ -33,16 +34,16 @@ class Curve:
 
     label: str
     points: tuple[Point, ...]
-    """What was measured, thinned; for people who point at it."""
+    """The measured values, thinned; shown on hover."""
     path: str
-    """The same as an SVG path; broken where a value is not a number."""
+    """The same as an SVG path; broken at non-finite values."""
     dots: str
-    """An SVG path of single dots: of all points where there are few, else none."""
+    """An SVG path with a dot for each point if there are few, else empty."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A vertical line that says what happened there."""
+    """A vertical line with a label that says what happened there."""
 
     at: float
     label: str
@@ -50,7 +51,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing's geometry and words."""
+    """The geometry and labels of a drawing."""
 
     title: str
     unit: str
@@ -64,7 +65,7 @@ class Chart:
 
     @property
     def data(self) -> str:
-        """The measured points as JSON, which knows no NaN."""
+        """The measured points as JSON, which has no NaN; non-finite values become null."""
         curves = [
             [(x, float(f"{y:.6g}") if math.isfinite(y) else None) for x, y in curve.points] for curve in self.curves
         ]
@@ -82,7 +83,7 @@ def line_chart(
 ) -> Chart | None:
     """Lay out a chart of (label, points) over steps; None if no finite value was measured.
 
-    A curve with few points, an evaluation's say, gets a dot for each.
+    A curve with few points, such as that of the evaluations, gets a dot for each.
     """
     curves = [(label, thinned(points)) for label, points in measured]
     finite = [(x, y) for _, points in curves for x, y in points if math.isfinite(y)]
@@ -111,7 +112,7 @@ def line_chart(
 
 
 def thinned(points: Sequence[Point], limit: int = POINTS) -> tuple[Point, ...]:
-    """At most about `limit` of the points: of each stretch the lowest and the highest, so that spikes stay."""
+    """At most about `limit` of the points: the lowest and highest of each stretch, so that spikes survive."""
     if len(points) <= limit:
         return tuple(points)
     kept = {0, len(points) - 1}
@@ -151,7 +152,7 @@ def short(value: float) -> str:
 def _range(values: Sequence[float], *, margin: float, floor: float | None = None) -> tuple[float, float]:
     low, high = min(values), max(values)
     low = low if floor is None else min(floor, low)
-    if low == high:  # a single point stands in the middle
+    if low == high:  # a single point goes in the middle
         apart = abs(low) / 2 or 1.0
         return low - apart, high + apart
     room = margin * (high - low)

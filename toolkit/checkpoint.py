@@ -1,11 +1,11 @@
-"""Checkpoints that are whole or are not there.
+"""Atomic checkpoints: complete or absent.
 
 The Trainer writes its own files into a staging folder; `commit` lists them with size and SHA-256 in a manifest,
-forces everything to disk and renames the folder. Whatever a crash leaves behind is either a complete checkpoint
-or a staging folder that nobody reads. Before one is loaded it is verified, and an older one serves if it fails.
+forces everything to disk and renames the folder. A crash leaves either a complete checkpoint or a staging folder
+that nobody reads. A checkpoint is verified before it is loaded; if that fails, an older one is used.
 
-(The Trainer's own search takes the highest number without looking inside: a half-written folder hides the
-good one beside it. transformers 5.23, `get_last_checkpoint`.)
+(The Trainer's own lookup takes the highest step without looking inside: a half-written folder hides the good one
+beside it. transformers 5.23, `get_last_checkpoint`.)
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FOLDER = re.compile(r"checkpoint-([0-9]+)")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was verified."""
+    """A verified checkpoint."""
 
     folder: Path
     step: int
@@ -51,15 +51,15 @@ class Skipped:
 
 def commit(staging: Path, final: Path, *, run_id: str, step: int) -> int:
     """Turn a staging folder into a checkpoint and return its size in bytes."""
-    # Pickled, unread by a resume that builds its own arguments, and it would hold whatever token they hold.
+    # Pickled, and never read: a resume builds its own arguments. It would also leak any token that they hold.
     (staging / "training_args.bin").unlink(missing_ok=True)
     files = listed(staging)
     write_record(staging / MANIFEST, Manifest, {"run_id": run_id, "step": step, "files": files})
-    if final.exists() and fault(final, run_id=run_id) is None:  # an earlier try, of which the disk refused the end
+    if final.exists() and fault(final, run_id=run_id) is None:  # from an earlier try, which the disk failed later on
         shutil.rmtree(staging)
         sync(final.parent)
         return sum(entry["bytes"] for entry in files.values())
-    if final.exists():  # a damaged one of the same step, else the run would have gone on from it
+    if final.exists():  # a damaged one of this step: the run would have resumed from an intact one
         move_folder(final, _free_name(final.with_name(f"{DAMAGED}{final.name}")), last=MANIFEST)
     move_folder(staging, final, last=MANIFEST)
     sync(final.parent)
@@ -67,11 +67,11 @@ def commit(staging: Path, final: Path, *, run_id: str, step: int) -> int:
 
 
 def listed(folder: Path) -> dict[str, FileEntry]:
-    """Force a folder's files to disk, and return the size and SHA-256 of each."""
+    """Set the modes of a folder's files, force them to disk, and return the size and SHA-256 of each."""
     mode = 0o666 & ~_umask()
     files: dict[str, FileEntry] = {}
     for file in _files(folder):
-        set_mode(file, mode)  # safetensors makes its files 0600, so that a group could read half of a checkpoint
+        set_mode(file, mode)  # safetensors creates files as 0600: a group could read only half of a checkpoint
         sync(file)
         files[str(file.relative_to(folder))] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
     for inner in {file.parent for file in _files(folder)}:
@@ -80,10 +80,10 @@ def listed(folder: Path) -> dict[str, FileEntry]:
 
 
 def fault(folder: Path, *, run_id: str) -> str | None:
-    """Say why a checkpoint cannot be used; None if it is whole and this run's.
+    """Say why a checkpoint cannot be used; None if it is intact and this run's.
 
     Raises:
-        UnavailableError: a later version has written it, so that an older one is not what to go on from.
+        UnavailableError: a later version wrote it, so that falling back to an older checkpoint would be wrong.
     """
     try:
         manifest = read_record(folder / MANIFEST, Manifest)
@@ -114,13 +114,13 @@ def difference(folder: Path, files: Mapping[str, FileEntry]) -> str | None:
                 return f"{name} has {file.stat().st_size:,} bytes instead of {size:,}"
             if _sha256(file) != entry["sha256"]:
                 return f"the content of {name} has changed on disk"
-        except OSError as error:  # a bad sector, or somebody else's file
+        except OSError as error:  # a bad sector, or a file of another user
             return f"{name} cannot be read: {error.strerror}"
     return None
 
 
 def newest_intact(checkpoints: Path, *, run_id: str) -> tuple[Checkpoint | None, list[Skipped]]:
-    """Return the newest checkpoint that is whole, and those newer ones that are not."""
+    """Return the newest intact checkpoint, and the newer ones that are not intact."""
     skipped: list[Skipped] = []
     for step, folder in sorted(numbered(checkpoints), reverse=True):
         reason = fault(folder, run_id=run_id)
@@ -131,10 +131,10 @@ def newest_intact(checkpoints: Path, *, run_id: str) -> tuple[Checkpoint | None,
 
 
 def prune(checkpoints: Path, *, keep: int, keep_every: int | None = None, verified: Collection[int]) -> None:
-    """Remove what is older than the newest `keep` of the verified steps, but for milestones.
+    """Remove checkpoints older than the newest `keep` of the verified steps, except milestones.
 
-    Each is moved aside first, so that none is ever half there. One that was never verified does not count: it may
-    be damaged, and then the older one beside it is what the run would go on from.
+    Each is renamed first, so that none is ever half there. One that was never verified does not count: it may be
+    damaged, and then the run would resume from the older one beside it.
     """
     there = sorted(step for step, _ in numbered(checkpoints) if step in verified)
     if not there:
@@ -151,12 +151,12 @@ def prune(checkpoints: Path, *, keep: int, keep_every: int | None = None, verifi
 def _remove(folder: Path) -> None:
     doomed = _free_name(folder.with_name(f"{REMOVING}{folder.name.removeprefix('.')}"))
     move_folder(folder, doomed)
-    sync(doomed.parent)  # or a power cut gives its name back to what is left of it
+    sync(doomed.parent)  # otherwise a power cut may bring the old name back, with half of the files
     shutil.rmtree(doomed)
 
 
 def clean(checkpoints: Path) -> None:
-    """Remove what a crash has left: staging folders, half-removed checkpoints, files. Damaged ones stay to be seen."""
+    """Remove what a crash left: staging folders, half-removed checkpoints, files. Damaged ones stay for inspection."""
     for left in checkpoints.glob(".*"):
         if left.is_file():
             left.unlink()
@@ -165,19 +165,19 @@ def clean(checkpoints: Path) -> None:
 
 
 def numbered(checkpoints: Path) -> list[tuple[int, Path]]:
-    """The folders named checkpoint-STEP, with their steps, in no order."""
+    """The folders named checkpoint-STEP, with their steps, unordered."""
     matches = [(FOLDER.fullmatch(folder.name), folder) for folder in checkpoints.iterdir()]
     return [(int(match[1]), folder) for match, folder in matches if match]
 
 
 def expected_bytes(model: torch.nn.Module) -> int:
-    """About what a checkpoint takes: its weights, and two states of the optimizer for each trained one."""
+    """Approximate size of a checkpoint: its weights, and two float32 optimizer states per trained weight."""
     trained = sum(parameter.numel() * 4 for parameter in model.parameters() if parameter.requires_grad)
     return weights_bytes(model) + 2 * trained
 
 
 def weights_bytes(model: torch.nn.Module) -> int:
-    """The weights that a checkpoint holds: all of them, or those of the adapter."""
+    """Bytes of the weights in a checkpoint: all of them, or those of the adapter."""
     adapters_only = hasattr(model, "peft_config")
     return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad or not adapters_only)
 

@@ -1,6 +1,6 @@
-"""Compares a run with the recipe that is to go on with it: what differs, and what a person can do about it.
+"""Compares a run with the recipe that is to resume it: what differs, and what a person can do about it.
 
-A setting that the run does not know, because its version had none of this name, counts as its present default.
+A setting that did not exist in the run's version counts as its present default.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LENGTH = ("training.max_steps", "training.num_train_epochs")
 
 
 def differences(run: RunDirectory, resolved: ResolvedRecipe) -> dict[str, str]:
-    """What in the recipe would give other numbers than what the run was begun with, by key, with both values."""
+    """The settings in which the recipe would change the run's numbers, by key, with both values in words."""
     record = run.record
     old, new = record["identity"], settings(resolved)
     left = None if (defaults := record.get("defaults")) is None else frozenset(defaults)
@@ -51,7 +51,7 @@ def _not_in_the_run(key: str, setting: Setting, old: Mapping[str, Any]) -> str |
 
 
 def _in_both(key: str, had: Any, setting: Setting, was_default: bool | None) -> str | None:
-    """`was_default`: whether nobody had set it; None where the run's version has not noted that."""
+    """`was_default`: whether nobody had set it; None if the run's version did not record that."""
     if had == setting.value:
         return None
     if setting.is_set or was_default is False:
@@ -76,7 +76,7 @@ def _not_in_the_recipe(
     if key == plugin or knows(resolved, key):
         return f"the run has {old[key]!r}, the recipe now says nothing"
     replaced = plugin in old and (plugin not in new or new[plugin].value != old[plugin])
-    if replaced or left_out:  # an option of a plugin that is told of; or one that was removed, and that nobody had set
+    if replaced or left_out:  # an option of a replaced plugin, which is reported; or a removed one that nobody had set
         return None
     return (
         f"the run has {old[key]!r}, and pretrain-toolkit {__version__} has no such option any more; go on with the "
@@ -85,7 +85,7 @@ def _not_in_the_recipe(
 
 
 def require_same(run: RunDirectory, resolved: ResolvedRecipe) -> None:
-    """Make sure that going on with the run would not mix two.
+    """Make sure that resuming the run would not mix two runs.
 
     Raises:
         RunMismatchError: the recipe differs; with every difference, and the ways to go on.
@@ -104,9 +104,9 @@ def require_same(run: RunDirectory, resolved: ResolvedRecipe) -> None:
 
 
 def require_same_data(run: RunDirectory, account: DataAccount) -> None:
-    """Make sure that the documents give the tokens that the run has trained on; they are known only now.
+    """Make sure that the documents, known only now, give the tokens that the run has trained on.
 
-    Where another version has prepared them, their key is of another kind, and the account of the data has to agree.
+    If those were packed in another format, the keys cannot be compared, and the data accounts have to agree instead.
 
     Raises:
         RunMismatchError: they do not.
@@ -129,7 +129,7 @@ def require_same_data(run: RunDirectory, account: DataAccount) -> None:
 
 
 def _generation(key: str) -> str:
-    """What of a cache entry's name, FORMAT-DIGEST, says how it was made; nothing in the first versions."""
+    """The packing format in the name of a cache entry, FORMAT-DIGEST; empty in the first versions."""
     return key.rpartition("-")[0]
 
 
@@ -138,17 +138,17 @@ def _without_key(account: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lines(found: Mapping[str, str]) -> list[str]:
-    """The differences as lines: key and words."""
+    """The differences as lines, `key: words`."""
     return [f"{key}: {words}" for key, words in found.items()]
 
 
 def newest_step(run: RunDirectory) -> int | None:
-    """The step of the run's last checkpoint, whole or not."""
+    """The step of the run's last checkpoint, intact or not."""
     return max((step for step, _ in checkpoint.numbered(run.checkpoints)), default=None)
 
 
 def _longer(found: Mapping[str, str], resolved: ResolvedRecipe, step: int) -> str:
-    """The settings of the run's length in words, if nothing else differs and they do not end before this step."""
+    """The changed settings of the run's length in words, if nothing else differs and they go beyond this step."""
     steps = resolved.training.max_steps
     if not found.keys() <= set(LENGTH) or (steps is not None and steps <= step):
         return ""
@@ -157,28 +157,28 @@ def _longer(found: Mapping[str, str], resolved: ResolvedRecipe, step: int) -> st
 
 
 def exporters_of(resolved: ResolvedRecipe) -> list[dict[str, Any]]:
-    """A recipe's exporters with their options, as run.json lists those that were carried out."""
+    """A recipe's exporters with their options, in the form in which run.json lists those that have run."""
     exporters: list[dict[str, Any]] = json.loads(json.dumps(resolved.data()["exporters"]))
     return exporters
 
 
 def carried_out(run: RunDirectory) -> list[dict[str, Any]]:
-    """The exporters that a finished run has carried out, with their options."""
+    """The exporters that have run on a finished run, with their options."""
     done: list[dict[str, Any]] | None = run.record.get("exporters")
-    if done is None:  # a run of an earlier version, which has carried out those that it was begun with
+    if done is None:  # a run of an earlier version, where those of its own recipe have run
         done = read(run.folder / "resolved.yaml").data["exporters"]
     assert done is not None
     return done
 
 
 def not_exported(run: RunDirectory, resolved: ResolvedRecipe) -> list[str]:
-    """The exporters of a recipe that a finished run has not carried out, or with other options."""
+    """The exporters of a recipe that have not run on a finished run, or only with other options."""
     done = carried_out(run)
     return [part.name for part in resolved.recipe.many("exporters") if not any(map(partial(_is, part), done))]
 
 
 def _is(part: Component, exporter: Mapping[str, Any]) -> bool:
-    """Whether an exporter of run.json is this one; an option that it lacks counts as its present default."""
+    """Whether an exporter in run.json is this one; an option missing there counts as its present default."""
     options = {name: value for name, value in exporter.items() if name != "plugin"}
     try:
         return exporter["plugin"] == part.name and type(part.plugin).model_validate(options) == part.plugin

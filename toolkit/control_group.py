@@ -1,7 +1,7 @@
-"""What a container, or a job of a batch system, may have of the machine's memory: Linux's control groups.
+"""Memory limits of containers and batch jobs: Linux control groups (cgroups).
 
-A process lies in a group, that in another, and so on; each may have a limit, and the tightest counts. Both versions
-of the interface are read. https://docs.kernel.org/admin-guide/cgroup-v2.html#memory
+Groups nest; each may have a limit, and the tightest one counts. Both versions of the interface are read.
+https://docs.kernel.org/admin-guide/cgroup-v2.html#memory
 """
 
 from __future__ import annotations
@@ -13,34 +13,34 @@ from pathlib import Path, PurePosixPath
 
 @dataclass(frozen=True)
 class Files:
-    """How a version of the interface calls things."""
+    """File names in one version of the interface."""
 
     folder: str
     limit: str
     used: str
     reclaimable: str
-    """In memory.stat: pages of files that the kernel drops before it kills anybody. A checkpoint leaves its size."""
+    """Key in memory.stat: page cache that the kernel drops before it kills. A checkpoint leaves its own size there."""
 
 
 VERSIONS = {
     "": Files("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     "memory": Files("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
-"""By the controllers in a line of /proc/self/cgroup."""
+"""By the controller in a line of /proc/self/cgroup; version 2 names none."""
 
 
 def limit_bytes(root: Path = Path("/")) -> int | None:
-    """The tightest limit that this process is under; None if there is none."""
+    """The tightest memory limit on this process; None if there is none."""
     return min((limit for limit, _ in _groups(root)), default=None)
 
 
 def left_bytes(root: Path = Path("/")) -> int | None:
-    """What the tightest group has left; None if there is no limit."""
+    """The least memory left in any of the process's groups; None if there is no limit."""
     return min((limit - used for limit, used in _groups(root)), default=None)
 
 
 def _groups(root: Path) -> Iterator[tuple[int, int]]:
-    """Limit and use of each group with a limit, from the process's own outwards."""
+    """Limit and usage of each group that has a limit, from the process's own outwards."""
     own = root / "proc/self/cgroup"
     if not own.exists():
         return
@@ -50,7 +50,7 @@ def _groups(root: Path) -> Iterator[tuple[int, int]]:
         if files is None:
             continue
         inner = PurePosixPath(path.lstrip("/"))
-        # In a container the path may be the host's, and what is mounted there the container's own group.
+        # In a container the path may be the host's, while the container's own group is what is mounted.
         for place in (inner, *inner.parents):
             folder = root / files.folder / place
             limit = _number(folder / files.limit)
@@ -59,7 +59,7 @@ def _groups(root: Path) -> Iterator[tuple[int, int]]:
 
 
 def _number(file: Path) -> int | None:
-    """The number in a file; None if there is no file, or no limit."""
+    """The number in a file; None if there is no such file, or it says `max`."""
     text = file.read_text(encoding="ascii").strip() if file.exists() else ""
     return int(text) if text.isdigit() else None
 

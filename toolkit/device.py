@@ -1,7 +1,7 @@
-"""Finds out what this machine computes with, without importing torch.
+"""Detects the device that this machine computes with, without importing torch.
 
-torch is the judge in the end: `train.py` compares what it sees with what was found here. This module exists
-because memory strategies decide before torch is imported, and a plan should not take seconds to start.
+torch has the last word: at the start of a run or a plan, `host.check_device` checks that it can use what was found
+here. This module exists because memory strategies are resolved before torch, which takes seconds, is imported.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from toolkit import control_group
 from toolkit.api import Device
 
 BF16_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
-"""Flags of /proc/cpuinfo that mean a matrix product in bfloat16 (x86's two, and Arm's)."""
+"""Flags in /proc/cpuinfo that mean native bfloat16 matrix products (x86's two, and Arm's)."""
 
 
 def detect() -> Device:
-    """Return the device that torch will use by default: the first visible GPU, Apple's, or the processor."""
+    """Return the device that torch will use by default: the first visible CUDA GPU, Apple's GPU, or the CPU."""
     return _cuda() or _mps() or _cpu()
 
 
 def _torch_has_cuda() -> bool:
-    """Whether the installed torch was built with CUDA; PyPI's Linux wheels are, and carry no local version."""
+    """Whether the installed torch was built with CUDA; PyPI's Linux wheels are, and have no local version suffix."""
     try:
         return "+cpu" not in metadata.version("torch") and platform.system() == "Linux"
     except metadata.PackageNotFoundError:

@@ -1,6 +1,6 @@
-"""What a dataset plugin has loaded -> the documents to train on: cut at end tokens, drawn, held out, and read.
+"""What a dataset plugin loaded -> the documents to train on: cut at end tokens, sampled, held out, and read.
 
-The options that all datasets have are applied here, so that they mean the same for each of them.
+The options that all datasets share are applied here, so that they mean the same for each of them.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ DOCUMENTS_PER_BATCH = 1000
 DOCUMENTS_PER_DIGEST = 10_000
 BYTES_PER_SLICE = 1 << 26
 CUT = "cut"
-"""The column that says whether a document begins at an end token within a text; only where texts were cut."""
+"""The column that says whether a document was split off at an end token; exists only if texts were cut."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What identifies the documents of a split, and what there is of them."""
+    """Digest and counts of the documents of a split."""
 
     digest: str
     characters: int
     cut: int
-    """Documents that begin at an end token within a text."""
+    """Documents split off at an end token inside a text."""
 
 
 def contents_of(data: DatasetDict, progress: Progress = nobody_watches) -> dict[str, Contents]:
-    """Read all documents once; a digest is of every text of a split and of where it ends.
+    """Read all documents once; the digest covers every text of a split and its boundaries.
 
     Raises:
-        OptionError: a text is not UTF-8, which is not looked at where Arrow data are read.
+        OptionError: a text is not UTF-8, which reading Arrow data does not check.
     """
     import xxhash
 
@@ -59,7 +59,7 @@ def contents_of(data: DatasetDict, progress: Progress = nobody_watches) -> dict[
 
 
 def _digested(column: Any, digest: Any) -> int:
-    """Add the texts of a column to the digest, and return their characters."""
+    """Add the texts of a column to the digest, and return their number of characters."""
     import numpy
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -70,7 +70,7 @@ def _digested(column: Any, digest: Any) -> int:
     _check_utf8(texts)
     _, offsets, content = texts.buffers()
     ends = numpy.frombuffer(offsets, "int64")[texts.offset : texts.offset + len(texts) + 1]
-    digest.update(numpy.diff(ends))  # the lengths, or texts could be cut elsewhere and look the same
+    digest.update(numpy.diff(ends))  # the lengths, or texts with other boundaries would look the same
     digest.update(memoryview(content or b"")[ends[0] : ends[-1]])
     return int(pc.sum(pc.utf8_length(texts)).as_py() or 0)
 
@@ -96,7 +96,7 @@ def _check_utf8(texts: Any) -> None:
 def drawn(data: DatasetDict, dataset: Dataset) -> DatasetDict:
     """Apply `max_samples`, `eval_fraction` and `seed`.
 
-    Drawn here, because `train_test_split` leaves its indices in files beside the data, which a power cut may empty.
+    Done here, because `train_test_split` leaves its indices in files beside the data, which a power cut may empty.
 
     Raises:
         OptionError: nothing would be left on one side of `eval_fraction`.
@@ -132,24 +132,23 @@ def _selected(split: Split, rows: numpy.ndarray[Any, Any]) -> Split:
 
 
 def texts(split: Split) -> Iterator[list[str]]:
-    """The texts of a split, some at a time."""
+    """The texts of a split, in batches."""
     for batch in split.select_columns("text").iter(batch_size=DOCUMENTS_PER_BATCH):
         yield [text or "" for text in batch["text"]]
 
 
 def cut_count(split: Split) -> int:
-    """How many documents of the split begin at an end token within a text."""
+    """Number of documents in the split that were split off at an end token inside a text."""
     return sum(split[CUT][:]) if CUT in split.column_names else 0
 
 
 def cut_at(data: DatasetDict, end: str, cache: Path) -> DatasetDict:
-    """Cut the texts wherever the end token stands in them, and leave it out.
+    """Cut the texts at every end token, and drop the token.
 
-    Line breaks behind the token belong to it, as it mostly stands on a line of its own; pieces without text are left
-    out.
+    Line breaks after it go too, as it mostly stands on a line of its own; pieces without text are left out.
 
     Raises:
-        UnavailableError: `cache`, where what was cut lies until it is packed, cannot be written.
+        UnavailableError: `cache`, where the pieces lie until they are packed, cannot be written.
     """
     from datasets import DatasetDict
 
@@ -157,7 +156,7 @@ def cut_at(data: DatasetDict, end: str, cache: Path) -> DatasetDict:
 
 
 def _cut(split: Split, end: str, cache: Path) -> Split:
-    """The split itself where the token does not occur; else its pieces, in a file that goes when they are freed."""
+    """The split itself if the token does not occur; else its pieces, memory-mapped from a file already deleted."""
     import pyarrow as pa
     import pyarrow.compute as pc
     from datasets import Dataset as Split
@@ -179,14 +178,14 @@ def _cut(split: Split, end: str, cache: Path) -> Split:
 
 
 def _large(column: Any) -> Any:
-    """The same texts as the one kind of strings that every function of pyarrow takes, and that never overflows."""
+    """The same texts as large_string, which every pyarrow function takes, and whose offsets never overflow."""
     import pyarrow as pa
 
     return column if column.type == pa.large_string() else column.cast(pa.large_string())
 
 
 def _slices(column: Any) -> Iterator[Any]:
-    """The column in parts that are small enough to be copied in memory, or a single text."""
+    """The column in slices small enough to be copied in memory, or of a single text."""
     if column.nbytes <= BYTES_PER_SLICE or len(column) == 1:
         yield column
     else:
@@ -196,7 +195,7 @@ def _slices(column: Any) -> Iterator[Any]:
 
 
 def _pieces(column: Any, end: str, schema: Any) -> Any:
-    """The rows of `schema` that a column of texts becomes."""
+    """Cut a column of texts into the rows of `schema`."""
     import numpy
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -208,7 +207,7 @@ def _pieces(column: Any, end: str, schema: Any) -> Any:
     cut[offsets[:-1]] = False
     pieces = pc.if_else(cut, pc.ascii_ltrim(pieces, characters="\r\n"), pieces)
     has_text = pc.not_equal(pc.ascii_trim_whitespace(pieces), "").to_numpy(zero_copy_only=False)
-    # A text without any stays, as one document, and is counted among the empty ones.
+    # A text of which nothing would be left stays as one document, and is counted among the empty ones.
     first = offsets[:-1]
     has_text[first] |= ~numpy.logical_or.reduceat(has_text, first)
     return pa.table([pieces.filter(has_text), cut[has_text]], schema=schema)

@@ -1,4 +1,4 @@
-"""Documents -> token ids, some at a time: neither many documents nor a huge one have to be in memory at once."""
+"""Documents -> token ids, streamed: neither many documents nor a huge one have to be in memory at once."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHARACTERS_PER_PIECE = 200_000
-"""Longer documents are encoded in pieces, so that one huge line costs time and not memory."""
+"""Longer documents are encoded in pieces, so that a huge one costs time and not memory."""
 CHARACTERS_PER_BATCH = 2_000_000
 PIECES_PER_BATCH = 10_000
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A document, or a part of one that is very long."""
+    """A document, or a part of a very long one."""
 
     row: int
     """The document's row in its split."""
@@ -33,7 +33,7 @@ class Piece:
 def encoded(
     split: Dataset, tokenizer: PreTrainedTokenizerBase, *, characters_per_batch: int = CHARACTERS_PER_BATCH
 ) -> Iterator[list[tuple[Piece, list[int]]]]:
-    """Batches of pieces with their token ids, without special tokens around them.
+    """Batches of pieces with their token ids, without added special tokens.
 
     Raises:
         OptionError: the tokenizer refuses a text (option "tokenizer"), or a text is not UTF-8.
@@ -68,7 +68,7 @@ def _pieces_of(split: Dataset) -> Iterator[Piece]:
 
 def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase, row: int) -> list[list[int]]:
     try:
-        # verbose=False: transformers warns of texts longer than the model, and these are about to be cut into blocks.
+        # verbose=False: transformers warns about texts longer than the model, but these are packed into blocks.
         encoded = tokenizer(
             texts,
             add_special_tokens=False,
@@ -78,7 +78,7 @@ def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase, row: int) -> list
         )
     except ToolkitError:
         raise
-    except Exception as error:  # the library tokenizers raises nothing more special
+    except Exception as error:  # the tokenizers library raises nothing more specific
         raise OptionError(
             f"the tokenizer cannot encode a text among the documents from number {row + 1:,} on: {error}",
             option="tokenizer",
@@ -88,7 +88,7 @@ def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase, row: int) -> list
 
 
 def pieces(text: str, size: int = CHARACTERS_PER_PIECE) -> Iterable[str]:
-    """Cut a long text before a space between two letters: where every word tokenizer cuts as well."""
+    """Cut a long text before a space between two letters or digits, where pre-tokenizers split as well."""
     start = 0
     while len(text) - start > size:
         stop = start + size

@@ -1,4 +1,4 @@
-"""How an attempt ends that does not finish: what run.json says of it, and what the person is told."""
+"""Unfinished attempts: what run.json records of their end, and what the person is told."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from toolkit.signals import StopRequest, at_forced_end
 
 @contextlib.contextmanager
 def noted(run: RunDirectory, stop: StopRequest) -> Iterator[None]:
-    """Note how the work ended that did not come to its end.
+    """Record in run.json how the work ended if it fails or is interrupted.
 
     Raises:
-        TrainingError: another process of the run is gone, of which this one has a transport's error alone.
+        TrainingError: another process of the run is gone, and all that this one has is a transport error.
         BaseException: whatever ended it.
     """
     try:
@@ -25,12 +25,12 @@ def noted(run: RunDirectory, stop: StopRequest) -> Iterator[None]:
             yield
     except BaseException as error:
         has_lost_one = processes.have_lost_one(error)
-        if isinstance(error, OutOfMemoryError):  # in whichever process
+        if isinstance(error, OutOfMemoryError):  # in any process, not just the main one
             remember_out_of_memory(run, error)
         how = "interrupted" if stop.signal_number is not None else "failed"
         _note_end(run, how, _first_line(error), lost_a_process=has_lost_one)
         if stop.raised and not isinstance(error, InterruptedRun):
-            raise stop.raised from error  # a library took it for its own: "Can't load tokenizer", say
+            raise stop.raised from error  # a library wrapped it in its own: "Can't load tokenizer", say
         if has_lost_one:
             raise TrainingError(
                 f"another process of this run has ended or cannot be reached; if it does not say why, this may: "
@@ -41,7 +41,7 @@ def noted(run: RunDirectory, stop: StopRequest) -> Iterator[None]:
 
 def _note_end(run: RunDirectory, how: str, error: str, *, lost_a_process: bool = False) -> None:
     if processes.is_first():
-        with contextlib.suppress(OSError):  # a full disk is told by the error itself
+        with contextlib.suppress(OSError):  # a full disk is reported by the error itself
             run.end_attempt(how=how, step=_last_step(run), error=error, lost_a_process=lost_a_process)
 
 

@@ -1,18 +1,19 @@
-"""What can go wrong for a person, and the exit status that each kind of it has.
+"""Errors that a user can meet, and the exit status of each kind.
 
     ToolkitError                    1   the run failed
-    ├── UsageError                  2   a command's words are wrong
+    ├── UsageError                  2   a command's arguments are wrong
     ├── RecipeError                 2   a recipe is invalid: every problem at once, each with its place
     ├── OptionError                 2   a plugin refuses one of its options; the core adds the place
     ├── PluginError                 2   a plugin is missing, cannot be imported or breaks its contract
     ├── RunMismatchError            2   a run directory belongs to other settings
     ├── UnavailableError            3   the machine or the network lacks something: Hub, device, disk space
-    ├── TrainingError               1   training cannot go on: a loss that is not a number, say
-    │   └── OutOfMemoryError        1   memory ran out, and only the run's next start can take less at a time
-    └── InterruptedRun        128 + n   signal n stopped the run; its work is saved
+    │   └── PlanTooLongError        3   a plan would take longer than it is worth
+    ├── TrainingError               1   training cannot go on: a non-finite loss, say
+    │   └── OutOfMemoryError        1   out of memory, and only the next attempt can use a smaller batch
+    └── InterruptedRun        128 + n   signal n stopped the run; the message says what is saved
 
-These are a user's errors: the command line prints their message and no traceback. Everything else is a
-bug of ours, or of a plugin, and keeps its traceback.
+For these the command line prints the message and no traceback. Everything else is a bug of ours, or of a
+plugin, and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from pathlib import Path
 
 
 class ToolkitError(Exception):
-    """Base of all errors whose message is meant for the person at the keyboard."""
+    """Base class of all errors whose message is meant for the user."""
 
     exit_status = 1
 
 
 class UsageError(ToolkitError):
-    """A command was asked for something that cannot be: a run that does not exist, say."""
+    """A command was asked for something impossible: a run that does not exist, say."""
 
     exit_status = 2
 
@@ -50,7 +51,7 @@ class Place:
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One thing that is wrong with a recipe: where it stands, which key it is, and what to do about it."""
+    """One thing wrong with a recipe: its place, its key, and what to do about it."""
 
     place: Place
     path: str
@@ -61,7 +62,7 @@ class Problem:
 
 
 class RecipeError(ToolkitError):
-    """A recipe is invalid; `problems` holds all that was found, in the order of the file."""
+    """A recipe is invalid; `problems` holds everything that was found, in file order."""
 
     exit_status = 2
 
@@ -71,7 +72,7 @@ class RecipeError(ToolkitError):
 
 
 class OptionError(ToolkitError):
-    """A plugin refuses the value of one of its options, or finds that two do not go together."""
+    """A plugin rejects the value of one of its options, or a combination of them."""
 
     exit_status = 2
 
@@ -82,13 +83,13 @@ class OptionError(ToolkitError):
 
 
 class PluginError(ToolkitError):
-    """A plugin cannot be found, imported or used as the kind of plugin that it says it is."""
+    """A plugin cannot be found, cannot be imported, or is not of the kind that it claims to be."""
 
     exit_status = 2
 
 
 class RunMismatchError(ToolkitError):
-    """A run directory was made with other settings than the ones it should now go on with."""
+    """A run directory was made with other settings than those it is to resume with."""
 
     exit_status = 2
 
@@ -98,7 +99,7 @@ class RunMismatchError(ToolkitError):
 
     @classmethod
     def of(cls, folder: Path, differences: Iterable[str], *, checkpoint: str | None = None) -> RunMismatchError:
-        """The error for these differences; `checkpoint` is one that a new run could begin at, as RUN@STEP."""
+        """The error for these differences; `checkpoint` is one that a new run could start from, as RUN@STEP."""
         found = tuple(differences)
         lines = "\n".join(f"  {difference}" for difference in found)
         begin = f", or begin one at its checkpoint with --from {checkpoint}" if checkpoint else ""
@@ -110,7 +111,7 @@ class RunMismatchError(ToolkitError):
 
 
 class UnavailableError(ToolkitError):
-    """The world lacks something that the run needs: the Hub, a device, disk space, permission to write."""
+    """The environment lacks something that the run needs: the Hub, a device, disk space, permission to write."""
 
     exit_status = 3
 
@@ -125,21 +126,21 @@ class PlanTooLongError(UnavailableError):
 
 
 class TrainingError(ToolkitError):
-    """Training cannot go on in a way that would be of use."""
+    """Training cannot usefully go on."""
 
 
 class OutOfMemoryError(TrainingError):
-    """Memory ran out where the step cannot be done again at once; the run's next start takes less at a time."""
+    """Out of memory where the step cannot be repeated in this attempt; the next one runs fewer sequences at a time."""
 
     def __init__(self, message: str, *, sequences: int | None = None, evaluation_sequences: int | None = None) -> None:
-        """The numbers are those of sequences that the next start is to take at a time, where it is to take fewer."""
+        """`sequences` and `evaluation_sequences`: batch sizes for the next attempt, where they are to be smaller."""
         super().__init__(message)
         self.sequences = sequences
         self.evaluation_sequences = evaluation_sequences
 
 
 class InterruptedRun(ToolkitError):  # noqa: N818 - named for what it tells: an interruption, not a failure
-    """A signal stopped the run after its checkpoint was written; `signal_number` is 1, 2 or 15."""
+    """A signal (`signal_number` 1, 2 or 15) stopped the run; the message says what is saved."""
 
     def __init__(self, message: str, *, signal_number: int) -> None:
         self.signal_number = signal_number
@@ -164,11 +165,11 @@ OF_THE_MACHINE = frozenset(
         errno.ESTALE,
     }
 )
-"""Answers of the operating system that are about the machine, or a path that was given, and no bug."""
+"""Errors of the operating system that are due to the machine, or to a path that was given, and are no bug."""
 
 
 def of_the_machine(error: OSError) -> UnavailableError | None:
-    """The error in words; None if it may be a bug."""
+    """The error for the user; None if it may be a bug."""
     if error.errno not in OF_THE_MACHINE:
         return None
     path = str(error.filename) if error.filename else "a file or folder"
@@ -176,7 +177,7 @@ def of_the_machine(error: OSError) -> UnavailableError | None:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Say which of the known words was probably meant, or list them: the second half of an error message."""
+    """Suggest the known word that was probably meant, or list them all: the second half of an error message."""
     names = sorted(known)
     if match := difflib.get_close_matches(word, names, n=1, cutoff=0.6):
         return f"did you mean {match[0]!r}?"

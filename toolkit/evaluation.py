@@ -1,9 +1,9 @@
-"""How well a finished run's model predicts the documents that the run held out.
+"""Perplexity of a finished run's model on the documents that the run held out.
 
 A window slides over each document; every token is scored once, with at least `context - stride` tokens before it
-(fewer only at a document's beginning). A document is scored as packed training shows it: it begins after an end of
-document, and its own end is predicted too. Perplexity per token depends on the tokenizer; perplexity per word and
-bits per byte do not, so they compare models.
+(fewer only at a document's beginning). A document is scored as in packed training: it is preceded by an end token,
+and its own end token is predicted too. Perplexity per token depends on the tokenizer; perplexity per word and bits
+per byte do not, so they compare models.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 WINDOWS_PER_BATCH = 8
 MOST_LOGITS = 2**26
-"""Logits of a batch, 256 MB of them; with GPT-2's vocabulary that is one window of 1,024 tokens. The model is faster
-with several windows, but not by so much that it would be worth gigabytes."""
+"""Logits of a batch, 256 MB of them; with GPT-2's vocabulary that is one window of 1,024 tokens. Several windows would
+be faster, but not by enough to be worth gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Evaluation:
     tokens: int
     """Scored tokens, the end of each document included."""
     words: int
-    """Pieces between white space."""
+    """Separated by whitespace."""
     bytes: int
     """Of the text in UTF-8."""
     negative_log_likelihood: float
@@ -54,12 +54,12 @@ class Evaluation:
     context: int
     """Tokens in a window."""
     stride: int
-    """Tokens by which it moves."""
+    """Tokens by which the window moves."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens to show to the model, the last `scored` of which are to be scored."""
+    """Input tokens, of which the last `scored` are scored."""
 
     tokens: Sequence[int]
     scored: int
@@ -72,7 +72,7 @@ def evaluate(
     """Score the held-out documents with the run's exported model.
 
     Raises:
-        UsageError: the run has no model, held no text out, or its model fills in words and has no perplexity.
+        UsageError: the run has no model, held no text out, or has a masked model, for which perplexity is undefined.
     """
     if run.record["task"] == "masked-lm":
         raise UsageError(f"{run.name} fills in words; perplexity is of models that predict the next one")
@@ -110,7 +110,7 @@ def evaluate(
 
 
 def held_out_documents(run: RunDirectory, tokenizer: PreTrainedTokenizerBase | None = None) -> Dataset:
-    """The documents that the run evaluated on, loaded again; with the run's tokenizer, if it is at hand.
+    """Reload the documents that the run evaluated on; pass the run's tokenizer if it is at hand.
 
     Raises:
         UsageError: it held none out.
@@ -124,7 +124,7 @@ def held_out_documents(run: RunDirectory, tokenizer: PreTrainedTokenizerBase | N
 
 
 def windows(tokens: Sequence[int], *, context: int, stride: int) -> Iterator[Window]:
-    """Cut a document of at least two tokens, the first of which is not scored, into windows."""
+    """Cut a document of at least two tokens into windows; its first token is not scored."""
     scored_up_to = 1
     while scored_up_to < len(tokens):
         end = min(len(tokens), max(scored_up_to + stride, context) if scored_up_to == 1 else scored_up_to + stride)
@@ -133,7 +133,7 @@ def windows(tokens: Sequence[int], *, context: int, stride: int) -> Iterator[Win
 
 
 def _tokenized(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, progress: Progress) -> Iterator[Sequence[int]]:
-    """The ids of each document, between two ends of documents, in 4 bytes each."""
+    """The ids of each document between two end tokens, 4 bytes each."""
     end = tokenizer.eos_token_id
     for done, text in enumerate(texts):
         progress("tokenizing", done, len(texts), unit="documents")
@@ -147,7 +147,7 @@ def _all_windows(tokenized: Iterable[Sequence[int]], context: int, stride: int) 
 
 
 def _batches(found: Iterable[Window], at_once: int) -> Iterator[list[Window]]:
-    """Windows of like lengths together, so that little is padded; sorted a thousand at a time."""
+    """Batch windows of similar length, to pad little; they are sorted a thousand at a time."""
     pool: list[Window] = []
     for window in found:
         pool.append(window)
@@ -171,14 +171,14 @@ def _negative_log_likelihood(batch: list[Window], model: PreTrainedModel) -> flo
     length = max(len(window.tokens) for window in batch)
     ids = torch.zeros(len(batch), length, dtype=torch.long)
     for row, window in enumerate(batch):
-        # Padded on the right: a causal model does not look there, so no mask is needed.
+        # Padded on the right, where a causal model does not look, so no mask is needed.
         ids[row, : len(window.tokens)] = torch.tensor(list(window.tokens))
     ids = ids.to(model.device)
     total = 0.0
     with torch.no_grad():
-        # use_cache=False: keys and values are for texts that go on.
+        # use_cache=False: a KV cache is for generation.
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-        for row, window in enumerate(batch):  # one by one, so that only one window's logits are there twice
+        for row, window in enumerate(batch):  # one by one, so that only one window's logits exist twice
             end = len(window.tokens)
             scored = logits[row, end - window.scored - 1 : end - 1].float()
             total += float(cross_entropy(scored, ids[row, end - window.scored : end], reduction="sum"))
@@ -186,7 +186,7 @@ def _negative_log_likelihood(batch: list[Window], model: PreTrainedModel) -> flo
 
 
 def _context(run: RunDirectory, model: PreTrainedModel) -> int:
-    """The window: as long as the model was trained on, or as it has positions."""
+    """The window length: the block size of training, or the model's positions if those are fewer."""
     block_size = int(run.record["identity"]["objective.block_size"])
     return min(block_size, getattr(model.config, "max_position_embeddings", None) or block_size)
 

@@ -1,4 +1,4 @@
-"""The end of a run: what the model writes, and the folders that its exporters leave."""
+"""The end of a run: a sample from the model, and the folders that the exporters write."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def ready(model: PreTrainedModel, task: Task) -> PreTrainedModel:
-    """The model as it is sampled from and exported."""
+    """Prepare the trained model for sampling and export."""
     if task == "causal-lm":
         model.config.use_cache = True  # the Trainer switches it off, and generation would crawl without it
     return model
@@ -34,7 +34,7 @@ def ready(model: PreTrainedModel, task: Task) -> PreTrainedModel:
 def final_sample(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: RunContext, *, max_new_tokens: int = 100
 ) -> str:
-    """What the finished model writes: a text, or a sentence with its missing word."""
+    """A sample from the finished model: a text, or from a masked model a sentence with its masked word filled in."""
     context.progress("writing a sample")
     if context.task == "masked-lm":
         return fill_mask_text(model, tokenizer)
@@ -50,7 +50,7 @@ def final_sample(
 
 
 def told_by(resolved: ResolvedRecipe, data: Mapping[str, Any], metrics: Mapping[str, Any]) -> Results:
-    """What a run has to say about itself to exporters, of its results only the numbers."""
+    """The `Results` of a run for its exporters; of `metrics`, only the numbers."""
     dataset: Dataset = resolved.recipe.one("dataset")
     return Results(
         recipe=resolved.to_yaml(),
@@ -71,19 +71,19 @@ def export(
     *,
     suffix: str = "",
 ) -> dict[str, dict[str, FileEntry]]:
-    """Let each exporter fill an empty folder, show it under its name when it is whole, and return what is in each.
+    """Let each exporter fill an empty folder, rename it into place once it is complete, and return the files of each.
 
     Args:
-        resolved: the recipe, whose exporters these are.
+        resolved: the recipe with the exporters.
         model: the finished model.
         tokenizer: its tokenizer.
-        results: what the run has to say of itself.
-        context: what plugins may know of the run; the folders are made in its folder.
-        listener: hears of each exporter that is done.
-        suffix: of the folders' names.
+        results: the run's results.
+        context: the plugins' view of the run, in whose folder the exported folders are created.
+        listener: is told of each exporter that is done.
+        suffix: of the folder names.
 
     Returns:
-        For each folder its files, as `checkpoint.listed` gives them.
+        The files of each folder, as `checkpoint.listed` gives them.
 
     Raises:
         RecipeError, UnavailableError: an exporter refuses, or there is nothing for it to read.
@@ -115,7 +115,7 @@ def export(
 
 @contextlib.contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
-    """An empty folder that takes this one's place when all went well."""
+    """Yield an empty folder that replaces this one if all goes well."""
     staging, replaced = (folder.with_name(f".{folder.name}.{name}") for name in ("staging", "replaced"))
     shutil.rmtree(staging, ignore_errors=True)  # left by an attempt that was killed here
     if replaced.exists() and not folder.exists():
@@ -126,7 +126,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
             yield staging
         shutil.rmtree(replaced, ignore_errors=True)
         if folder.exists():
-            folder.rename(replaced)  # so that a whole one is there at any moment, under the one name or the other
+            folder.rename(replaced)  # so that a complete one exists at any moment, under one name or the other
         move_folder(staging, folder)
         sync(folder.parent)
         shutil.rmtree(replaced, ignore_errors=True)

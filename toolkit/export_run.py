@@ -1,8 +1,8 @@
-"""`toolkit run export`: a recipe's exporters on a run that has finished, or on a checkpoint of one that has not.
+"""`toolkit run export`: a recipe's exporters, on a checkpoint of a run that is finished or not.
 
-Tokenizer and weights are those of the checkpoint, and no data are loaded. A model whose weights are all in the
-checkpoint comes from there alone; of an adapter, or an architecture that only a plugin knows, the recipe's plugins
-build the rest.
+Tokenizer and weights come from the checkpoint, and no data is loaded. A model whose weights are all in the checkpoint
+is loaded from there alone; for an adapter, or an architecture that only a plugin knows, the recipe's plugins build
+the rest.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExportedStep:
-    """What was exported, and of which step."""
+    """What was exported, and from which step."""
 
     step: int
     done: tuple[Exported, ...]
@@ -50,21 +50,22 @@ def export_run(
     step: int | None = None,
     plugin_folders: Collection[Path] = (),
 ) -> ExportedStep:
-    """Carry out exporters on a checkpoint, beside what the run has exported before.
+    """Run exporters on a checkpoint, beside what the run has already exported.
 
-    The folders of a finished run's last step have the exporters' own names; those of another checkpoint end in its
-    step.
+    The folders of a finished run's last step have the exporters' own names; those of any other checkpoint get its
+    step as a suffix.
 
     Args:
-        run: it is locked meanwhile.
+        run: the run, which is locked meanwhile.
         listener: is told what happens.
-        recipe: whose exporters to take; that which the run was started with, or the run's copy if it is gone.
-        exporters: names of those to carry out; all of them, if none are given.
-        step: of the checkpoint; the newest intact one's, if not given.
-        plugin_folders: to find plugins in.
+        recipe: the recipe whose exporters to run; by default the one that the run was started with, or the run's copy
+            if that is gone.
+        exporters: names of those to run; all, if none are given.
+        step: the checkpoint's; by default the newest intact one's.
+        plugin_folders: folders to find plugins in.
 
     Raises:
-        UsageError: there is no such exporter or checkpoint, or what was exported before has been changed since.
+        UsageError: there is no such exporter or checkpoint, or an earlier export has been changed since.
         UnavailableError: a process is working on the run.
         RecipeError: the recipe is invalid, or an exporter refuses.
     """
@@ -96,7 +97,7 @@ def export_run(
 
 
 def _recipe(run: RunDirectory, name: str | None, wanted: Collection[str], plugin_folders: Collection[Path]) -> Recipe:
-    """The run's own recipe with the wanted exporters of another in the place of its own."""
+    """The run's own recipe, with its exporters replaced by the wanted ones of the named recipe."""
     source = Path(run.record["source"])
     name = name or str(source if source.is_file() else run.folder / "resolved.yaml")
     named, own = load(name, plugin_folders=plugin_folders), run.recipe()
@@ -130,7 +131,7 @@ def _checkpoint(run: RunDirectory, step: int | None) -> Checkpoint:
 
 
 def _check_targets(run: RunDirectory, resolved: ResolvedRecipe, suffix: str) -> None:
-    """Replace no folder that somebody has put something into, or changed, since it was exported."""
+    """Refuse to replace a folder that somebody has changed, or added something to, since it was exported."""
     exports = run.record.get("exports", {})
     for part in resolved.recipe.many("exporters"):
         name = cast(Exporter, part.plugin).folder
@@ -168,13 +169,13 @@ def _built(
     run: RunDirectory,
     context: RunContext,
 ) -> PreTrainedModel:
-    """The model of the recipe's plugins with a checkpoint's weights, loaded as a resume loads them."""
+    """The model built by the recipe's plugins, with a checkpoint's weights loaded as on a resume."""
     from transformers import Trainer, set_seed
 
     from toolkit.trainer_arguments import training_arguments
 
     plugin: Model = resolved.recipe.one("model")
-    set_seed(context.seed)  # an adapter's base that was made in the run is not in its checkpoints
+    set_seed(context.seed)  # an adapter's base, if initialized in the run, is not in its checkpoints
     with refusals_placed(resolved.recipe, ("model",)):
         model = plugin.build(tokenizer, context)
     model = with_strategies(resolved, model, context)
@@ -191,7 +192,7 @@ def _built(
 
 
 def _results(resolved: ResolvedRecipe, run: RunDirectory, found: Checkpoint, finished: ResultsRecord | None) -> Results:
-    """What the run has reached at a checkpoint's step."""
+    """The run's results at a checkpoint's step."""
     metrics: dict[str, Any] = {**(finished or {})}
     if finished is None:
         seen = read_json(found.folder / "trainer_state.json")["num_input_tokens_seen"]

@@ -1,7 +1,7 @@
-"""Files that survive a crash: after it they are the old ones or the new ones, and nothing between.
+"""Atomic, durable file operations: after a crash a file is the old one or the new one, and nothing in between.
 
-Not every file system can do all that this takes. gcsfuse, SMB and others refuse to change modes, to force a folder to
-disk, to lock, or to rename a folder: then the work goes on without, and what is not guaranteed there is said once
+Not every file system supports all that this takes. gcsfuse, SMB and others refuse to change modes, to fsync a folder,
+to lock, or to rename a folder: then the work goes on without it, and the lost guarantee is reported once
 (`where_supported`).
 """
 
@@ -20,23 +20,23 @@ from typing import Any
 NOT_SUPPORTED = frozenset(
     {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOLCK, errno.ENODEV, errno.EBADF}
 )
-"""What a file system answers that cannot do something; a disk that is full or broken answers otherwise."""
+"""Errors of a file system that lacks a feature; a disk that is full or broken gives others."""
 FORBIDDEN = frozenset({errno.EPERM, errno.EACCES})
-"""Besides, where it is about modes: the answer of one where all files belong to whoever has mounted it."""
+"""Also meant so by chmod, where all files belong to whoever mounted the file system."""
 NO_FOLDERS = frozenset({errno.EMFILE, errno.EXDEV, errno.EPERM})
-"""Besides, where a folder is renamed that is only the common beginning of names: gcsfuse gives EMFILE."""
+"""Also meant so by renaming a folder, where a folder is only a prefix of names: gcsfuse gives EMFILE."""
 UNOPENED = frozenset({errno.EISDIR, errno.EACCES})
-"""Besides, where a folder is to be opened."""
+"""Also meant so by opening a folder."""
 NOT_DURABLE = "a power cut may take the newest checkpoint"
 _told: set[str] = set()
 
 
 @contextlib.contextmanager
 def where_supported(consequence: str, besides: frozenset[int] = frozenset()) -> Iterator[None]:
-    """Do without what the file system does not support, and say once what follows from that.
+    """Do without what the file system does not support, and warn once of the consequence.
 
     Args:
-        consequence: what is not guaranteed there, as a clause: "a power cut may take the newest checkpoint".
+        consequence: the lost guarantee, as a clause: "a power cut may take the newest checkpoint".
         besides: further error numbers that mean the same here.
     """
     try:
@@ -50,7 +50,7 @@ def where_supported(consequence: str, besides: frozenset[int] = frozenset()) -> 
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents so that a power cut cannot take their names, and with them all that they hold."""
+    """Create a folder and its parents durably: a power cut cannot take their names, and with them their content."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for place in missing:
@@ -70,10 +70,10 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_json_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """Read a file of JSON lines; one that was cut off in its writing, or damaged since, is passed over."""
+    """Read a file of JSON lines, skipping any that was cut off as it was written, or damaged since."""
     if not file.exists():
         return
-    for line in file.read_bytes().split(b"\n"):  # and not at what else counts as the end of a line in a text
+    for line in file.read_bytes().split(b"\n"):  # and not at the other line boundaries of str.splitlines
         with contextlib.suppress(ValueError):
             if isinstance(entry := json.loads(line), dict):
                 yield entry
@@ -85,7 +85,7 @@ def write_json(file: Path, data: Mapping[str, Any]) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Replace a text file atomically and durably: after a crash it is the old one or the new one."""
+    """Replace a text file atomically and durably."""
     staging = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         with staging.open("w", encoding="utf-8") as out:
@@ -100,7 +100,7 @@ def write_text(file: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Make renames in this folder, or the content of this file, survive a power cut."""
+    """Fsync a folder or a file, so that renames in it, or its content, survive a power cut."""
     with where_supported(NOT_DURABLE, UNOPENED):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -110,19 +110,19 @@ def sync(path: Path) -> None:
 
 
 def force(descriptor: int) -> None:
-    """Force what was written to disk."""
+    """Fsync an open file."""
     with where_supported(NOT_DURABLE):
         os.fsync(descriptor)
 
 
 def set_mode(file: Path, mode: int) -> None:
-    """Change who may read a file."""
+    """Set a file's permissions."""
     with where_supported("the files of a run have its modes, so others may not be able to read them", FORBIDDEN):
         file.chmod(mode)
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    """Copy what a folder holds, without modes and times, which a file system may refuse to set."""
+    """Copy a folder's content without modes and times, which a file system may refuse to set."""
     target.mkdir(parents=True)
     for path in sorted(source.rglob("*")):
         copy = target / path.relative_to(source)
@@ -133,12 +133,12 @@ def copy_folder(source: Path, target: Path) -> None:
 
 
 def move_folder(source: Path, target: Path, *, last: str | None = None) -> None:
-    """Give a folder a name that is free: at once, or file by file where the file system cannot.
+    """Rename a folder to a free name: atomically, or file by file if the file system cannot.
 
     Args:
         source: the folder.
-        target: its new name, in the same file system.
-        last: the file to be moved after the others, whose absence says that the folder is not whole.
+        target: its new name, on the same file system.
+        last: the file to be moved after all others, whose absence marks the folder as incomplete.
     """
     try:
         source.rename(target)

@@ -1,4 +1,4 @@
-"""Numbers as people read them. One form a quantity, in messages, tables and the report; JSON has the raw values."""
+"""Human-readable numbers: one format per quantity, in messages, tables and the report; JSON has the raw values."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import itertools
 from collections.abc import Sequence
 
 MOST_PERPLEXITY = 1e6
-"""Guessing evenly has the vocabulary's size, at most a few hundred thousand; above this the digits mean nothing."""
+"""Uniform guessing gives the vocabulary size, at most a few hundred thousand; above this the digits mean nothing."""
 
 
 def size(of_bytes: float) -> str:
-    """Bytes in three digits, in decimal units: 4.02 GB, 727 MB, 9.62 kB."""
+    """Bytes to three significant digits, in decimal units: 4.02 GB, 727 MB, 9.62 kB."""
     number, unit = _scaled(of_bytes, ((1e12, " TB"), (1e9, " GB"), (1e6, " MB"), (1e3, " kB")))
     if not unit:
         return counted(round(number), "byte")
@@ -18,7 +18,7 @@ def size(of_bytes: float) -> str:
 
 
 def compact(number: float) -> str:
-    """A count in three digits: 950, 9,500, 12.3K, 124M, 1.3B."""
+    """A count to about three significant digits: 950, 9,500, 12.3K, 124M, 1.3B."""
     if abs(number) < 9_999.5:
         return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
     scaled, unit = _scaled(number, ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")))
@@ -31,7 +31,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A length of time in its two largest units: 260 ms, 5.2 s, 3 min 13 s, 5 h 12 min, 3 d 4 h."""
+    """A duration in its two largest units: 260 ms, 5.2 s, 3 min 13 s, 5 h 12 min, 3 d 4 h."""
     if seconds < 0.9995:
         return f"{seconds * 1000:.3g} ms" if seconds > 0 else "0 s"
     if seconds < 59.5:
@@ -44,7 +44,7 @@ def duration(seconds: float) -> str:
 
 
 def moment(iso: str) -> str:
-    """A time of the record, which is in UTC: 2026-01-31 08:02 UTC."""
+    """A timestamp of run.json, which is in UTC: 2026-01-31 08:02 UTC."""
     return f"{iso[:16].replace('T', ' ')} UTC"
 
 
@@ -54,7 +54,7 @@ def loss(value: float) -> str:
 
 
 def perplexity(value: float) -> str:
-    """A perplexity in the digits that mean something: 22.72, 412.3, 60,300."""
+    """A perplexity to its significant digits: 22.72, 412.3, 60,300."""
     if value >= MOST_PERPLEXITY:
         return "above a million"
     if value >= 999.95:
@@ -63,5 +63,5 @@ def perplexity(value: float) -> str:
 
 
 def _scaled(number: float, units: Sequence[tuple[float, str]]) -> tuple[float, str]:
-    """The number in its unit, the largest of which it has at least one once it is rounded to three digits."""
+    """The number in the largest unit of which it has at least one after rounding to three digits."""
     return next(((number / scale, unit) for scale, unit in units if abs(number) >= 0.9995 * scale), (number, ""))

@@ -1,6 +1,6 @@
-"""Texts from a model: the sample at the end of a run, and `toolkit generate`.
+"""Text generation: the sample at the end of a run, and `toolkit generate`.
 
-Drawing a text leaves no trace: the global random state and the model's mode are as they were.
+Generating leaves no trace: the global RNG state and the model's train/eval mode are restored.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 GUESSES = 5
-"""Words that a masked model's sample shows for a hidden one."""
+"""Candidates that a masked model's sample shows for the masked word."""
 SENTENCE = "This function returns the {mask} of the list."
 """What a masked model fills in at the end of its run."""
 
@@ -29,10 +29,10 @@ SENTENCE = "This function returns the {mask} of the list."
 def generate(
     run: RunDirectory, *, prompt: str, max_new_tokens: int, temperature: float, top_k: int | None, seed: int
 ) -> str:
-    """Let a finished run's model go on with the prompt; a masked model fills in the prompt's mask.
+    """Let a run's exported model continue the prompt; a masked model fills in the prompt's mask.
 
     Raises:
-        UsageError: the run has not finished, or a masked model's prompt has nothing to fill in.
+        UsageError: the run has no exported model, or a masked model's prompt has nothing to fill in.
     """
     model, tokenizer = load_model(run)
     if run.record["task"] == "masked-lm":
@@ -49,7 +49,7 @@ def generate(
 
 
 def load_model(run: RunDirectory) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and the tokenizer that a run has exported, the model on this machine's device.
+    """The model and tokenizer that a run has exported, the model in eval mode on this machine's device.
 
     Raises:
         UsageError: it has not exported any yet.
@@ -71,16 +71,16 @@ def load_model(run: RunDirectory) -> tuple[PreTrainedModel, PreTrainedTokenizerB
 
 
 def _adapter_on_its_base(folder: Path, auto: Any) -> Any:
-    """The base that an adapter names, with the adapter on it.
+    """The base model that an adapter names, with the adapter on it.
 
-    transformers can load an adapter's folder too, and 5.17 leaves the adapter out without a word.
+    transformers can load an adapter's folder too, but 5.17 silently leaves the adapter out.
     """
     from peft import PeftConfig, PeftModel
 
     config = PeftConfig.from_pretrained(str(folder))
     base = auto.from_pretrained(config.base_model_name_or_path, revision=config.revision)
     with warnings.catch_warnings():
-        # peft 0.21 reads a property that transformers 5.23 calls by a new name.
+        # peft 0.21 reads a property that transformers 5.23 has renamed.
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated", category=FutureWarning)
         return PeftModel.from_pretrained(base, folder)
 
@@ -95,10 +95,10 @@ def sample_text(
     top_k: int | None,
     seed: int,
 ) -> str:
-    """Return the prompt and what the model makes of it; an empty prompt begins where a document begins.
+    """Return the prompt and the model's continuation; an empty prompt stands for the start of a document.
 
-    Temperature 0 takes the likeliest token every time. The text ends with its document, or at the model's
-    last position.
+    Temperature 0 decodes greedily. The text ends at an end token, after `max_new_tokens`, or at the model's last
+    position.
     """
     import torch
 
@@ -114,14 +114,14 @@ def sample_text(
             attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=model.device),
             max_new_tokens=max(1, min(max_new_tokens, positions - len(ids))),
             pad_token_id=end if pad is None else pad,
-            suppress_tokens=None if pad in (None, end) else [pad],  # which no training text has taught it to avoid
+            suppress_tokens=None if pad in (None, end) else [pad],  # training never taught the model to avoid it
             **(drawn if temperature > 0 else {"do_sample": False}),
         )
     return str(tokenizer.decode(written[0], skip_special_tokens=True))
 
 
 def fill_mask_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, sentence: str = SENTENCE) -> str:
-    """Return the sentence with its likeliest fillings, each with its probability.
+    """Return the sentence with the most likely words for its mask, each with its probability.
 
     `sentence` holds the tokenizer's mask token, or `{mask}` or `[MASK]` in its place.
 
@@ -137,7 +137,7 @@ def fill_mask_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *
         raise UsageError(f"this model fills in words: write [MASK] where one is missing, as in {SENTENCE!r}")
     hole = ids.index(tokenizer.mask_token_id)
     positions = getattr(model.config, "max_position_embeddings", None) or len(ids)
-    start = max(0, min(hole - positions // 2, len(ids) - positions))  # of a long text, what stands around the hole
+    start = max(0, min(hole - positions // 2, len(ids) - positions))  # of a long text, the window around the mask
     seen = torch.tensor([ids[start : start + positions]], device=model.device)
     with _undisturbed(model, 0), torch.no_grad():
         chances = model(input_ids=seen).logits[0, hole - start].float().softmax(-1).topk(GUESSES)
@@ -150,7 +150,7 @@ def fill_mask_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *
 
 @contextlib.contextmanager
 def _undisturbed(model: PreTrainedModel, seed: int) -> Iterator[None]:
-    """Draw from a seed of its own, in evaluation mode, and leave no trace."""
+    """Run in eval mode with a seed of its own, then restore RNG state and mode."""
     import torch
 
     devices = [model.device] if model.device.type == "cuda" else []

@@ -1,6 +1,6 @@
-"""What a step must not do to the weights: numbers that are none stop the run, and a spike is met as the recipe says.
+"""Guards of the weights: non-finite values stop the run, and a loss spike is handled as the recipe says.
 
-Everything is judged before the optimizer takes the step, so that the last checkpoint is the last good one.
+A step is judged before the optimizer takes it, so that the last checkpoint is the last good one.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 OnSpike = Literal["stop", "skip-batch", "warn"]
 
 HISTORY = 100
-"""Steps whose losses say what is usual ..."""
+"""Number of recent losses whose mean and standard deviation define a spike ..."""
 FEWEST = 20
-"""... once there are so many of them."""
+"""... once there are at least this many."""
 DEVIATIONS = 6.0
-"""A loss so many standard deviations above their mean is a spike ..."""
+"""A loss this many standard deviations above their mean is a spike ..."""
 LEAST_RISE = 0.1
-"""... if it is also above it by this share, for a plateau deviates by next to nothing."""
+"""... if it also exceeds the mean by this fraction, because on a plateau the deviation is close to 0."""
 MOST_SKIPPED = 10
-"""So many spikes one after the other are no spikes, but where the loss now is."""
+"""More spikes in a row than this are no spikes, but the level where the loss now is."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Spike:
 
 
 class Guard:
-    """Looks at each step before it is taken."""
+    """Checks each step before the optimizer takes it."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Guard:
         tell: Callable[[Spike], None],
     ) -> None:
         self.on_spike = on_spike
-        # fp16's scaler meets infinite gradients in the ordinary course of things, and skips their step itself.
+        # fp16's GradScaler meets infinite gradients routinely, and skips their step itself.
         self.scaled_gradients = scaled_gradients
         self.blocks = blocks
         self.tokenizer = tokenizer
@@ -70,19 +70,19 @@ class Guard:
         self._losses: deque[float] = deque(maxlen=HISTORY)
         self._skipped = 0
         self.loss_before: torch.Tensor
-        """The running sum of losses before the step; the step's own is what was added since."""
+        """The Trainer's running loss sum before the step; the step's own loss is what was added since."""
         self._numbers: list[torch.Tensor] = []
 
     def step_begins(self, loss_sum: torch.Tensor, block_numbers: list[torch.Tensor]) -> None:
-        """Note the sum of losses before the step, and the blocks of its micro-batches."""
-        # Copied, not read: reading would make a GPU wait.
+        """Note the running loss sum before the step, and the blocks of its micro-batches."""
+        # Cloned, not read: reading would synchronize with the GPU.
         self.loss_before, self._numbers = loss_sum.clone(), block_numbers
 
     def judge(self, *, step: int, loss_sum: torch.Tensor, norm: torch.Tensor | float | None) -> bool:
-        """Say whether the step must be left out.
+        """Say whether the step must be skipped.
 
         Raises:
-            TrainingError: its loss or its gradient is not a finite number, or it is a spike at which to stop.
+            TrainingError: its loss or gradient is not finite, or it is a spike at which to stop.
         """
         loss = float(loss_sum - self.loss_before)
         if not math.isfinite(loss):
@@ -92,10 +92,10 @@ class Guard:
         return self._is_left_out(step, loss)
 
     def check_gradient(self, *, step: int, norm: torch.Tensor | float) -> None:
-        """Refuse a gradient that is not finite, by its norm.
+        """Reject a non-finite gradient, by its norm; with fp16 the scaler does that.
 
         Raises:
-            TrainingError: it is not.
+            TrainingError: it is not finite.
         """
         if not self.scaled_gradients and not math.isfinite(norm):
             raise self._error(f"the gradient of step {step} is not a finite number (norm {float(norm)})", self._numbers)
@@ -125,15 +125,15 @@ class Guard:
         return statistics.fmean(self._losses), statistics.pstdev(self._losses)
 
     def state_check(self, step: int) -> Callable[[Iterable[tuple[str, torch.Tensor]]], None]:
-        """The check of what is to be saved of this step: weights and the optimizer's state, by name.
+        """The check of what a save of this step writes: weights and optimizer state, by name.
 
-        It may be made later and in another thread; it raises a TrainingError that names what is no finite number.
+        It may run later and in another thread; it raises a TrainingError that names the first non-finite tensor.
         """
         batch = self._numbers
 
         def check(named: Iterable[tuple[str, torch.Tensor]]) -> None:
             for name, tensor in named:
-                # A sum is one pass and finds every NaN and infinity; the second look is for a sum that overflows.
+                # A sum is one pass and finds every NaN and infinity; the second check is for a sum that overflows.
                 if tensor.is_floating_point() and not tensor.detach().sum().isfinite() and not tensor.isfinite().all():
                     raise self._error(f"after step {step}, {name} holds numbers that are not finite", batch)
 
@@ -158,17 +158,17 @@ class Guard:
         )
 
     def state(self) -> dict[str, Any]:
-        """What a resume needs in order to judge as the run that never stopped would; hexadecimal, to the last bit."""
+        """What a resume needs to judge as an uninterrupted run would; floats in hexadecimal, exact to the last bit."""
         return {"losses": [loss.hex() for loss in self._losses], "skipped": self._skipped}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take up a state."""
+        """Restore a saved state."""
         self._losses.extend(float.fromhex(loss) for loss in state["losses"])
         self._skipped = int(state["skipped"])
 
 
 def named_state(state: Mapping[Any, Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of an optimizer's state."""
+    """The tensors in an optimizer's state, with their names."""
     import torch
 
     for of_parameter in state.values():
@@ -178,7 +178,7 @@ def named_state(state: Mapping[Any, Any]) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _ranges(numbers: list[int]) -> str:
-    """Numbers in order, runs of them as first-last: 3-5, 9."""
+    """Sorted numbers as text, consecutive ones as a range: 3-5, 9."""
     groups: list[list[int]] = []
     for number in numbers:
         if groups and number == groups[-1][-1] + 1:

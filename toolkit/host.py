@@ -1,4 +1,4 @@
-"""What a run needs of its machine: a device that torch can use, room on the disk; and what machine it was."""
+"""Host checks: a device that torch can use, enough disk space and memory; and the record of the environment."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from toolkit.files import force
 from toolkit.resolve import ResolvedRecipe
 
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
-"""Errors of the operating system that are about the disk, and not about us."""
+"""Errors of the operating system that are due to the disk, and are no bug."""
 SIGNS_OF_THE_DISK = (*map(os.strerror, DISK_FAULTS), "unexpected pos", "file write failed", "iostream error")
-"""What safetensors and torch, which pass no errno on, say of them."""
+"""Signs of them in messages of safetensors and torch, which pass no errno on."""
 PROBE_BYTES = 32 * 2**20
 STACK = ("torch", "transformers", "datasets", "accelerate", "peft", "tokenizers", "safetensors", "numpy")
-"""The packages whose versions decide the numbers."""
+"""The packages whose versions can change the numbers."""
 
 
 def environment(resolved: ResolvedRecipe) -> dict[str, Any]:
@@ -55,10 +55,10 @@ def environment(resolved: ResolvedRecipe) -> dict[str, Any]:
 
 
 def check_device(resolved: ResolvedRecipe) -> None:
-    """What was found without torch is true only if torch agrees.
+    """Check that torch can use the device that was detected without it.
 
     Raises:
-        UnavailableError: there is a GPU, and torch cannot use it; or more processes than GPUs.
+        UnavailableError: there is a GPU that torch cannot use, or fewer GPUs here than processes.
     """
     import torch
 
@@ -81,7 +81,7 @@ def check_device(resolved: ResolvedRecipe) -> None:
 
 
 def available_memory_bytes() -> int:
-    """Memory that this process could still take: what the machine has free, or what its container is left."""
+    """Memory that this process could still take: what the machine has available, or less if its container limits it."""
     import psutil
 
     free = int(psutil.virtual_memory().available)
@@ -90,13 +90,13 @@ def available_memory_bytes() -> int:
 
 
 def free_bytes(folder: Path) -> float:
-    """What the disk of this folder has free; endless where it does not say, as some network file systems do not."""
+    """Free space on this folder's disk; infinite if the disk does not say, as some network file systems do not."""
     usage = shutil.disk_usage(folder)
     return usage.free if usage.total else math.inf
 
 
 def check_disk(folder: Path, *, checkpoint_bytes: int) -> None:
-    """Two checkpoints must fit before the first step is taken.
+    """Check before the first step that two checkpoints fit on the disk.
 
     Raises:
         UnavailableError: they do not.
@@ -110,7 +110,7 @@ def check_disk(folder: Path, *, checkpoint_bytes: int) -> None:
 
 
 def seconds_to_write(folder: Path, size: int) -> float:
-    """About how long `size` bytes take to reach the disk of this folder with their checksum; tried with a part."""
+    """Estimate how long writing and hashing `size` bytes takes on this folder's disk, from a probe of up to 32 MiB."""
     part = min(size, PROBE_BYTES)
     content = os.urandom(part)
     begun = time.monotonic()
@@ -124,7 +124,7 @@ def seconds_to_write(folder: Path, size: int) -> float:
 
 @contextlib.contextmanager
 def disk_faults_named(folder: Path, what: str) -> Iterator[None]:
-    """Say that the disk is full or broken, where safetensors and torch say `unexpected pos 832 vs 726`."""
+    """Say that the disk is full or broken, instead of safetensors' and torch's `unexpected pos 832 vs 726`."""
     try:
         yield
     except UnavailableError:

@@ -1,6 +1,6 @@
-"""What determines the numbers of a run: two runs with the same settings here are the same run.
+"""A run's identity, the settings that determine its numbers: two runs with the same identity are the same run.
 
-By dotted key: `model.dropout`, `memory.lora.r`, `training.seed`. Beside each value stands whether anybody has set it,
+Settings have dotted keys: `model.dropout`, `memory.lora.r`, `training.seed`. Each says whether anybody has set it,
 because defaults may change between versions while a run is unfinished.
 """
 
@@ -32,22 +32,22 @@ WITHOUT_EFFECT = frozenset(
         "report_to",
     }
 )
-"""Training settings that change no number of the model: how often the run is watched and saved."""
+"""Training settings that change no number of the model, such as how often it is logged and saved."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A value of the recipe that determines the run's numbers."""
+    """A value in the recipe that determines the run's numbers."""
 
     value: Any
     default: Any
-    """`...` where there is none."""
+    """`...` if there is none."""
     is_set: bool
-    """Whether the recipe or a memory strategy says it."""
+    """Whether the recipe, `--set` or a memory strategy sets it, or it is not the default."""
 
 
 def identity(resolved: ResolvedRecipe) -> dict[str, Any]:
-    """The values by dotted key, as run.json has them."""
+    """The values by dotted key, as run.json stores them."""
     return {key: setting.value for key, setting in settings(resolved).items()}
 
 
@@ -55,7 +55,7 @@ def settings(resolved: ResolvedRecipe) -> dict[str, Setting]:
     """Every setting that determines numbers, by dotted key."""
     found = {"recipe": Setting(FORMAT, FORMAT, is_set=True)}
     for key, path, model, values in _sections(resolved):
-        # Through JSON, as run.json goes, so that a tuple equals its list.
+        # Through JSON, like run.json, so that a tuple equals its list.
         defaults = dict(leaves(_plain(model.model_construct().model_dump(mode="json", warnings=False))))
         defaults["plugin",] = DEFAULTS.get(key, ...)
         for inner, value in leaves(_plain(values)):
@@ -66,7 +66,7 @@ def settings(resolved: ResolvedRecipe) -> dict[str, Setting]:
 
 
 def knows(resolved: ResolvedRecipe, key: str) -> bool:
-    """Whether there is an option of this key with the recipe's plugins."""
+    """Whether the recipe's plugins have an option of this key."""
     for section, _, model, _ in _sections(resolved):
         if key.startswith(f"{section}."):
             name = key.removeprefix(f"{section}.").partition(".")[0].partition("[")[0]
@@ -75,7 +75,7 @@ def knows(resolved: ResolvedRecipe, key: str) -> bool:
 
 
 def _sections(resolved: ResolvedRecipe) -> Iterator[tuple[str, Path_, type[BaseModel], Mapping[str, Any]]]:
-    """Of each section and strategy: its key, its path in the recipe, its options' class, and its values."""
+    """Each section and strategy: its key, its path in the recipe, the class of its options, and its values."""
     recipe, data = resolved.recipe, resolved.data()
     for section in ONE:
         yield section, (section,), type(recipe.one(section)), data[section]
@@ -83,7 +83,7 @@ def _sections(resolved: ResolvedRecipe) -> Iterator[tuple[str, Path_, type[BaseM
         if not (isinstance(part.plugin, Memory) and part.plugin.claims == frozenset({"saves"})):
             yield f"memory.{part.name}", ("memory", index), type(part.plugin), values
     training = {name: value for name, value in data["training"].items() if name not in WITHOUT_EFFECT}
-    if training["on_spike"] != "skip-batch":  # whether a spike stops the run or is only told changes no number
+    if training["on_spike"] != "skip-batch":  # stopping at a spike or only warning changes no number
         training["on_spike"] = Training.model_fields["on_spike"].default
     yield "training", ("training",), Training, training
 

@@ -1,4 +1,4 @@
-"""Builds the tokenizer of a run: what one learns from the documents is kept, and shown while it takes its time."""
+"""Builds a run's tokenizer: what it learns from the documents is cached, and progress is shown meanwhile."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FORMAT = 1
-"""Raise this when what is kept means something else."""
+"""Raise this when the cached text changes its meaning."""
 BEAT_SECONDS = 0.5
 
 
 class Corpus:
-    """The training documents, counted as a tokenizer reads them."""
+    """The training documents, counted as the tokenizer reads them."""
 
     def __init__(self, split: Dataset) -> None:
         self.split = split
@@ -42,11 +42,11 @@ class Corpus:
 
 
 def tokenizer_of(component: Component, split: Dataset, digest: str, context: RunContext) -> PreTrainedTokenizerBase:
-    """Have the plugin build its tokenizer; `digest` is of the documents in `split`.
+    """Have the plugin build its tokenizer; `digest` is that of the documents in `split`.
 
     Raises:
         OptionError: the plugin refuses.
-        UnavailableError: what it has learned cannot be written to the cache, or the plugin lacks something.
+        UnavailableError: what it learned cannot be written to the cache, or the plugin lacks something.
     """
     plugin = cast(Tokenizer, component.plugin)
     corpus = Corpus(split)
@@ -60,7 +60,7 @@ def tokenizer_of(component: Component, split: Dataset, digest: str, context: Run
 
 
 def _key(component: Component, digest: str, context: RunContext) -> str:
-    """What decides what a tokenizer learns: the plugin, its options, the documents, and what it may know of the run."""
+    """Cache key of what a tokenizer learns: the plugin, its options, the documents, and what it may know of the run."""
     plugin = component.plugin
     parts = [
         FORMAT,
@@ -75,7 +75,7 @@ def _key(component: Component, digest: str, context: RunContext) -> str:
 
 
 def _source(plugin: type) -> str:
-    """The text of the plugin's module, which its author may have changed and not its version."""
+    """Source of the plugin's module, which its author may have changed without a new version."""
     with contextlib.suppress(OSError):
         return inspect.getsource(sys.modules[plugin.__module__])
     return ""
@@ -83,7 +83,7 @@ def _source(plugin: type) -> str:
 
 @contextlib.contextmanager
 def _shown(corpus: Corpus, progress: Progress) -> Iterator[None]:
-    """Tell how much of the corpus is read, and after that, as most of the learning comes then, that it goes on."""
+    """Report how much of the corpus is read, and keep reporting after that, when most of the learning happens."""
     ended = threading.Event()
 
     def tell() -> None:
@@ -91,7 +91,7 @@ def _shown(corpus: Corpus, progress: Progress) -> Iterator[None]:
             if corpus.read:
                 progress("learning the tokenizer", corpus.read, len(corpus.split), unit="documents")
 
-    # The libraries that learn release the interpreter's lock, but do not call back.
+    # From a thread: tokenizer training releases the GIL, but has no progress callback.
     thread = threading.Thread(target=tell, name="tokenizer-progress", daemon=True)
     thread.start()
     try:

@@ -1,7 +1,7 @@
 """The loss of a training step: the mean over the predicted tokens of the whole global batch.
 
-Two ways to the same number: from the model's logits, or from the hidden states that enter its head, a few tokens at
-a time, so that no more logits than theirs are ever held.
+Computed in one of two ways: from the model's logits, or from the hidden states that enter its head, in chunks of
+tokens, so that only one chunk's logits exist at a time.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from toolkit.recipe.training import Training
 
 IGNORED = -100
-"""The label of a token that is not predicted, as everywhere in PyTorch."""
+"""The label of a token that is not predicted: PyTorch's default `ignore_index`."""
 TRIED_TOKENS = 8
-"""Length of the text that a model is tried with, to see whether its head can be withheld."""
+"""Length of the dummy input that a model's head and loss are checked with."""
 
 
 def token_mean_loss(task: Task) -> Callable[..., torch.Tensor]:
-    """The mean loss per predicted token of the whole global batch, whatever the micro-batch.
+    """The mean loss per predicted token of the whole global batch, whatever the micro-batch size.
 
-    Some models (BERT's among them, transformers 5.23) take the mean of their own micro-batch even when they are
-    told the number of tokens in the step; then accumulation would change the numbers.
+    Some models (BERT among them, transformers 5.23) average over their own micro-batch even when they are passed
+    the number of tokens in the step; gradient accumulation would then change the numbers.
     """
 
     def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
@@ -46,20 +46,20 @@ def token_mean_loss(task: Task) -> Callable[..., torch.Tensor]:
 class ChunkedLoss:
     """`token_mean_loss` with the logits of `chunk_size` tokens at a time, in training and in evaluation.
 
-    GPT-2's logits take 200 KB a token, and the gradients as much again. Here the gradients are computed beside the
-    loss, chunk by chunk, while the logits are there; what is kept is the gradient of the hidden states and that of
-    the head's weight. Hsu et al. 2024 (Liger), https://arxiv.org/abs/2410.10989. The price: none in products of
-    matrices, and one pass over the head's gradient per chunk.
+    GPT-2's logits take 200 KB per token, and their gradients as much again. Here the gradients are computed in the
+    forward pass, chunk by chunk, while the logits exist; only the gradients of the hidden states and of the head's
+    weight are kept. Hsu et al. 2024 (Liger), https://arxiv.org/abs/2410.10989. The price: no extra matrix products,
+    but one pass over the head's gradient per chunk.
 
     Why not `torch.nn.functional.linear_cross_entropy` (2.13): it is not in every version of torch that we support,
-    and left to choose its own chunks it takes as much memory as the plain loss does for one sequence of 1024 tokens.
+    and with its default chunks it takes as much memory as the plain loss for one sequence of 1024 tokens.
     """
 
     def __init__(self, model: PreTrainedModel, task: Task, *, chunk_size: int, dtype: torch.dtype | None) -> None:
-        """`dtype` is that of the products, if not the weights' own.
+        """`dtype` is that of the matrix products, if not the weights' own.
 
         Raises:
-            OptionError: the model's head is not a plain linear map.
+            OptionError: the model's head is not a plain `torch.nn.Linear`.
         """
         head = model.get_output_embeddings()
         if type(head) is not torch.nn.Linear:
@@ -74,7 +74,7 @@ class ChunkedLoss:
 
     @contextlib.contextmanager
     def head_withheld(self) -> Iterator[None]:
-        """Let the model give the hidden states that would enter its head, (batch, length, hidden), as its logits."""
+        """Make the model return the hidden states that would enter its head, (batch, length, hidden), as its logits."""
         self.head.forward = _unchanged  # type: ignore[assignment,method-assign]
         try:
             yield
@@ -84,7 +84,7 @@ class ChunkedLoss:
     def __call__(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """The loss of what the model gave while its head was withheld."""
+        """The loss of the hidden states that the model returned while its head was withheld."""
         hidden, targets = _predictions(outputs.logits, labels, self.task)
         inputs = [hidden, self.head.weight, self.head.bias]
         if not torch.is_grad_enabled():
@@ -99,7 +99,7 @@ def loss_for(model: PreTrainedModel, task: Task, training: Training) -> Callable
     """The loss that the settings ask for.
 
     Raises:
-        OptionError: it is to be computed in chunks, and the model's head is not a plain linear map.
+        OptionError: it is to be computed in chunks, and the model's head is not a plain `torch.nn.Linear`.
     """
     if training.loss_chunk_size is None:
         return token_mean_loss(task)
@@ -108,18 +108,18 @@ def loss_for(model: PreTrainedModel, task: Task, training: Training) -> Callable
 
 
 def check_head(model: PreTrainedModel, loss: ChunkedLoss) -> None:
-    """Try whether the logits are what the head gives: some models cap them after it (Gemma) or scale them (Cohere).
+    """Check that the logits are the head's output: some models cap them after it (Gemma) or scale them (Cohere).
 
-    Of the fake tensors of a plan, which have no values, it asks that the head's be the model's.
+    For the fake tensors of a plan, which have no values, both have to be the same tensor, or differ in dtype.
 
     Raises:
-        OptionError: they are not, so that the loss in chunks would be another.
+        OptionError: they are not, so that the chunked loss would be a different one.
     """
     tokens = torch.arange(TRIED_TOKENS, device=loss.head.weight.device)[None] % cast(int, model.config.vocab_size)
     of_head: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def remember(_head: torch.nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-        of_head.append((output, output.clone()))  # should the model change it in place
+        of_head.append((output, output.clone()))  # in case the model changes it in place
 
     was_training = model.training
     model.eval()
@@ -144,24 +144,24 @@ def _unchanged(hidden: torch.Tensor) -> torch.Tensor:
 
 
 def predicted_tokens(labels: torch.Tensor, task: Task) -> torch.Tensor:
-    """How many tokens of a batch are predicted."""
+    """Number of predicted tokens in a batch."""
     return (_targets(labels, task) != IGNORED).sum()
 
 
 def _predictions(outputs: torch.Tensor, labels: torch.Tensor, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
-    """What is predicted from, (tokens, features), and the labels, (tokens,)."""
+    """The outputs to predict from, (tokens, features), and their labels, (tokens,)."""
     if task == "causal-lm":
         outputs = outputs[:, :-1]
     return outputs.reshape(-1, outputs.shape[-1]), _targets(labels, task).reshape(-1)
 
 
 def _targets(labels: torch.Tensor, task: Task) -> torch.Tensor:
-    """What is predicted: for causal-lm each token from those before it, so not the first."""
+    """The labels to predict: causal-lm predicts each token from those before it, so all but the first."""
     return labels[:, 1:] if task == "causal-lm" else labels
 
 
 def _divisor(targets: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor:
-    """How many tokens are predicted; 1 where none is, whose loss is 0, and would be no number."""
+    """Number of predicted tokens, at least 1: without any, the loss is 0 instead of NaN."""
     tokens = (targets != IGNORED).sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
     return tokens.clamp(min=1).to(targets.device)
 
@@ -169,7 +169,7 @@ def _divisor(targets: torch.Tensor, num_items_in_batch: torch.Tensor | int | Non
 class _SummedCrossEntropy(torch.autograd.Function):
     """The sum over the tokens of -log softmax(hidden @ weight.T + bias)[target], in nats.
 
-    The sum and not the mean: its gradients in the logits lie between -1 and 1, which float16 can hold.
+    The sum and not the mean: its gradients with respect to the logits lie between -1 and 1, which suits float16.
     """
 
     @staticmethod
@@ -193,7 +193,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
             target = targets[start : start + chunk_size, None]
             counted = target != IGNORED
             target = target.where(counted, 0)
-            # In place from here on: the one tensor of (chunk, vocabulary) is first logits, then softmax, then gradient.
+            # In place from here on: one (chunk, vocabulary) tensor is first logits, then softmax, then gradient.
             logits = linear(rows, matrix, shift).float()
             logits -= logits.amax(-1, keepdim=True)
             of_target = logits.gather(1, target)
@@ -214,7 +214,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
                 of_weight += slope.T @ rows
             if of_bias is not None:
                 of_bias += slope.sum(0)
-        # Not saved as tensors of the graph: they are its gradients already, and no hook should move them.
+        # Not through save_for_backward: these are gradients already, and no saved-tensor hook should offload them.
         ctx.gradients = (of_hidden, of_weight, of_bias)
         return total
 

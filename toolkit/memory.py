@@ -1,7 +1,7 @@
-"""Merges what memory strategies declare, and derives their conflicts from it.
+"""Merges what memory strategies declare, and derives their conflicts from that.
 
-Nothing is listed pair by pair: two strategies exclude each other because they claim the same resource, or
-because they (or the person) set one setting to two values. Their order in the recipe never matters.
+There is no list of pairs: two strategies exclude each other because they claim the same resource, or because
+they (or the recipe) give one setting two values. Their order in the recipe never matters.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from toolkit.recipe.schema import DEFAULTS, Component, Recipe
 from toolkit.recipe.training import Training
 
 PROTECTED = frozenset({"global_batch_size", "seed", "num_train_epochs", "max_steps"})
-"""What the recipe asked for and no strategy may change."""
+"""Settings that belong to the recipe, and that no strategy may change."""
 
 
 @dataclass(frozen=True)
 class StrategyChange:
-    """One setting that one strategy sets."""
+    """A setting that a strategy sets."""
 
     strategy: str
     path: Path_
@@ -123,7 +123,7 @@ def _against_the_recipe(changes: list[StrategyChange], recipe: Recipe) -> Iterat
 def _two_optimizers(strategies: Mapping[Path_, Component], recipe: Recipe) -> Iterator[Problem]:
     written = recipe.components["optimizer",].name
     for part in strategies.values():
-        # A resolved recipe names the default too, so that one is no contradiction.
+        # A resolved recipe spells out the default optimizer too, so that one is no conflict.
         if "optimizer" in cast(Memory, part.plugin).claims and written != DEFAULTS["optimizer"]:
             message = f"this says {written}, and {part.name} trains with an optimizer of its own; remove one of the two"
             yield _problem(recipe, ("optimizer",), message)

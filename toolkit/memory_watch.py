@@ -1,8 +1,7 @@
-"""What memory the process holds, written where it outlives the process.
+"""Memory readings of the process that survive it, to recognize the OOM killer.
 
-The kernel ends a process that has no memory left without a word. So the readings go into a file that is mapped into
-memory: a reading costs no file operation, and is there after the kill. The next start of the run looks at it
-(`recovery.killed_for_want_of_memory`).
+The OOM killer leaves no message. So the readings go into a memory-mapped file: a reading costs no file operation, and
+is still there after the kill. The next attempt looks at it (`recovery.killed_for_want_of_memory`).
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ from toolkit.files import where_supported
 from toolkit.host import available_memory_bytes
 
 FILE = "memory"
-"""Of the first process; the others of a run write beside it, `memory.1` and so on."""
+"""File of the main process; the other ranks write `memory.1` and so on beside it."""
 LAYOUT = struct.Struct("<QQ")
 SECONDS = 0.1
-"""Between two readings."""
+"""Interval between readings."""
 KEPT = 0.25
-"""Share of the planned memory that the C library keeps beside it, of what was freed, unless it gives that back."""
+"""Freed memory that the C library retains beyond the planned peak, as a share of it, unless told to return it."""
 SHORT = 0.5
-"""Of a process without a plan: holding this share of what it may have, it is to give back what it frees."""
+"""Without a plan, a process that holds this share of its limit starts to return what it frees."""
 NEAR = 0.9
-"""A process that held this share of what it could have was near the limit."""
+"""A process that held this share of what it could have held was near its limit."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +38,12 @@ class Reading:
     """The reading at which a process was nearest to its limit."""
 
     resident: int
-    """Bytes that it held in memory."""
+    """Resident bytes."""
     limit: int
-    """Bytes that it could have held: those, and what was still free then."""
+    """Bytes that it could have held: the resident ones, and what was still free at the time."""
 
     def share(self) -> float:
-        """Of what it could have held."""
+        """Resident share of the limit."""
         return self.resident / self.limit
 
     @property
@@ -54,28 +53,28 @@ class Reading:
 
 
 def resident_bytes() -> int:
-    """What this process holds in memory now."""
+    """Resident set size of this process now."""
     return int(psutil.Process().memory_info().rss)
 
 
 def own_share(size: int, device: Device, processes: int) -> int:
-    """Of this much memory, what one of the run's processes may take: each has a GPU of its own, all one processor."""
+    """One process's share of `size` bytes: each process has its own GPU, but all share one CPU's memory."""
     return size if device.kind == "cuda" else size // processes
 
 
 def bytes_to_be_had(device: Device, processes: int) -> int:
-    """What each of a run's processes can have of its device's memory: of a processor's, what other programs leave.
+    """Device memory that each of a run's processes can have; on a CPU, no more than other programs leave.
 
-    To be asked before the process has taken anything but the libraries.
+    Call it before the process has allocated anything but its libraries.
     """
     share = own_share(device.memory_bytes, device, processes)
     return min(share, resident_bytes() + available_memory_bytes() // processes) if device.kind == "cpu" else share
 
 
 def peak_resident_bytes() -> int:
-    """The most that this process has held in memory."""
+    """Peak resident set size of this process; the present one where the system does not track it."""
     status = Path("/proc/self/status")
-    if status.exists():  # Linux counts it for us
+    if status.exists():  # Linux tracks it
         for line in status.read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
@@ -83,26 +82,26 @@ def peak_resident_bytes() -> int:
 
 
 def peak_bytes(device_kind: str) -> int:
-    """The most that this process has held of the memory that a plan is about: the GPU's, or the processor's."""
+    """Peak of this process in the memory that a plan is about: the GPU's, or else the host's."""
     if device_kind != "cuda":
         return peak_resident_bytes()
     import torch
 
     free, total = torch.cuda.mem_get_info()
-    beside = total - free - torch.cuda.memory_reserved()  # the context, and whatever others hold
+    beside = total - free - torch.cuda.memory_reserved()  # the CUDA context, and whatever other processes hold
     return torch.cuda.max_memory_allocated() + beside
 
 
 def last_reading(folder: Path) -> Reading | None:
-    """What was left by those of the processes before that were ended, of which it was nearest to its limit."""
+    """Of the readings that killed processes of the last attempt left, the one nearest to its limit."""
     contents = [file.read_bytes() for file in _files(folder)]
     readings = [Reading(*LAYOUT.unpack(content)) for content in contents if len(content) == LAYOUT.size]
-    # One whose limit is 0 was ended before it had read anything.
+    # A limit of 0: killed before its first reading.
     return max((reading for reading in readings if reading.limit), key=Reading.share, default=None)
 
 
 def forget_readings(folder: Path) -> None:
-    """Remove what the processes before have left; a power cut must not bring it back to be blamed on the next."""
+    """Remove earlier processes' readings: one that a power cut brought back would be blamed on the next attempt."""
     for file in _files(folder):
         file.unlink()
 
@@ -112,7 +111,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def is_ample(planned: int, limit: int) -> bool:
-    """Whether a process with this planned peak may keep what it frees, which is faster than to give it back."""
+    """Whether a process with this planned peak may retain what it frees, which is faster than returning it."""
     return planned * (1 + KEPT) <= limit
 
 
@@ -120,17 +119,17 @@ def is_ample(planned: int, limit: int) -> bool:
 def watched(
     folder: Path, *, limit: int, planned: int | None, when_short: Callable[[], object], rank: int = 0
 ) -> Iterator[None]:
-    """Read the memory of this process many times a second, for as long as the work lasts.
+    """Sample the memory of this process ten times a second, for as long as the work lasts.
 
-    What it has read stays for the next start only if the process is ended from outside.
+    The reading remains for the next attempt only if the process is killed.
 
     Args:
         folder: the run directory.
-        limit: bytes that the run may take, or fewer where there are fewer.
+        limit: bytes that the process may take, or fewer if fewer are free.
         planned: its planned peak.
-        when_short: is called once, when the process is to give back what it frees: at once where the plan says that
-            it will be near the limit, because what lies in the heap's holes by then would stay there.
-        rank: the number of this process among those of the run.
+        when_short: is called once, when the process has to start returning what it frees: right away if the plan
+            comes near the limit, because what is in the holes of the heap by a later call would stay there.
+        rank: the rank of this process in the run.
     """
     short_at = SHORT if planned is None else NEAR
     ample = planned is None or is_ample(planned, limit)
@@ -150,7 +149,7 @@ def watched(
         while True:
             resident = resident_bytes()
             within = resident + available_memory_bytes()
-            # The nearest and not the last: the kernel kills at a peak, which lasts less than what lies between two.
+            # The highest and not the last: the kernel kills at a peak, which may be shorter than the interval.
             if resident / within >= fullest:
                 fullest = resident / within
                 LAYOUT.pack_into(readings, 0, resident, within)

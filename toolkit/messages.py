@@ -1,4 +1,4 @@
-"""What a person hears while a run goes on: the plugins' messages, and not the libraries' bars and advice."""
+"""What the user sees during a run: the plugins' log messages, but no progress bars or advice from the libraries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from toolkit.progress import Listener, Message
 
 @contextlib.contextmanager
 def plugin_messages_told(listener: Listener) -> Iterator[None]:
-    """Pass what plugins log on to the listener."""
+    """Pass the plugins' log messages on to the listener."""
 
     class Tell(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -32,7 +32,7 @@ def plugin_messages_told(listener: Listener) -> Iterator[None]:
 
 @contextlib.contextmanager
 def libraries_quiet() -> Iterator[None]:
-    """No progress bars and advice of the libraries: the listener tells how far things are."""
+    """Silence the progress bars and advice of transformers: the listener shows progress."""
     from transformers.utils import logging as transformers_logging
 
     bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()

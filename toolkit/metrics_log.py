@@ -1,4 +1,4 @@
-"""metrics.jsonl while a run writes it: no line is lost to a disk that is full for a while."""
+"""Writer of metrics.jsonl that loses no line to a disk that is full for a while."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from toolkit.run_directory import RunDirectory
 
 
 class MetricsLog:
-    """Adds lines to a run's metrics.jsonl; what the disk refuses is kept until it takes it."""
+    """Appends lines to a run's metrics.jsonl; what the disk refuses is kept in memory until it can be written."""
 
     def __init__(self, run: RunDirectory, listener: Listener) -> None:
         self.run = run
         self.listener = listener
         self._unwritten: list[dict[str, Any]] = []
         self._end = run.metrics_file.stat().st_size if run.metrics_file.exists() else 0
-        """Up to here the file holds what was written."""
+        """Size of the file up to the last complete write."""
 
     def write(self, line: dict[str, Any]) -> None:
-        """Add a line, now or when the disk takes it."""
+        """Append a line, now or when the disk takes it."""
         refused_before = bool(self._unwritten)
         self._unwritten.append(line)
         try:
@@ -36,16 +36,16 @@ class MetricsLog:
                 self.listener(Message(told))
 
     def flush(self) -> None:
-        """Write the lines that were refused: all of them, or none.
+        """Write the pending lines: all of them, or none.
 
         Raises:
-            OSError: the disk refuses them still.
+            OSError: the disk refuses them.
         """
         if not self._unwritten:
             return
         text = "".join(json.dumps(line) + "\n" for line in self._unwritten).encode()
         with self.run.metrics_file.open("ab", buffering=0) as file:
-            if file.tell() > self._end:  # some or all of a write that was refused, perhaps only as it was closed
+            if file.tell() > self._end:  # left by a failed write, which may have failed only on close
                 file.truncate(self._end)
             if file.write(text) < len(text):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

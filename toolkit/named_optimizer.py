@@ -1,7 +1,7 @@
-"""Optimizers by their names in transformers, which a memory strategy may put in the place of the recipe's.
+"""Optimizers by their names in transformers, with which a memory strategy may replace the recipe's.
 
-The Trainer builds them. Here is what it leaves out for those that project gradients: weight decay, which matrices they
-take, and that their state can be loaded from a checkpoint.
+The Trainer builds them. This module adds what it lacks for those that project gradients (GaLore, APOLLO): weight
+decay, the choice of target matrices, and loading their state from a checkpoint.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PROJECTORS = {
     "galore_adamw": ("galore_torch.galore_projector", "GaLoreProjector"),
     "apollo_adamw": ("apollo_torch.random_projector", "GradientProjector"),
 }
-"""Optimizers that project the gradients of matrices, and their projectors, which lie in their state."""
+"""Optimizers that project the gradients of matrices, and the projector classes in their state."""
 
 
 def build_named(
@@ -31,14 +31,14 @@ def build_named(
     model: PreTrainedModel,
     replaced: Optimizer,
 ) -> torch.optim.Optimizer:
-    """The optimizer of this name, with the learning rate, weight decay, betas and eps of the recipe.
+    """The optimizer named by `settings.optim`, with the recipe's learning rate, weight decay, betas and eps.
 
     Args:
         build: the Trainer's own `create_optimizer`.
-        settings: the name is its `optim`.
-        arguments: the Trainer's, which are given what the name needs.
-        model: whose trained parameters it steps.
-        replaced: the recipe's optimizer, whose `betas` and `eps` count where both have them.
+        settings: the recipe's settings.
+        arguments: the Trainer's, in which the optimizer's options are set.
+        model: the model whose trainable parameters it steps.
+        replaced: the recipe's optimizer, whose `betas` and `eps` are used if it has them.
     """
     assert settings.optim is not None
     arguments.optim = settings.optim
@@ -55,7 +55,7 @@ def build_named(
 
 
 def projected_matrices(model: PreTrainedModel) -> list[str]:
-    """The names of the linear maps inside the layers that are trained; neither the head nor GPT-2's transposed ones."""
+    """Names of the trainable Linear modules; neither the head nor GPT-2's Conv1D, whose weight is transposed."""
     import torch
 
     head = model.get_output_embeddings()
@@ -67,7 +67,7 @@ def projected_matrices(model: PreTrainedModel) -> list[str]:
 
 
 def _group_by_decay(optimizer: torch.optim.Optimizer, weight_decay: float) -> None:
-    """Let matrices decay and vectors not, as the recipe's optimizers do; transformers lets nothing decay here."""
+    """Apply weight decay to matrices and not to vectors, as our optimizers do; transformers decays nothing here."""
     groups, optimizer.param_groups = optimizer.param_groups, []
     for group in groups:
         trained = [parameter for parameter in group["params"] if parameter.requires_grad]
@@ -77,7 +77,7 @@ def _group_by_decay(optimizer: torch.optim.Optimizer, weight_decay: float) -> No
 
 
 def _allow_projectors(name: str) -> None:
-    """Let the projectors of this optimizer be read from a checkpoint: they hold numbers and a matrix."""
+    """Allow torch.load to read this optimizer's projectors from a checkpoint: they hold numbers and a matrix."""
     import importlib
 
     import torch

@@ -1,4 +1,4 @@
-"""Reads back who set each value of a run: resolved.yaml says it in a comment behind the value."""
+"""Reads back who set each value of a run, which resolved.yaml says in a comment after the value."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Setting:
 
 
 def settings(file: Path) -> dict[str, list[Setting]]:
-    """Every value of resolved.yaml with its origin, which stands there as a comment; by section."""
+    """Every value in resolved.yaml with its origin, by section."""
     if not file.exists():
         return {}
     data = YAML().load(file.read_text(encoding="utf-8"))
@@ -44,7 +44,7 @@ def _commented_leaves(value: Any, path: Path_, comment: str) -> Iterator[tuple[P
         for key, child in value.items():
             tokens = value.ca.items.get(key) or [None] * 4
             comment = tokens[2].value if tokens[2] else ""
-            # A comment's token runs on over the blank and comment lines below it: its own line is the first.
+            # A comment token also holds the blank and comment lines below it: its own line is the first.
             yield from _commented_leaves(child, (*path, key), comment.splitlines()[0] if comment else "")
     elif isinstance(value, list) and any(isinstance(child, (dict, list)) for child in value):
         for index, child in enumerate(value):

@@ -1,4 +1,4 @@
-"""How fast a run is: tokens per second, the time left, and what it needs between SIGTERM and its end."""
+"""Speed of a run: tokens per second, the time left, and the grace period that it needs after SIGTERM."""
 
 from __future__ import annotations
 
@@ -11,61 +11,61 @@ from collections.abc import Callable
 from toolkit.cadence import Cadence
 
 SPEED_WINDOW = 20
-"""Steps that the shown tokens per second are the mean of."""
+"""Steps over which the displayed tokens per second are averaged."""
 MEASURED_STEPS = 5
-"""Steps after which it is known how long one takes."""
+"""Steps after which the step time is known."""
 FORWARD_SHARE = 1 / 3
-"""Of a training step's time, what its tokens take in an evaluation: a backward pass computes twice a forward pass."""
+"""Time of a forward pass as a share of a training step's: the backward pass computes twice as much."""
 LEAVING_SECONDS = 2.0
-"""From the last save to the end of the process."""
+"""Time from the last save to the end of the process."""
 
 
 class Pace:
-    """Watches the steps of one attempt by the clock."""
+    """Times the steps of one attempt."""
 
     def __init__(self, *, save_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.evaluation_tokens = 0
         self.evaluation_seconds: float | None = None
-        """What the last evaluation took; reckoned from its tokens until there was one."""
+        """Duration of the last evaluation; until there is one, it is estimated from `evaluation_tokens`."""
         self.save_seconds = save_seconds
-        """What writing a checkpoint takes, as far as is known; a run waits for its last one."""
+        """Duration of a save, estimated or measured; a run waits for its last one."""
         self.stall_seconds = 0.0
-        """What training waits for a save in between."""
+        """How long training waits for each other save."""
         self._clock = clock
         self._recent: deque[tuple[float, int]] = deque(maxlen=SPEED_WINDOW + 1)
         self._step_begun = clock()
         self._step_seconds: list[float] = []
 
     def step_begins(self) -> None:
-        """Look at the clock."""
+        """Start timing a step."""
         self._step_begun = self._clock()
 
     def step_ends(self) -> None:
-        """Look at it again."""
+        """Record the duration of the step."""
         self._step_seconds.append(self._clock() - self._step_begun)
 
     def seen(self, tokens: int) -> None:
-        """So many tokens have been trained on by now."""
+        """Record how many tokens have been trained on by now."""
         self._recent.append((self._clock(), tokens))
 
     def restart(self, tokens: int) -> None:
-        """Leave out what was no step: an evaluation, or a save."""
+        """Restart the speed window after an evaluation or a save, to leave its time out."""
         speed = self.tokens_per_second
         self._recent.clear()
-        if speed:  # keep the mean: one second at the speed so far
+        if speed:  # keep the average: one second at the speed so far
             self._recent.append((self._clock() - 1, int(tokens - speed)))
         self.seen(tokens)
 
     @property
     def tokens_per_second(self) -> float:
-        """Over the last steps."""
-        if not self._recent:  # an evaluation that is made up for, and no training
+        """Mean over the last steps."""
+        if not self._recent:  # no training, only a made-up evaluation
             return 0.0
         (since, before), (now, tokens) = self._recent[0], self._recent[-1]
         return (tokens - before) / (now - since) if now > since else 0.0
 
     def remaining_seconds(self, cadence: Cadence, *, step: int, tokens_per_step: float) -> float | None:
-        """What the run will still take after this step, whose evaluation and save may be due."""
+        """Time left after this step, including its own evaluation and save if they are due."""
         speed = self.tokens_per_second
         if not speed:
             return None
@@ -77,12 +77,12 @@ class Pace:
         return training + cadence.evaluations_left(step) * evaluation + saves * self.stall_seconds + self.save_seconds
 
     def measured_step_seconds(self) -> float | None:
-        """How long a step takes, told once: when that is known."""
+        """Median step time, once: after the step at which it becomes known; None after all others."""
         if len(self._step_seconds) != MEASURED_STEPS:
             return None
         return statistics.median(self._step_seconds[1:])  # the first step warms up
 
 
 def grace_seconds(*, step: float, save: float) -> int:
-    """What a run needs between SIGTERM and its end: a write may be in flight, and the last one follows it."""
+    """Grace period that a run needs after SIGTERM: one save may be in flight, and the last one follows it."""
     return math.ceil(step + 2 * save + LEAVING_SECONDS)

@@ -1,10 +1,10 @@
 """Documents -> blocks of tokens on disk, counted and cached by content.
 
-Every document is tokenized, closed with the objective's `document_end`, and laid end to end; the line is cut
-into blocks of equal length. Nothing is padded and nothing is dropped but the last partial block, which is
-counted. The blocks lie in one flat memory-mapped file, so a run of any size starts at once and resumes at a
-block's number. (An `IterableDataset` is read again from its start on a resume, and is not exact in its second
-pass: transformers 5.23.)
+Every document is tokenized, ended with the objective's `document_end`, and concatenated; the stream is cut into
+blocks of equal length. Nothing is padded, and nothing but the last partial block is dropped, which is counted.
+The blocks of a split are one flat memory-mapped file, so a run of any size starts at once and resumes at a block
+index. (An `IterableDataset` is re-read from its start on a resume, and is not exact in its second epoch:
+transformers 5.23.)
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FORMAT = 3
-"""Raise this when the same input should give other blocks: old cache entries are then never met."""
+"""Raise this when the same input should give other blocks: old cache entries are then never found."""
 SPLITS = {"train": "training", "validation": "held-out"}
 READ_BACK = 8
-"""Blocks of each split that are compared with the tokenizer's ids before anything is trained on them."""
+"""Blocks of each split that are checked against the tokenizer before training."""
 
 
 @dataclass(frozen=True)
 class PackedData:
-    """The training blocks, the held-out blocks, and where everything went."""
+    """The training blocks, the held-out blocks, and the data account."""
 
     train: PackedBlocks
     validation: PackedBlocks | None
@@ -56,13 +56,13 @@ def prepare(
     objective: Objective,
     run: RunContext,
 ) -> PackedData:
-    """Tokenize and pack the documents, or find the blocks that an earlier run has made of them.
+    """Tokenize and pack the documents, or find the blocks that an earlier run packed.
 
     `contents` identifies the documents of each split.
 
     Raises:
-        OptionError: a split has no document, or fewer tokens than one block; the tokenizer (option "tokenizer") refuses
-            a text, or gives other ids when it is asked again.
+        OptionError: a split has no document, or fewer tokens than one block; the tokenizer (option "tokenizer") rejects
+            a text, or gives different ids the second time.
         UnavailableError: the cache cannot be written.
     """
     key = content_key(contents, tokenizer, objective)
@@ -70,7 +70,7 @@ def prepare(
     found = _opened(entry, run.seed, from_cache=True)
     if found and not _differs(found, data, tokenizer, objective):
         return found
-    shutil.rmtree(entry, ignore_errors=True)  # it is damaged
+    shutil.rmtree(entry, ignore_errors=True)  # damaged, if it is there
     with entry_made(entry) as folder:
         folder.mkdir()
         _write(folder, data, contents, tokenizer, objective, key, run.progress)
@@ -86,7 +86,7 @@ def prepare(
 
 
 def content_key(contents: Mapping[str, Contents], tokenizer: PreTrainedTokenizerBase, objective: Objective) -> str:
-    """What decides the blocks, as FORMAT-DIGEST: each document's text, the tokenizer, the objective's cut."""
+    """Cache key of the blocks, FORMAT-DIGEST: the digest covers the texts, the tokenizer, and the block layout."""
     import xxhash
 
     before, after = objective.block_frame(tokenizer)
@@ -100,13 +100,13 @@ def _tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         return str(backend.to_str())
-    with tempfile.TemporaryDirectory() as folder:  # a tokenizer in pure Python is what its files are
+    with tempfile.TemporaryDirectory() as folder:  # a pure-Python tokenizer is defined by its files
         tokenizer.save_pretrained(folder)
         return "".join(file.read_text(encoding="utf-8") for file in sorted(Path(folder).iterdir()))
 
 
 def _opened(entry: Path, seed: int, *, from_cache: bool) -> PackedData | None:
-    """The blocks of a cache entry; None if it is not there, or not as its account says."""
+    """The blocks of a cache entry; None if it is missing, or does not match its account."""
     try:
         account = DataAccount.from_dict(read_json(entry / "account.json"))
         return PackedData(
@@ -122,7 +122,7 @@ def _opened(entry: Path, seed: int, *, from_cache: bool) -> PackedData | None:
 def _differs(
     packed: PackedData, data: DatasetDict, tokenizer: PreTrainedTokenizerBase, objective: Objective
 ) -> str | None:
-    """The split whose first blocks, read as training reads them, are not what the tokenizer says now."""
+    """The split whose first blocks, read as in training, differ from what the tokenizer gives now; None if neither."""
     import numpy
 
     for split in packed.account.splits:
@@ -134,7 +134,7 @@ def _differs(
 
 
 def _first_blocks(split: Dataset, tokenizer: PreTrainedTokenizerBase, objective: Objective) -> numpy.ndarray[Any, Any]:
-    """The first blocks of a split, or as many as there are; shape (blocks, block_size)."""
+    """Pack the first `READ_BACK` blocks of a split, or as many as there are; shape (blocks, block_size)."""
     import numpy
 
     packer = Packer(tokenizer, objective)
@@ -193,7 +193,7 @@ def _check_enough(account: SplitAccount, what: str, objective: Objective) -> Non
 
 
 def _excerpt(file: Path, token_type: str, tokenizer: PreTrainedTokenizerBase, objective: Objective) -> str:
-    """The first document border of the training blocks with some text around it."""
+    """The first document boundary in the training blocks, with some text around it; else the beginning."""
     import numpy
 
     block_size = objective.block_size

@@ -1,10 +1,10 @@
 """The processes of one run: one, or the N of `torchrun --standalone --nproc-per-node N --no-python toolkit ...`.
 
-Which of them this is stands in the environment, and so may be left over from elsewhere: `check` looks before anything
-waits for processes that nobody has started.
+World size and rank come from environment variables, which may be left over from another job: `check` looks at them
+before anything waits for processes that nobody has started.
 
-The first process alone writes into the run directory and tells what happens; what depends on a clock, a signal or
-a file is decided there and handed to the others, because processes that disagree wait for each other forever.
+Only the main process (rank 0) writes the run's records and reports what happens; what depends on a clock, a signal or
+a file is decided there and broadcast, because processes that disagree deadlock.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ T = TypeVar("T")
 
 NUMBERS = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
 MEETING_POINT = ("MASTER_ADDR", "MASTER_PORT")
-"""With the numbers, what torchrun sets for each process that it starts."""
+"""Together with the numbers, what torchrun sets for each process that it starts."""
 OTHER_LAUNCHERS = {
     **dict.fromkeys(("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"), "1"),
     **dict.fromkeys(("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID"), "0"),
 }
-"""What mpirun and srun set in their tasks, with the values of a task that is alone. (A batch script of Slurm's has
-SLURM_NTASKS and SLURM_PROCID=0, and is one process.)"""
+"""What mpirun and srun set in their tasks, with the values of a single task. (A Slurm batch script has SLURM_NTASKS
+and SLURM_PROCID=0, and is one process.)"""
 MEETING_TIME = timedelta(minutes=5)
-"""What processes wait for each other at the start: torchrun starts them within seconds."""
+"""Rendezvous timeout: torchrun starts all processes within seconds."""
 
 
 def count() -> int:
-    """How many processes work on this run together."""
+    """World size: the number of processes that work on this run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """The number of this process among them, from 0."""
+    """Rank of this process, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def local_rank() -> int:
-    """The number of this process among those of this host, from 0."""
+    """Rank of this process on this host, from 0."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes."""
+    """Whether this is the main process, the one that writes."""
     return rank() == 0
 
 
 def check() -> None:
-    """See that the environment describes one process, or one of several that can meet.
+    """Check that the environment describes a single process, or one of several that can rendezvous.
 
     Raises:
         UnavailableError: it is left over, empty, incomplete, or another launcher's.
@@ -69,7 +69,7 @@ def check() -> None:
             raise UnavailableError(f"{name} is set to {os.environ[name]!r}, which is not a number; {cure}")
     alone = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}
     if "WORLD_SIZE" in os.environ and all(os.environ.get(name, value) == value for name, value in alone.items()):
-        for name in (*NUMBERS, "LOCAL_WORLD_SIZE"):  # or accelerate would open a port to meet nobody at
+        for name in (*NUMBERS, "LOCAL_WORLD_SIZE"):  # or accelerate would open a port for a rendezvous with nobody
             os.environ.pop(name, None)
         return
     present = [f"{name} is set to {os.environ[name]}" for name in NUMBERS if name in os.environ]
@@ -95,12 +95,12 @@ def _check_other_launchers() -> None:
 
 
 def meeting_point() -> str:
-    """Where the processes meet: host:port."""
+    """Address of the rendezvous: host:port."""
     return ":".join(os.environ[name] for name in MEETING_POINT)
 
 
 def join(*, on_cpu: bool) -> None:
-    """Meet the other processes; the Trainer finds the group made.
+    """Rendezvous with the other processes and create the process group, which the Trainer then finds.
 
     Raises:
         UnavailableError: they do not come.
@@ -120,14 +120,14 @@ def join(*, on_cpu: bool) -> None:
             f"{MEETING_TIME.total_seconds() / 60:g} minutes: {str(error).splitlines()[0]}. Were all of them started? "
             f"If there is only one: unset {', '.join((*NUMBERS, *MEETING_POINT))}"
         ) from error
-    # torchrun keeps one store for all its restarts, and the addresses of the processes before would be taken for the
-    # others' (https://github.com/pytorch/pytorch/issues/135712).
+    # torchrun keeps one store across restarts, where the addresses of the earlier processes would be taken for those
+    # of the present ones (https://github.com/pytorch/pytorch/issues/135712).
     store = PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     PartialState(cpu=on_cpu, store=store, rank=own_rank, world_size=world_size)
 
 
 def by_first(decide: Callable[[], T]) -> T:
-    """Let the first process decide, and return its answer in all; its error is raised in all."""
+    """Decide in the main process, and broadcast its answer to all; a `ToolkitError` is raised in all."""
     if count() == 1:
         return decide()
     from accelerate.utils import broadcast_object_list
@@ -145,7 +145,7 @@ def by_first(decide: Callable[[], T]) -> T:
 
 
 def first_then_others(work: Callable[[], T]) -> T:
-    """Do the work in the first process and then in the others, which find what it has left in caches."""
+    """Do the work in the main process first, and then in the others, which find its results in caches."""
     if count() == 1:
         return work()
     if is_first():
@@ -157,7 +157,7 @@ def first_then_others(work: Callable[[], T]) -> T:
 
 
 def wait() -> None:
-    """Wait until all processes are here."""
+    """Barrier: wait until all processes are here."""
     if count() > 1:
         from accelerate import PartialState
 
@@ -165,7 +165,7 @@ def wait() -> None:
 
 
 def gathered(value: T) -> list[T]:
-    """The value of each process, in the order of the processes."""
+    """All-gather: the value of each process, in rank order."""
     if count() == 1:
         return [value]
     from accelerate.utils import gather_object
@@ -174,7 +174,7 @@ def gathered(value: T) -> list[T]:
 
 
 def have_lost_one(error: BaseException) -> bool:
-    """Whether this error is the transport's, which says that another process is not there any more."""
+    """Whether this is a transport error, which means that another process is gone."""
     if count() == 1:
         return False
     import torch
@@ -183,7 +183,7 @@ def have_lost_one(error: BaseException) -> bool:
 
 
 def any_of(*flags: bool) -> tuple[bool, ...]:
-    """For each flag, whether any of the processes has raised it."""
+    """All-reduce: for each flag, whether any process has raised it."""
     if count() == 1:
         return flags
     import torch

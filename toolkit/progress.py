@@ -1,7 +1,6 @@
-"""What happens in a run, told as it happens: events for whoever shows them, and the result at the end.
+"""Events of a run, for whoever shows them, and its result at the end.
 
-`train.run` calls one listener with these; the command line prints them, a test collects them. Frozen data,
-no torch.
+`train.run` passes them to one listener; the command line prints them, a test collects them. Frozen data, no torch.
 """
 
 from __future__ import annotations
@@ -16,52 +15,52 @@ from toolkit.account import DataAccount
 
 @dataclass(frozen=True)
 class Message:
-    """A sentence for the person who watches."""
+    """A message for the person who watches."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class AttemptBegun:
-    """The run has a folder, and this process has begun to work on it."""
+    """The run has a folder, and this process is about to work on it."""
 
     log: Path
-    """The file for what is told of the run."""
+    """The run's log file."""
 
 
 @dataclass(frozen=True)
 class DataPrepared:
-    """The tokens are ready; before the first step."""
+    """The data is packed; sent before the first step."""
 
     account: DataAccount
     tokens_per_step: int
     epochs: float
-    """Passes over the training tokens that the run's steps mean."""
+    """Passes over the training tokens that the run's steps amount to."""
     total_steps: int
     from_cache: bool
 
 
 @dataclass(frozen=True)
 class Progressed:
-    """How far a phase has come that takes more than some seconds: reading, tokenizing, an evaluation, a plan."""
+    """Progress of a phase that takes more than a few seconds: reading, tokenizing, an evaluation, a plan."""
 
     phase: str
     """In one or two words: "tokenizing"."""
     done: int
     total: int | None
     unit: str
-    """What is counted, in the plural: "documents"; empty where nothing is."""
+    """What is counted, in the plural: "documents"; empty if nothing is."""
     seconds: float
     """Since the phase began."""
 
     @property
     def per_second(self) -> float:
-        """Units done in a second, on average."""
+        """Average rate, in units per second."""
         return self.done / self.seconds if self.seconds else 0.0
 
     @property
     def remaining_seconds(self) -> float | None:
-        """Time left at that rate; None where the total is unknown or nothing is done yet."""
+        """Time left at that rate; None if the total is unknown or nothing is done yet."""
         if self.total is None or not self.per_second:
             return None
         return max(0, self.total - self.done) / self.per_second
@@ -74,7 +73,7 @@ class TrainingStarted:
     folder: Path
     total_steps: int
     resumed_from: int | None
-    """The step of the checkpoint that the run goes on from; None at the beginning."""
+    """The step of the checkpoint that the run resumes from; None at the beginning."""
     parameters: int
     trainable_parameters: int
     device: str
@@ -89,9 +88,9 @@ class StepDone:
     total_steps: int
     tokens_seen: int
     tokens_per_second: float
-    """Of training alone, without evaluations and saves."""
+    """Of training alone, excluding evaluations and saves."""
     remaining_seconds: float | None
-    """Of the run, with the evaluations and saves that are still to come; None while that is not known."""
+    """Of the run, including the evaluations and saves still to come; None while unknown."""
     loss: float | None
     """Mean over the steps since the last logged one; None on steps that are not logged."""
     learning_rate: float | None
@@ -100,7 +99,7 @@ class StepDone:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The held-out tokens were evaluated."""
+    """The held-out loss was measured."""
 
     step: int
     eval_loss: float
@@ -114,9 +113,9 @@ class CheckpointSaved:
     step: int
     folder: Path
     seconds: float
-    """From its beginning to the moment when it was safe."""
+    """From the start of the save until it was safe."""
     stall_seconds: float
-    """What training waited for."""
+    """How long training waited for it."""
 
 
 @dataclass(frozen=True)
@@ -141,11 +140,11 @@ Event = (
 Listener = Callable[[Event], None]
 
 MOST_EVENTS_PER_SECOND = 5
-"""Progress within a phase is passed on no oftener; its first and its last always are."""
+"""Limit on how often progress within a phase is passed on; its first and last always are."""
 
 
 class ProgressReporter:
-    """A `toolkit.api.Progress` that passes progress on to a listener, not too often."""
+    """A `toolkit.api.Progress` that passes progress on to a listener, rate-limited."""
 
     def __init__(self, listener: Listener, clock: Callable[[], float] = time.monotonic) -> None:
         self._listener = listener
@@ -155,7 +154,7 @@ class ProgressReporter:
         self._begun = self._told = 0.0
 
     def __call__(self, phase: str, done: int = 0, total: int | None = None, *, unit: str = "") -> None:
-        """Pass on how far the phase has come; fewer done than before is the beginning of another of that name."""
+        """Pass on the progress of the phase; a smaller `done` than before starts another phase of the same name."""
         now = self._clock()
         if begins := phase != self._phase or done < self._done:
             self._phase, self._begun = phase, now
@@ -167,12 +166,12 @@ class ProgressReporter:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run has reached."""
+    """The result of a run."""
 
     folder: Path
     name: str
     already_finished: bool
-    """Whether this command found the run finished and changed nothing."""
+    """Whether this command found the run finished, and changed nothing."""
     steps: int
     tokens_seen: int
     seconds: float
@@ -180,15 +179,15 @@ class RunResult:
     eval_loss: float | None
     perplexity: float | None
     sample: str | None
-    """A piece of generated text; None for a model that does not generate."""
+    """A generated text, or a masked model's sentence with its mask filled in."""
     peak_memory_bytes: int
-    """The most that the process held in memory, in its last attempt."""
+    """Peak memory of the main process in the last attempt, on the device that trains."""
     planned_memory_bytes: int | None
-    """What a plan said of it; None where none was made."""
+    """The planned peak; None if no plan was made."""
     memory_was_short: bool
-    """Whether freed memory was given back at once, as plans have it; where there is room the C library keeps it."""
+    """Whether freed memory was returned at once, as plans assume; where there is room, the C library retains it."""
     model_folder: Path | None
     load_line: str | None
     """The line of Python that loads the model."""
     not_exported: Sequence[str] = ()
-    """Exporters that the recipe has and a run that was finished before has not carried out."""
+    """The recipe's exporters that have not run on a run that was already finished."""

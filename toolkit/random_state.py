@@ -1,4 +1,4 @@
-"""The global random states: Python's, numpy's, torch's, and that of each GPU."""
+"""The global RNG states: Python's, numpy's, torch's, and that of each GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 @dataclass(frozen=True)
 class RandomState:
-    """All of them at one moment."""
+    """The states of all global generators at one moment."""
 
     python: Any
     numpy: Any
@@ -23,12 +23,12 @@ class RandomState:
 
     @classmethod
     def now(cls) -> RandomState:
-        """As they are."""
+        """The current states."""
         gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         return cls(random.getstate(), numpy.random.get_state(), torch.get_rng_state(), gpus)
 
     def differs_from(self, other: RandomState) -> str:
-        """The libraries from whose generators numbers were drawn between the two moments, in words."""
+        """The libraries whose generators were used between the two moments, in words."""
         same = {
             "Python": self.python == other.python,
             "numpy": all(map(numpy.array_equal, self.numpy, other.numpy)),
@@ -37,7 +37,7 @@ class RandomState:
         return " and ".join(name for name, is_same in same.items() if not is_same)
 
     def restore(self) -> None:
-        """Make them so again."""
+        """Set all global generators back to these states."""
         random.setstate(self.python)
         numpy.random.set_state(self.numpy)
         torch.set_rng_state(self.processor)
@@ -47,7 +47,7 @@ class RandomState:
 
 @contextlib.contextmanager
 def random_state_preserved() -> Iterator[None]:
-    """Put every global random state back as it was."""
+    """Restore every global RNG state afterwards."""
     before = RandomState.now()
     try:
         yield

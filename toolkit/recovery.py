@@ -1,4 +1,4 @@
-"""What an attempt finds of those before it: where to go on, what they have lost, and what to do differently."""
+"""State that an attempt recovers from earlier ones: where to resume, what was lost, and what to do differently."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from toolkit.run_directory import RunDirectory
 from toolkit.saving import STATE_FILE
 
 OUT_OF_MEMORY = "out-of-memory.json"
-"""In the run directory: what the next attempt has to do because memory ran out."""
+"""File in the run directory with the batch sizes for the next attempt, after running out of memory."""
 INDIVISIBLE = (
     "release-gradients takes a step's gradients once, so it cannot go on with less at a time: take a smaller "
     "global_batch_size, or leave release-gradients out"
@@ -30,27 +30,27 @@ INDIVISIBLE = (
 
 @dataclass(frozen=True)
 class Start:
-    """Where an attempt begins."""
+    """Where an attempt starts."""
 
     folder: Path | None
-    """The checkpoint that it goes on from; None at the beginning of a run."""
+    """The checkpoint to resume from; None at the beginning of a run."""
     step: int
     seconds_trained: float
     """Over all attempts, up to that step."""
     sequences: int
-    """To run at a time: a micro-batch, or fewer since memory ran out."""
+    """Sequences per forward pass: the micro-batch size, or fewer since memory ran out."""
     evaluation_sequences: int
-    """In a batch of an evaluation, likewise."""
+    """Evaluation batch size, likewise."""
     evaluation_left_out: bool
-    """Whether that step was to be evaluated, and a signal left no time for it."""
+    """Whether the evaluation of that step is missing, because a signal left no time for it."""
     ended: bool
-    """Whether a callback ended the training there, before its last step."""
+    """Whether a callback ended training there, before its last step."""
     of_parent: bool
-    """Whether the checkpoint is that of another run, at which this one has begun."""
+    """Whether the checkpoint is the copy of another run's, from which this run started."""
 
 
 def begin_attempt(run: RunDirectory, resolved: ResolvedRecipe, listener: Listener, *, micro_batch_size: int) -> Start:
-    """Clear up after a crash, find where to go on, note what was lost, and begin."""
+    """Clean up after a crash, find where to resume, record what was lost, and begin the attempt."""
     checkpoint.clean(run.checkpoints)
     found = _newest_checkpoint(run, listener)
     state: Mapping[str, Any] = read_record(found.folder / STATE_FILE, TrainingState) if found else NOTHING_TRAINED
@@ -58,7 +58,7 @@ def begin_attempt(run: RunDirectory, resolved: ResolvedRecipe, listener: Listene
     of_parent = found is not None and "parent" in (record := run.record) and record["parent"]["step"] == step
     run.note_loss(from_step=step, seconds=state["seconds_trained"])
     whole = _AtATime(micro_batch_size, micro_batch_size)
-    at_a_time = whole.at_most(run.record).at_most({} if of_parent else state)  # other settings may need less
+    at_a_time = whole.at_most(run.record).at_most({} if of_parent else state)  # other settings may need less memory
     if (run.folder / OUT_OF_MEMORY).exists():
         at_a_time = at_a_time.at_most(_noted(run, listener))
     elif held := killed_for_want_of_memory(run):
@@ -94,13 +94,13 @@ def _newest_checkpoint(run: RunDirectory, listener: Listener) -> Checkpoint | No
 
 @dataclass(frozen=True)
 class _AtATime:
-    """How many sequences go through the model together."""
+    """How many sequences go through the model at a time."""
 
     sequences: int
     evaluation_sequences: int
 
     def at_most(self, limits: Mapping[str, Any]) -> _AtATime:
-        """These, or fewer where a run, a checkpoint or a note says so under the same names."""
+        """These, or fewer if a run's record, a checkpoint or a note says so under the same names."""
         return _AtATime(**{name: min(size, limits.get(name) or size) for name, size in asdict(self).items()})
 
 
@@ -109,9 +109,9 @@ LIMITS = tuple(field.name for field in fields(_AtATime))
 
 
 def remember_out_of_memory(run: RunDirectory, error: OutOfMemoryError) -> None:
-    """Note for the next attempt that it has to take less at a time.
+    """Note for the next attempt that it has to run fewer sequences at a time.
 
-    Beside run.json, which the first process alone writes.
+    In a file of its own, because only the main process writes run.json.
     """
     noted = {"sequences": error.sequences, "evaluation_sequences": error.evaluation_sequences}
     with contextlib.suppress(OSError):  # a full disk must not hide what has happened
@@ -119,13 +119,13 @@ def remember_out_of_memory(run: RunDirectory, error: OutOfMemoryError) -> None:
 
 
 def has_run_out_of_memory(run: RunDirectory) -> bool:
-    """Whether what the run has of its attempts, if nothing else, is that they found too little memory."""
+    """Whether an attempt ran out of memory, in which case even a run without a checkpoint has something to keep."""
     noted = (run.folder / OUT_OF_MEMORY).exists() or not run.record.keys().isdisjoint(LIMITS)
     return noted or killed_for_want_of_memory(run) is not None
 
 
 def _noted(run: RunDirectory, listener: Listener) -> Mapping[str, Any]:
-    """What the last attempt has asked for."""
+    """The batch sizes that the last attempt asked for."""
     noted = read_json(run.folder / OUT_OF_MEMORY)
     does, size = (
         ("trains on", noted["sequences"]) if noted["sequences"] else ("evaluates", noted["evaluation_sequences"])
@@ -140,9 +140,9 @@ def _noted(run: RunDirectory, listener: Listener) -> Mapping[str, Any]:
 
 
 def killed_for_want_of_memory(run: RunDirectory) -> str | None:
-    """What the last attempt held, if it seems that the kernel has ended it; that comes without a word.
+    """The memory that the last attempt held, in words, if the OOM killer seems to have killed it; else None.
 
-    Or has ended another of its processes, of which the first one heard no more than that.
+    Also if it killed another process of the run, so that the main process saw only the loss of it.
     """
     last = next(reversed(run.record["attempts"]), None)
     reading = memory_watch.last_reading(run.folder)
@@ -154,7 +154,7 @@ def killed_for_want_of_memory(run: RunDirectory) -> str | None:
 
 
 def _after_a_kill(held: str, now: _AtATime, resolved: ResolvedRecipe, listener: Listener) -> _AtATime:
-    """Take half as much at a time from now on, in evaluations too: it may have been one; if that can help."""
+    """Halve the batch sizes, if that can help; that of evaluations too, because one may have been the cause."""
     ended = (
         f"the last attempt ended without a word when it held {held}: the kernel seems to have ended it for want of "
         f"memory"
@@ -178,7 +178,7 @@ def _after_a_kill(held: str, now: _AtATime, resolved: ResolvedRecipe, listener: 
 
 
 def _tell_other_environment(run: RunDirectory, resolved: ResolvedRecipe, listener: Listener) -> None:
-    """Going on is exact on the same hardware and software; say so where it is another."""
+    """Report any difference of hardware or software: the resume is exact only on the same."""
     file, now = run.folder / "environment.json", environment(resolved)
     try:
         before = read_json(file)

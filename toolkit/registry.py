@@ -1,8 +1,8 @@
-"""Knows which plugins there are, without importing them, and loads one by name.
+"""Plugin registry: discovers plugins without importing them, and loads one by name.
 
-Plugins come through two doors: entry points of installed distributions (group `toolkit.KIND`; ours come this
-way too), and folders that a recipe or the command line names, laid out as `FOLDER/KIND/NAME.py`. A folder's
-modules get private names, so that a user's `dataset/torch.py` never hides a library.
+Plugins come from two sources: entry points of installed distributions (group `toolkit.KIND`; ours are registered this
+way too), and folders named by a recipe or on the command line, laid out as `FOLDER/KIND/NAME.py`. A folder's modules
+get private names, so that a user's `dataset/torch.py` never shadows a library.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 @dataclass(frozen=True)
 class Offer:
-    """A plugin that somebody offers, not yet imported."""
+    """A plugin on offer, not yet imported."""
 
     kind: str
     name: str
@@ -39,7 +39,7 @@ class Offer:
         """Import the plugin and check it against its kind's contract.
 
         Raises:
-            PluginError: it cannot be imported, or is not what it is registered as.
+            PluginError: it cannot be imported, or does not meet the contract of its kind.
         """
         try:
             loaded = _only_plugin_in(self.target, self.kind) if isinstance(self.target, Path) else self.target.load()
@@ -76,7 +76,7 @@ class Registry:
         return cls([*_installed(), *(offer for folder in plugin_paths for offer in _local(folder))])
 
     def offers(self, kind: str | None = None) -> list[Offer]:
-        """All offers, in the order of kinds and names."""
+        """All offers, sorted by kind and name."""
         order = list(KINDS)
         every = [offer for offers in self._offers.values() for offer in offers if kind in (None, offer.kind)]
         return sorted(every, key=lambda offer: (order.index(offer.kind), offer.name))
@@ -86,7 +86,7 @@ class Registry:
         return sorted({name for offered_kind, name in self._offers if offered_kind == kind})
 
     def offer(self, kind: str, name: str) -> Offer:
-        """Return the one offer of this name.
+        """Return the only offer of this kind and name.
 
         Raises:
             PluginError: nobody offers it, or two do.
@@ -100,7 +100,7 @@ class Registry:
         return offers[0]
 
     def load(self, kind: str, name: str) -> type[Plugin]:
-        """Import the plugin of this kind and name; one import however often it is asked for.
+        """Import the plugin of this kind and name, once; later calls return the same class.
 
         Raises:
             PluginError: it cannot be found, imported or used.
@@ -155,7 +155,7 @@ def _only_plugin_in(file: Path, kind: str) -> Any:
 
 
 def contract_faults(candidate: Any, kind: str) -> list[str]:
-    """Say in what way an object is not a plugin of this kind; an empty list if it is one."""
+    """List the ways in which an object is not a plugin of this kind; empty if it is one."""
     contract = KINDS[kind]
     if not isinstance(candidate, type) or not issubclass(candidate, contract):
         return [f"{candidate!r} is not a subclass of toolkit.api.{contract.__name__}"]
@@ -174,7 +174,7 @@ def contract_faults(candidate: Any, kind: str) -> list[str]:
         if not info.description:
             faults.append(f"its option {option} has no description")
     for fact, allowed in _declared_facts(kind).items():
-        if fact in candidate.model_fields:  # left to the recipe: an option of this plugin
+        if fact in candidate.model_fields:  # an option of this plugin, so left to the recipe
             continue
         value = getattr(candidate, fact, None)
         if value not in allowed:
@@ -194,5 +194,5 @@ def _parameters(method: Any) -> str:
 
 
 def _declared_facts(kind: str) -> dict[str, tuple[str, ...]]:
-    """The class attributes without a default that plugins of this kind must set, and their vocabulary."""
+    """The class attributes without a default that plugins of this kind must set, and their allowed values."""
     return {"memory": {"fidelity": get_args(Fidelity)}, "objective": {"task": get_args(Task)}}.get(kind, {})

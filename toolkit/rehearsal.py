@@ -1,8 +1,9 @@
 """Runs any recipe end to end in seconds, with no network, before a person pays for a GPU.
 
-The embedded documentation stands in for the data and a byte-level tokenizer for the tokenizer; the model keeps
-its architecture and shrinks. Objective, optimizer, memory strategies, callbacks and exporters are the recipe's
-own. The run is stopped half-way, resumed in the same process, exported, and reloaded by its exporter.
+Python's own documentation stands in for the data, and a byte-level BPE for the tokenizer; the model keeps its
+architecture and shrinks. Objective, optimizer, memory strategies, callbacks and exporters are the recipe's own,
+scaled down where they can be. The run is stopped half-way, resumed in the same process, and exported; the exporter
+reloads what it wrote.
 
 A rehearsal is never mistaken for the run: it has its own directory, `NAME-rehearsal`, and says what stood in.
 """
@@ -32,23 +33,23 @@ STAND_INS: Mapping[Path_, tuple[str, Mapping[str, object]]] = {
     ("dataset",): ("python-docs", {"max_samples": 60, "eval_fraction": 0.1}),
     ("tokenizer",): ("byte-bpe", {"vocab_size": 1000}),
 }
-"""What replaces the components that may need a network."""
+"""Replacements for the components that may need a network."""
 STEPS = 6
 BLOCK_SIZE = 64
 
 
 @dataclass(frozen=True)
 class StandIn:
-    """Something of the recipe that the rehearsal did without, and so did not test."""
+    """Something in the recipe that the rehearsal replaced, and so did not test."""
 
     section: str
-    """Of the recipe: "model"."""
+    """Section of the recipe, such as "model"."""
     option: str | None
-    """None where the whole plugin was replaced; in a section with several plugins, behind the plugin's name."""
+    """None if the whole plugin was replaced; in a section with several plugins, prefixed with the plugin's name."""
     recipe: Any
     """What the recipe says: the plugin's name, or the option's value."""
     rehearsal: Any
-    """What was there instead; None for nothing."""
+    """What was used instead; None for nothing."""
 
 
 def rehearse(
@@ -57,7 +58,7 @@ def rehearse(
     """Train the shrunken recipe to its end, with a stop and a resume in the middle.
 
     Returns:
-        What it has reached, and what it cannot speak for.
+        The result, and what it does not vouch for.
 
     Raises:
         ToolkitError: what would also have stopped the run itself.
@@ -83,7 +84,7 @@ def rehearse(
 
 
 def shrunken(recipe: Recipe, resolved: ResolvedRecipe) -> Recipe:
-    """The recipe with stand-ins, a small model, small blocks and a few steps; it fits, so nothing is chosen."""
+    """The recipe with stand-ins, a small model, small blocks and a few steps; it fits, so `auto` is left out."""
     recipe = without_choosers(recipe)
     components = {path: _small(path, part) for path, part in recipe.components.items()}
     micro = recipe.training.micro_batch_size or resolved.training.micro_batch_size
@@ -117,7 +118,7 @@ def _small(path: Path_, part: Component) -> Component:
 
 
 def stand_ins(recipe: Recipe, small: Recipe) -> Iterator[StandIn]:
-    """What the shrunken recipe has in place of what the recipe says."""
+    """The differences between the shrunken recipe and the recipe itself."""
     for path, part in recipe.components.items():
         section, there = str(path[0]), small.components.get(path)
         if there is None or there.name != part.name:

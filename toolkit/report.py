@@ -1,8 +1,8 @@
-"""Run directory -> one HTML page that opens offline: what was reached, how, with which data and settings.
+"""Run directory -> one self-contained HTML page: the results, how they were reached, and with which data and settings.
 
-Reads files and nothing else: no torch, no model, no network, and no assumption that the run has finished,
-evaluated or logged more than once. Whatever is missing leaves its part of the page out. The words and their order
-are the template's; this module gathers and counts.
+Reads files and nothing else: no torch, no model, no network, and no assumption that the run has finished, evaluated,
+or logged more than once. A part of the page whose data is missing is left out. Wording and layout are the template's;
+this module gathers and counts.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from toolkit.run_directory import RunDirectory, now
 Item = TypeVar("Item")
 
 SAMPLES = 12
-"""Texts to show at most; the first and the last always."""
+"""Maximum number of sample texts shown; the first and the last always are."""
 ROWS = 60
-"""Rows of the table behind the charts at most, beside those with an evaluation."""
+"""Maximum number of rows in the table behind the charts, in addition to those with an evaluation."""
 
 COLUMNS: Mapping[str, Callable[[float], str]] = {
     "loss": formatting.loss,
@@ -39,10 +39,10 @@ COLUMNS: Mapping[str, Callable[[float], str]] = {
     "grad_norm": "{:.3g}".format,
     "tokens_per_second": formatting.compact,
 }
-"""Of that table, beside the step and the tokens."""
+"""Columns of that table, besides the step and the tokens seen."""
 
 BORDER = re.compile(r"(<\|[^|<>\s]+\|>|</?s>|\[SEP\]|\[CLS\])")
-"""How tokenizers commonly write the token that ends a document, to make it stand out in the excerpt."""
+"""Common spellings of tokens at a document boundary, to make them stand out in the excerpt."""
 
 
 def write(run: RunDirectory, target: Path) -> None:
@@ -60,7 +60,7 @@ def write(run: RunDirectory, target: Path) -> None:
 
 
 def render(run: RunDirectory) -> str:
-    """The page as text."""
+    """The page as HTML text."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     templates = Environment(
@@ -99,7 +99,7 @@ def render(run: RunDirectory) -> str:
 
 @dataclass(frozen=True)
 class Facts:
-    """What was reached, as far as the files know."""
+    """The results, as far as the files know them."""
 
     status: str
     step: int
@@ -107,24 +107,24 @@ class Facts:
     train_loss: float | None
     eval_loss: float | None
     best: Mapping[str, Any] | None
-    """The evaluation with the lowest loss, where that is not the last one."""
+    """The evaluation with the lowest loss, if that is not the last one."""
     perplexity: float | None
     even_loss: float | None
-    """Loss of guessing evenly among the tokens of the vocabulary: where an untrained model starts."""
+    """Loss of uniform guessing over the vocabulary: where an untrained model starts."""
     tokens_seen: int
     seconds: float
     tokens_per_second: float | None
-    """Median of what was logged."""
+    """Median of the logged values."""
     parameters: int | None
     peak_memory_bytes: int | None
-    """Of the last attempt, as `run show` has it: the device's, whose peak a plan foretells."""
+    """Of the last attempt, as in `run show`: that of the device, whose peak a plan predicts."""
     saves: int
     save_seconds: float
     save_bytes: int | None
 
     @classmethod
     def gather(cls, metrics: Sequence[Mapping[str, Any]], record: Mapping[str, Any], data: Any) -> Facts:
-        """Take the results of a finished run, and the last lines of metrics of any other."""
+        """Take the results of a finished run, or else the last lines of its metrics."""
         train, evaluations, saves = (_of_kind(metrics, kind) for kind in ("train", "eval", "save"))
         last: Mapping[str, Any] = train[-1] if train else {}
         results: Mapping[str, Any] = record.get("results") or {}
@@ -153,7 +153,7 @@ class Facts:
 
 
 def charts(metrics: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> list[Chart]:
-    """The curves that can be drawn; the first is the one of the losses."""
+    """The charts that can be drawn; the first is that of the losses."""
 
     def curve(kind: str, key: str) -> list[Point]:
         return [(line["step"], float(line[key])) for line in _of_kind(metrics, kind) if line.get(key) is not None]
@@ -180,7 +180,7 @@ def charts(metrics: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> l
 
 
 def rows(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The table behind the charts: some logged steps, evenly chosen, and every evaluation."""
+    """The table behind the charts: evenly spaced logged steps, and every evaluation."""
     train, evaluations = _of_kind(metrics, "train"), _of_kind(metrics, "eval")
     merged: dict[int, dict[str, Any]] = {line["step"]: {**line} for line in evenly(train, ROWS)}
     for line in evaluations:
@@ -191,7 +191,7 @@ def rows(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def data_account(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The account of the data with its sums: tokens in = trained + held out + dropped."""
+    """The data account with its sums: total tokens = trained on + held out + dropped."""
     splits = [split for split in (data["train"], data.get("validation")) if split]
     held_out = data["validation"]["tokens_in_blocks"] if data.get("validation") else 0
     parts = [
@@ -211,7 +211,7 @@ def data_account(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def samples(run: RunDirectory, record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Some of the texts that the model wrote, in order: when, the prompt, and what followed it."""
+    """Some of the generated texts, in order: when, the prompt, and the continuation."""
     lines = list(read_json_lines(run.folder / "samples.jsonl"))
     for line in evenly(lines, SAMPLES):
         prompt, text = str(line.get("prompt") or ""), str(line["text"])
@@ -240,7 +240,7 @@ def attempts(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Nested plain data as (dotted path, text); bytes as people read them."""
+    """Nested plain data as (dotted path, text), with byte counts formatted."""
     if isinstance(value, Mapping):
         for key, child in value.items():
             yield from flat(child, f"{path}.{key}" if path else str(key))
@@ -253,19 +253,19 @@ def flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def evenly(items: Sequence[Item], most: int) -> list[Item]:
-    """At most so many of the items, evenly spaced, with the first and the last."""
+    """At most `most` of the items, evenly spaced, the first and the last included."""
     if len(items) <= most:
         return list(items)
     return [items[round(index * (len(items) - 1) / (most - 1))] for index in range(most)]
 
 
 def count(value: float) -> str:
-    """1,234,567."""
+    """An exact count with thousands separators: 1,234,567."""
     return f"{round(value):,}"
 
 
 def shown(value: Any) -> str:
-    """A plain value as YAML would have it."""
+    """A plain value in YAML notation."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):

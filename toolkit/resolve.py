@@ -1,6 +1,6 @@
 """Recipe -> ResolvedRecipe: every value that the run will use, and who set it.
 
-A resolved recipe is a recipe again: written as YAML it validates to the same run. Nothing here imports torch.
+A resolved recipe is itself a recipe: written as YAML, it validates to the same run. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ResolvedRecipe:
     """A recipe with the memory strategies' changes applied, for one device."""
 
     name: str
-    """The recipe's own name: its file's, without the ending."""
+    """The recipe's own name: its file name without the extension."""
     recipe: Recipe
     training: Training
     changes: tuple[StrategyChange, ...]
@@ -45,15 +45,15 @@ class ResolvedRecipe:
 
     @property
     def micro_batch_size(self) -> int:
-        """Sequences per forward pass on one device, before it is known how many processes there are."""
+        """Sequences per forward pass on one device, before the world size is taken into account."""
         return self.training.micro_batch_size or self.training.global_batch_size
 
     def with_training(self, **settings: Any) -> ResolvedRecipe:
-        """The same with other training settings, whoever set them."""
+        """A copy with other training settings; their recorded origins stay as they are."""
         return replace(self, training=self.training.model_copy(update=settings))
 
     def set_at(self, setting: str) -> Path_:
-        """Where in the recipe a training setting is set: at a memory strategy, or in the training section."""
+        """The recipe path where a training setting is set: a memory strategy, or the training section."""
         return next((change.path for change in self.changes if change.setting == setting), ("training", setting))
 
     def data(self) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class ResolvedRecipe:
             if path == ("training", change.setting):
                 return f"{change.strategy}: {change.change.why}" if change.change.why else change.strategy
         places = self.recipe.document.places
-        # A bare plugin name stands at the place of its section: `tokenizer: byte-bpe`.
+        # A bare plugin name has the place of its section: `tokenizer: byte-bpe`.
         place = places.get(path) or (places.get(path[:-1]) if path[-1] == "plugin" else None)
         if place:
             return place.file if place.file.startswith("--set") else f"line {place.line}"
@@ -114,7 +114,7 @@ class ResolvedRecipe:
 
 
 def leaves(data: Any, path: Path_ = ()) -> Iterable[tuple[Path_, Any]]:
-    """All values of nested plain data with their paths; a list of numbers or words is one value."""
+    """All values in nested plain data with their paths; a list of scalars is a single value."""
     if is_leaf(data):
         yield path, data
         return
@@ -123,19 +123,19 @@ def leaves(data: Any, path: Path_ = ()) -> Iterable[tuple[Path_, Any]]:
 
 
 def is_leaf(data: Any) -> bool:
-    """Whether this is one value: no mapping and no list of mappings or lists."""
+    """Whether this is a single value: no mapping (unless empty), and no list of mappings or lists."""
     if isinstance(data, Mapping):
         return not data
     return not isinstance(data, (list, tuple)) or not any(isinstance(item, (Mapping, list, tuple)) for item in data)
 
 
 def load(name: str, *, overrides: Iterable[str] = (), plugin_folders: Iterable[Path] = ()) -> Recipe:
-    """Read, override and validate the recipe of this name or path.
+    """Read the recipe of this name or path, apply the overrides, and validate it.
 
     Raises:
         UsageError: there is no such recipe, or an override cannot be read.
         RecipeError: it is invalid.
-        PluginError: a plugin folder is not one.
+        PluginError: a plugin folder does not exist, or is not laid out as one.
     """
     file = catalog.find(name)
     document = read(file)
@@ -145,13 +145,13 @@ def load(name: str, *, overrides: Iterable[str] = (), plugin_folders: Iterable[P
 
 
 def registry_for(document: Document, file: Path, plugin_folders: Iterable[Path] = ()) -> Registry:
-    """The plugins that a recipe may name: installed ones, its own folders (relative to it), and the given ones."""
+    """The plugins that a recipe may name: installed, in its own folders (relative to it), and in the given ones."""
     own = [file.parent / folder for folder in plugin_paths(document)]
     return Registry.discover([*own, *plugin_folders])
 
 
 def _check_export_folders(recipe: Recipe) -> None:
-    """Two exporters that fill one folder would overwrite each other at the end of the run."""
+    """Refuse two exporters that fill the same folder: they would overwrite each other at the end of the run."""
     filled: dict[str, str] = {}
     for path, part in recipe.components.items():
         folder = cast(Exporter, part.plugin).folder if path[0] == "exporters" else None
@@ -162,7 +162,7 @@ def _check_export_folders(recipe: Recipe) -> None:
 
 
 def _check_used(recipe: Recipe, training: Training) -> None:
-    """Refuse a setting that another one would have to switch on."""
+    """Refuse a setting that has no effect because another one is off."""
     unused = {
         "optim_args": ("optim", training.optim_args is not None and training.optim is None),
         "gradient_checkpointing_every": (
@@ -179,7 +179,8 @@ def resolve(recipe: Recipe, device: Device) -> ResolvedRecipe:
     """Apply the memory strategies' changes to the recipe's settings.
 
     Raises:
-        RecipeError: strategies conflict, or together ask for what cannot be; or a setting would have no effect.
+        RecipeError: strategies conflict, or their settings are invalid together; two exporters fill the same folder;
+            or a setting would have no effect.
     """
     _check_export_folders(recipe)
     changes = merge(recipe, device)
@@ -198,10 +199,10 @@ def resolve(recipe: Recipe, device: Device) -> ResolvedRecipe:
 
 
 def check_trackers(recipe: Recipe) -> None:
-    """See that whatever the run is to report to is installed here.
+    """Check that the trackers in `report_to` are installed here.
 
     Raises:
-        RecipeError: it is not.
+        RecipeError: one is not.
     """
     for tracker in recipe.training.report_to:
         if missing := trackers.missing(tracker):
@@ -212,6 +213,6 @@ def check_trackers(recipe: Recipe) -> None:
 
 
 def _name(recipe: Recipe) -> str:
-    """The recipe's file name, which becomes the run's folder: the libraries write to no path that is not UTF-8."""
+    """The recipe's file name as valid UTF-8: it becomes the run's folder, and the libraries write to no other path."""
     stem = os.fsencode(Path(recipe.document.source).stem)
     return stem.decode("utf-8", "replace").replace("\N{REPLACEMENT CHARACTER}", "_")

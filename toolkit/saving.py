@@ -1,11 +1,11 @@
-"""Brings a run's checkpoints to disk: while training goes on where it can, and in spite of a disk that is full.
+"""Writes a run's checkpoints: in the background where possible, and without failing on a full disk.
 
 The caller writes the small files of a checkpoint into the staging folder and leaves the large ones `for_later`; a
-thread writes those, has the whole committed, and removes what is older. One write is in flight at a time. Where no
-room is for a copy of the state, and for the last checkpoint of a run, everything is written in line.
+thread writes those, commits the checkpoint, and removes older ones. One save is in flight at a time. If there is no
+room in memory for a copy of the state, and for the last checkpoint of a run, saving is synchronous.
 
-A disk that refuses (full, over quota, broken) does not end a run: training goes on, older checkpoints make room down
-to the last one, and the next save tries again. Only when the last checkpoint cannot be written is that a failure.
+A failing disk (full, over quota, broken) does not end a run: training goes on, older checkpoints are removed to make
+room, down to the newest one, and the next save tries again. Only a failure of the run's last checkpoint is an error.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from toolkit.records import TrainingState, write_record
 from toolkit.run_directory import RunDirectory
 
 STATE_FILE = "toolkit_state.json"
-"""In a checkpoint: what the Trainer keeps in memory alone, and the time trained."""
+"""File in a checkpoint with the state that the Trainer keeps in memory only, and the time trained."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Saved:
     seconds: float
     """From the beginning of the save to its end."""
     stall_seconds: float
-    """What training waited for."""
+    """How long training waited for it."""
 
 
 class Saver:
@@ -65,34 +65,34 @@ class Saver:
         self.on_saved = on_saved
         self.on_failed = on_failed
         self.verified: set[int] = set()
-        """Steps whose checkpoints are known to be whole."""
+        """Steps whose checkpoints are known to be intact."""
         self.staging: Path | None = None
-        """Where the caller writes, while a checkpoint is being made."""
+        """Where the caller writes while a checkpoint is being made."""
         self._later: list[Callable[[], Any]] | None = None
         self._in_flight: Future[Saved] | None = None
         self._step_in_flight = 0
 
     @property
     def takes_a_copy(self) -> bool:
-        """Whether what is being saved is written by a thread, so that it has to be a copy."""
+        """Whether a thread writes what is being saved, so that it has to be a copy."""
         return self._later is not None
 
     def for_later(self, write: Callable[[], Any]) -> None:
-        """Leave this to the thread."""
+        """Defer a write to the thread."""
         assert self._later is not None
         self._later.append(write)
 
     def save(
         self, step: int, *, write: Callable[[], None], state: Mapping[str, Any], expected_bytes: int, last: bool
     ) -> None:
-        """Save a step.
+        """Save a checkpoint.
 
         Args:
             step: optimizer steps taken.
             write: writes the files of the checkpoint into `staging`, or leaves them `for_later`.
             state: the content of toolkit_state.json.
-            expected_bytes: about what the checkpoint will take.
-            last: whether the run ends after it, so that its state does not change any more.
+            expected_bytes: approximate size of the checkpoint.
+            last: whether training ends after it; then it is written synchronously.
 
         Raises:
             UnavailableError: the last checkpoint cannot be written.
@@ -110,7 +110,7 @@ class Saver:
             self._failed(step, error)
 
     def take_result(self) -> None:
-        """Wait for the write in flight, if there is one, and tell what became of it."""
+        """Wait for the save in flight, if there is one, and report its outcome."""
         if self._in_flight is None:
             return
         future, self._in_flight = self._in_flight, None
@@ -121,19 +121,19 @@ class Saver:
 
     @contextlib.contextmanager
     def finished(self, *, unless: type[BaseException]) -> Iterator[None]:
-        """Wait for the write in flight at the end of training, however that ends; but not for this error."""
+        """Wait for the save in flight when training ends, even by an error; but not by an error of type `unless`."""
         try:
             yield
         except unless:
             raise
         except BaseException:
-            with contextlib.suppress(Exception):  # of the two errors, the run's own is the one to tell
+            with contextlib.suppress(Exception):  # of two errors, the run's own is the one to report
                 self.take_result()
             raise
         self.take_result()
 
     def take_result_if_done(self) -> None:
-        """Tell what became of the write in flight, unless there is something to wait for."""
+        """Report the outcome of the save in flight if it is done; never wait."""
         if self._in_flight is not None and self._in_flight.done():
             self.take_result()
 
@@ -146,7 +146,7 @@ class Saver:
         *,
         in_background: bool,
     ) -> UnavailableError | None:
-        """Make a checkpoint, or begin to; where one process fails, all return an error."""
+        """Write a checkpoint, or start to in the background; if one process fails, all return an error."""
         begun, staging = time.monotonic(), self.run.checkpoints / checkpoint.STAGING
         later: list[Callable[[], Any]] = []
         self.staging, self._later = staging, later if in_background else None
@@ -157,10 +157,10 @@ class Saver:
                 staging.mkdir(exist_ok=True)
 
         try:
-            # In two: while they write, processes wait for each other, and none may be missing.
+            # In two rounds: `write` contains barriers, so every process has to get there, or none.
             error = self._agreed(step, self._refusal(step, make_staging))
             error = error or self._agreed(step, self._refusal(step, write))
-        except BaseException:  # the state is not fit to be saved, say
+        except BaseException:  # a non-finite state that must not be saved, say
             shutil.rmtree(staging, ignore_errors=True)
             raise
         finally:
@@ -178,7 +178,7 @@ class Saver:
         return error
 
     def _refusal(self, step: int, work: Callable[[], None]) -> UnavailableError | None:
-        """Do the work; return the error if the disk refuses."""
+        """Do the work; return the error if the disk fails."""
         try:
             with disk_faults_named(self.run.checkpoints, f"the checkpoint of step {step}"):
                 work()
@@ -187,7 +187,7 @@ class Saver:
         return None
 
     def _agreed(self, step: int, error: UnavailableError | None) -> UnavailableError | None:
-        """An error in every process, if there is one in any."""
+        """Return an error in every process if there is one in any."""
         (failed,) = processes.any_of(error is not None)
         if failed and error is None:
             return UnavailableError(f"another process could not write its part of the checkpoint of step {step}")
@@ -205,7 +205,7 @@ class Saver:
                 shutil.rmtree(self.run.checkpoints / checkpoint.STAGING, ignore_errors=True)
                 future.set_exception(error)
 
-        # A daemon: a second Ctrl-C ends the process at once; what is then half written, the next start sweeps up.
+        # A daemon: a second Ctrl-C ends the process at once; the next start removes what is half written.
         threading.Thread(target=work, name="checkpoint-writer", daemon=True).start()
 
     def _finish(
@@ -217,15 +217,15 @@ class Saver:
         begun: float,
         stall: float | None,
     ) -> Saved:
-        """Write the rest, commit, and remove what is older."""
+        """Write the rest, commit, and prune older checkpoints."""
         name = f"checkpoint-{step}"
         staged, final = staging / name, self.run.checkpoints / name
         for write in later:
             write()
         write_record(staged / STATE_FILE, TrainingState, state)
-        for lines in self.run.line_files():  # what was measured up to this step has to survive with it
+        for lines in self.run.line_files():  # the metrics up to this step have to survive with it
             sync(lines)
-        sync(self.run.folder)  # that they are there at all, too
+        sync(self.run.folder)  # and their directory entries
         size = checkpoint.commit(staged, final, run_id=self.run.id, step=step)
         staging.rmdir()
         self.verified.add(step)

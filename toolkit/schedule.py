@@ -1,4 +1,4 @@
-"""What is due at the end of a step: a log, an evaluation, a save, the end; and how it is told."""
+"""Flow control of the Trainer: what is due at the end of a step (log, evaluation, save, stop), and its reporting."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     from toolkit.trainer import RecipeTrainer
 
 RETRY_MINUTES = 1.0
-"""After a save that the disk has refused."""
+"""Delay before the next save, after one that failed."""
 DOCKER_GRACE_SECONDS = 10
-"""What `docker stop` gives, unless it is told otherwise."""
+"""Default grace period of `docker stop`."""
 
 
 class Schedule(DefaultFlowCallback):
-    """Decides at the end of each step what is due, writes metrics.jsonl, and tells the listener.
+    """Decides at the end of each step what is due, writes metrics.jsonl, and notifies the listener.
 
-    It takes the place of the Trainer's own flow, which takes its cadence from the checkpoint that it resumes;
-    here the recipe's counts, and the clock counts too.
+    It replaces the Trainer's own flow callback, whose cadence is that of the checkpoint it resumes from; here the
+    recipe's applies, and saves may also be due by the clock.
     """
 
     def __init__(
@@ -54,9 +54,9 @@ class Schedule(DefaultFlowCallback):
         self.trainer: RecipeTrainer | None = None
         self.resumed_from: Path | None = None
         self.evaluation_left_out = False
-        """Whether the step to go on from was to be evaluated, and a signal left no time for it."""
+        """Whether the evaluation of the step to resume from is missing, as when a signal left no time for it."""
         self.stop_after: int | None = None
-        """End this attempt after so many steps of the run, as a signal would."""
+        """End this attempt after this step of the run, as a signal would."""
         self.last_save_step: int | None = None
         self._next_save = math.inf
         self._pace = Pace(save_seconds=save_seconds)
@@ -64,7 +64,7 @@ class Schedule(DefaultFlowCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Put the running sums back, now that the Trainer has set them to zero."""
+        """Restore the running sums, which the Trainer has just reset, and make up a missing evaluation."""
         assert self.trainer is not None
         self._pace.seen(int(state.num_input_tokens_seen))
         self._pace.evaluation_tokens = self.trainer.evaluation_tokens
@@ -82,13 +82,13 @@ class Schedule(DefaultFlowCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Look at the clock."""
+        """Start timing the step."""
         self._pace.step_begins()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Say what is due."""
+        """Decide what is due."""
         assert self.trainer is not None
         self.trainer.saver.take_result_if_done()
         cadence, step = self.cadence, state.global_step
@@ -124,7 +124,7 @@ class Schedule(DefaultFlowCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Nothing is due at the end of an epoch as such."""
+        """Do nothing: no action is due at the end of an epoch."""
         return control
 
     def on_log(
@@ -173,7 +173,7 @@ class Schedule(DefaultFlowCallback):
         if self.evaluation_left_out and any(
             (line["kind"], line["step"]) == ("eval", state.global_step) for line in self.run.metrics()
         ):
-            return  # made up for once more
+            return  # recorded before; made up again only for the callbacks
         loss = metrics["eval_loss"]
         perplexity = math.exp(loss) if loss < 700 else math.inf
         self.metrics.write(
@@ -190,12 +190,12 @@ class Schedule(DefaultFlowCallback):
         self._pace.restart(int(state.num_input_tokens_seen))
 
     def make_up_evaluation(self, step: int) -> None:
-        """Evaluate the step to go on from, if that was left out.
+        """Evaluate the step to resume from, if that evaluation is missing.
 
-        Also when it was made up before and the attempt came to nothing: callbacks have to hear of it again.
+        Also if an earlier attempt made it up, but saved nothing after it: callbacks have to see it again.
 
         Raises:
-            InterruptedRun: another signal has come; after one more step it could never be made up.
+            InterruptedRun: another signal came; after one more step the evaluation could never be made up.
         """
         assert self.trainer is not None
         if not self.evaluation_left_out:
@@ -208,13 +208,13 @@ class Schedule(DefaultFlowCallback):
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave an evaluation for the next attempt when the run is to stop: it could take longer than the grace."""
-        alone = processes.count() == 1  # others would wait for this process for ever
+        """Leave the evaluation to the next attempt if the run is to stop: it could outlast the grace period."""
+        alone = processes.count() == 1  # other processes would wait for this one forever
         if alone and self.stop.signal_number is not None:
             raise EvaluationLeftOut
 
     def saved(self, saved: Saved) -> None:
-        """Record a save, once the checkpoint is safe on disk."""
+        """Record a save whose checkpoint is safe on disk."""
         self.last_save_step = saved.step
         self._pace.save_seconds, self._pace.stall_seconds = saved.seconds, saved.stall_seconds
         line = {"step": saved.step, "kind": "save", "seconds": saved.seconds}
@@ -222,17 +222,17 @@ class Schedule(DefaultFlowCallback):
         self.listener(CheckpointSaved(saved.step, saved.folder, saved.seconds, saved.stall_seconds))
 
     def save_failed(self, step: int, error: UnavailableError) -> None:
-        """Go on without, and try again before long."""
+        """Report the failure, go on training, and retry in a minute."""
         stands = f"step {self.last_save_step} is saved" if self.last_save_step is not None else "nothing is saved yet"
         self.listener(Message(f"{error}\ntraining goes on ({stands}); the next save is tried in a minute"))
         self._save_in(RETRY_MINUTES)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Leave the save out of the shown speed."""
+        """Leave the save out of the displayed speed."""
         self._pace.restart(int(state.num_input_tokens_seen))
 
     def spiked(self, spike: Spike) -> None:
-        """Record a loss that is far above those before it."""
+        """Record a loss spike."""
         self.metrics.write({"step": spike.step, "kind": "spike", **asdict(spike)})
         outcomes = {"stop": "the run stops", "skip-batch": "its batch is left out", "warn": "training goes on"}
         self.listener(
@@ -243,7 +243,7 @@ class Schedule(DefaultFlowCallback):
         )
 
     def smaller(self, smaller: Smaller) -> None:
-        """Record that memory ran out, and what is done about it."""
+        """Record an out-of-memory error, and the smaller pieces that training goes on with."""
         self.metrics.write({"step": smaller.step, "kind": "memory", **asdict(smaller)})
         self.listener(
             Message(
@@ -255,19 +255,19 @@ class Schedule(DefaultFlowCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Write what is left to write; a disk that still refuses ends the run with its message."""
+        """Flush the pending metrics; a disk that still refuses them ends the run with its error."""
         self.metrics.flush()
 
     def _save_in(self, minutes: float | None) -> None:
         self._next_save = time.monotonic() + 60 * (math.inf if minutes is None else minutes)
 
     def _tell_grace(self) -> None:
-        """After a few steps, say how long the run needs between SIGTERM and its end."""
+        """After a few steps, report the grace period that the run needs after SIGTERM."""
         step = self._pace.measured_step_seconds()
         if step is None or not processes.is_first():
             return
         grace = grace_seconds(step=step, save=self._pace.save_seconds)
-        with contextlib.suppress(OSError):  # a full disk is the saves' business
+        with contextlib.suppress(OSError):  # a full disk is reported by the saves
             self.run.update(grace_seconds=grace)
         words = f"to stop without loss this run needs {grace} s after SIGTERM: a step takes {duration(step)}, "
         words += f"a save about {duration(self._pace.save_seconds)}"
@@ -290,5 +290,5 @@ class Schedule(DefaultFlowCallback):
 
 
 def _device_memory(device: torch.device) -> dict[str, int]:
-    """The most that a GPU has held of this process's tensors."""
+    """Peak memory of this process's tensors on a GPU."""
     return {"device_memory_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}

@@ -1,12 +1,12 @@
-"""Signals to a process and to the run in it.
+"""Signal handling of a process and of the run in it.
 
-SIGTERM, Ctrl-C and a hangup (unless nohup has it ignored) stop what goes on: at once while nothing is at stake, and at
-the end of the step while a run trains, with a checkpoint. SIGUSR1 has a run save at the end of the step and go on: what
-a batch system can send some time before the end (Slurm: --signal=USR1@120).
+SIGTERM, SIGINT (Ctrl-C) and SIGHUP (unless nohup ignores it) stop the command: at once while nothing is at stake, or,
+while a run trains, at the end of the step, with a checkpoint. On SIGUSR1 a run saves at the end of the step and goes
+on: a batch system can send it some time before the time limit (Slurm: --signal=USR1@120).
 
-The interpreter runs a handler between two of its instructions, and so not while the main thread is inside native code
-for minutes: a tokenizer that learns, a wait for other processes. A command therefore has a thread beside it that hears
-of each signal from the interpreter's C handler, and ends the process where the main thread does not come to act
+Python runs a signal handler between two bytecode instructions, and so not while the main thread spends minutes in
+native code: training a tokenizer, waiting for other processes. A command therefore has a watcher thread that learns of
+each signal through the wakeup fd of the interpreter's C handler, and ends the process if the main thread does not act
 (`ending_the_process`).
 """
 
@@ -26,21 +26,21 @@ from toolkit.errors import InterruptedRun
 PATIENCE = 2.0
 """Seconds that the main thread has to act on a signal."""
 ECHO = 0.5
-"""The same request within so many seconds counts once: torchrun, srun and a terminal each pass it on."""
+"""Signals within this many seconds count as one: torchrun, srun and a terminal each pass it on."""
 
 Farewell = Callable[[str], object]
 
 
 class EvaluationLeftOut(Exception):  # noqa: N818 - it is no error: the next attempt evaluates
-    """A signal to stop came while the held-out text was being evaluated."""
+    """A signal to stop came during an evaluation."""
 
 
 class EndedByEvaluation(Exception):  # noqa: N818 - it is no error
-    """An evaluation that was made up for has ended the training, as early-stopping does."""
+    """A made-up evaluation ended the training, as by early stopping."""
 
 
 class Interrupt(KeyboardInterrupt):
-    """A signal to stop came while no run went on."""
+    """A signal to stop came while no run was in progress."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__()
@@ -48,12 +48,12 @@ class Interrupt(KeyboardInterrupt):
 
 
 class _Process:
-    """What the watching thread has to know of the main thread."""
+    """What the watcher thread has to know about the main thread."""
 
     run: StopRequest | None = None
-    """The run that goes on."""
+    """The stop request of the run in progress."""
     acted = 0
-    """Requests to stop that the main thread has acted on."""
+    """Number of requests to stop that the main thread has acted on."""
     farewells: list[Farewell] = []  # noqa: RUF012 - there is one process
 
 
@@ -64,23 +64,23 @@ def numbers() -> tuple[signal.Signals, ...]:
 
 
 class StopRequest:
-    """Whether somebody has asked the run to stop, and by which signal; or to save and go on."""
+    """Whether the run was asked to stop, and by which signal; or to save and go on."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
         self.save_requested = False
-        """Whether SIGUSR1 came; whoever has seen to it puts this back."""
+        """Whether SIGUSR1 came; whoever handles it resets this."""
         self.raised: InterruptedRun | None = None
-        """What the handler has raised in the midst of whatever was going on."""
+        """What the handler has raised, at whatever point the main thread was."""
         self.is_training = False
         self._trained = False
         self._received_at = -ECHO
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[StopRequest]:
-        """Handle the signals for as long as the run lasts; the handlers from before come back after it.
+        """Handle the signals for as long as the run lasts, and then restore the earlier handlers.
 
-        A process that is PID 1 of a container has no default handler: without this, SIGTERM would do nothing.
+        PID 1 of a container has no default handler: without this, SIGTERM would do nothing.
         """
         before = {number: signal.signal(number, self._receive) for number in numbers()}
         before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._receive_save)
@@ -94,7 +94,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def never_swallowed(self) -> Iterator[None]:
-        """Raise what the handler has raised, also where a library took it for its own: "Couldn't swap bias", say."""
+        """Raise what the handler raised, even if a library swallowed it or wrapped it ("Couldn't swap bias", say)."""
         try:
             yield
         except BaseException as error:
@@ -106,7 +106,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """While training: only note the signal, so that the step ends and a checkpoint is written."""
+        """Only note the first signal while training, so that the step is completed and a checkpoint written."""
         self.is_training = True
         try:
             yield
@@ -114,13 +114,13 @@ class StopRequest:
             self.is_training, self._trained = False, True
 
     def error(self, work: str) -> InterruptedRun:
-        """The error that ends the command; `work` says what became of the run's work."""
+        """The error that ends the command; `work` says what happened to the run's work."""
         assert self.signal_number is not None
         name = signal.Signals(self.signal_number).name
         return InterruptedRun(f"stopped by {name}; {work}", signal_number=self.signal_number)
 
     def error_at_once(self, number: int) -> InterruptedRun:
-        """The error of a run that ends here and now."""
+        """The error of a run that a signal ends at once."""
         self.signal_number = number
         if self.is_training:
             return self.error("at once, because it came twice; the last checkpoint stands")
@@ -146,11 +146,11 @@ class StopRequest:
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Let the signals wait for the end of this: an exception in the midst of torch's C++ aborts the process.
+    """Defer the signals to the end of this: an exception raised inside torch's C++ code aborts the process.
 
-    Of a command they do not wait long: `ending_the_process`.
+    In a command they are not deferred for long: `ending_the_process`.
     """
-    if threading.current_thread() is not threading.main_thread():  # others receive none
+    if threading.current_thread() is not threading.main_thread():  # other threads receive none
         yield
         return
     held: list[tuple[int, FrameType | None]] = []
@@ -162,7 +162,7 @@ def held_back() -> Iterator[None]:
             signal.signal(number, handler)
         for received, frame in held[:1]:
             handler = before[signal.Signals(received)]
-            if callable(handler):  # not by raising it again, which would count twice
+            if callable(handler):  # not by raising the signal again, which would count twice
                 handler(received, frame)
             else:
                 signal.raise_signal(received)
@@ -170,7 +170,7 @@ def held_back() -> Iterator[None]:
 
 @contextlib.contextmanager
 def at_forced_end(farewell: Farewell) -> Iterator[None]:
-    """Have this called with the reason if the process is ended from outside the main thread, the last one first."""
+    """Have `farewell` called with the reason if the watcher thread ends the process; the last registered goes first."""
     _Process.farewells.append(farewell)
     try:
         yield
@@ -180,10 +180,10 @@ def at_forced_end(farewell: Farewell) -> Iterator[None]:
 
 @contextlib.contextmanager
 def ending_the_process() -> Iterator[None]:
-    """For as long as a command lasts: the signals end it, by an `Interrupt` or, in native code, by force.
+    """End the command on a signal for as long as it lasts: by an `Interrupt` or, in native code, by force.
 
-    By force means without unwinding: after the farewells the process is gone. What it has left half written, the next
-    start removes. A run that trains is only ended so by a second signal.
+    By force means without unwinding: after the farewells the process exits. The next start removes what is half
+    written. A run that is training is ended by force only by a second signal.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
@@ -194,7 +194,7 @@ def ending_the_process() -> Iterator[None]:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     outer = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a data loader's worker is told, too
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # data-loader workers would write to it, too
     watched = frozenset(before)
     threading.Thread(target=_watch, args=(reading, watched), name="signal-watch", daemon=True).start()
     try:
@@ -210,7 +210,7 @@ def _watch(reading: int, watched: frozenset[int]) -> None:
     requests, last = 0, -float("inf")
     while received := os.read(reading, 1):
         number, now = received[0], time.monotonic()
-        # Twice the time, so that this thread, which may be late, never takes for two what the handler takes for one.
+        # Twice the time, so that this thread, which may be late, never counts two where the handler counts one.
         if number not in watched or now - last < 2 * ECHO:
             continue
         requests, last = requests + 1, now
@@ -230,7 +230,7 @@ def _end(number: int) -> NoReturn:
             with contextlib.suppress(Exception):
                 farewell(reason)
 
-    # In a thread of its own, for one of them may wait for what the main thread holds.
+    # In a thread of its own, because a farewell may wait for a lock that the main thread holds.
     thread = threading.Thread(target=say_farewell, daemon=True)
     thread.start()
     thread.join(PATIENCE)

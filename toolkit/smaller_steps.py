@@ -1,9 +1,9 @@
-"""What happens when memory runs out in a step: the same step again, in smaller pieces, and all later ones too.
+"""OOM recovery: a step that runs out of memory is repeated in smaller pieces, and so are all later steps.
 
-The data loader's micro-batches stay as they are. Each is run through the model in pieces, one after the other, and the
-loss is a mean over the tokens of the whole step, so that the pieces give what a smaller micro-batch gives. A step is
-begun again from its first micro-batch, with the gradients and the random numbers as they were: a backward pass that
-broke off has added to some gradients and not to others.
+The data loader's micro-batches stay as they are. Each goes through the model in pieces, one after the other; the loss
+is a mean over the tokens of the whole step, so the pieces are equivalent to a smaller micro-batch size. A step is
+repeated from its first micro-batch, with gradients and RNG state restored: an aborted backward pass has accumulated
+into some gradients and not into others.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from toolkit.formatting import counted
 from toolkit.random_state import RandomState
 
 OTHER_WORDS = ("CUDA error: out of memory", "'out of memory'", "CUBLAS_STATUS_ALLOC_FAILED")
-"""What the CUDA runtime, NCCL and cuBLAS say, beside what accelerate knows."""
+"""OOM messages of the CUDA runtime, NCCL and cuBLAS that accelerate does not recognize."""
 PASSES, OPTIMIZER = "the forward or backward pass", "the optimizer"
 """Where in a step memory may run out."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: on a GPU, on the processor, or Python's own."""
+    """Whether an allocation failed: on a GPU, on the CPU, or one of Python's own."""
     if isinstance(error, MemoryError):
         return True
     if not isinstance(error, Exception):
@@ -38,37 +38,37 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class OutOfMemoryCaught:
-    """Ends the `with` where an allocation fails, as contextlib.suppress would.
+    """Leaves the `with` block if an allocation fails, like contextlib.suppress.
 
-    What is done about it has to come after: inside an `except`, the traceback still holds the tensors.
+    Recovery has to come after the block: inside an `except`, the traceback still holds the tensors.
     """
 
     def __enter__(self) -> None:
-        """Begin to watch."""
+        """Do nothing."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> bool:
-        """Catch it."""
+        """Suppress an out-of-memory error."""
         return error is not None and is_out_of_memory(error)
 
 
 def free_memory() -> None:
-    """Give back what nobody refers to any more."""
+    """Collect garbage and empty the allocator's device cache."""
     gc.collect()
     clear_device_cache()
 
 
 @dataclass(frozen=True)
 class Smaller:
-    """From now on, micro-batches are run in more pieces."""
+    """From this step on, micro-batches are run in smaller pieces."""
 
     step: int
     sequences: int
-    """In each piece."""
+    """Per piece."""
     during: str
 
 
 class SmallerSteps:
-    """Runs the micro-batches of a step, each in as many pieces as memory asks for."""
+    """Runs the micro-batches of a step, each in as many pieces as memory requires."""
 
     def __init__(
         self,
@@ -80,15 +80,15 @@ class SmallerSteps:
         unrepeatable: str | None = None,
         unrepeatable_in_optimizer: str | None = None,
     ) -> None:
-        """Begin with so many sequences at a time.
+        """Start with pieces of `sequences`.
 
         Args:
             micro_batch_size: sequences in a micro-batch of the data loader.
-            sequences: those that are run at a time; fewer than a micro-batch has, where memory ran out before.
-            tell: hears of it when there are more pieces.
-            indivisible: why this run's micro-batches cannot be cut, and what to do; None if they can.
-            unrepeatable: why this attempt cannot do a step again, so that the next one has to begin with less.
-            unrepeatable_in_optimizer: the same once the optimizer has begun.
+            sequences: sequences per piece; fewer than in a micro-batch if memory ran out before.
+            tell: is called whenever the pieces get smaller.
+            indivisible: why this run's micro-batches cannot be cut, and what to do about it; None if they can.
+            unrepeatable: why this attempt cannot repeat a step, so that the next one has to start with smaller pieces.
+            unrepeatable_in_optimizer: the same, once the optimizer has begun its step.
         """
         self.micro_batch_size = micro_batch_size
         self.sequences = sequences
@@ -101,11 +101,11 @@ class SmallerSteps:
 
     @property
     def limit(self) -> int | None:
-        """The most to run at a time after a resume; None where memory has not run out, and more processes may share."""
+        """Sequences per piece to resume with; None if memory never ran out, so that a resume may choose anew."""
         return self.sequences if self.sequences < self.micro_batch_size else None
 
     def step_begins(self) -> None:
-        """Forget the micro-batches of the step before."""
+        """Forget the micro-batches of the previous step."""
         self._micro_batches = []
         self._random_state = None
 
@@ -117,12 +117,12 @@ class SmallerSteps:
         undo: Callable[[], None],
         step: int,
     ) -> torch.Tensor:
-        """Run a micro-batch forward and backward and return its loss; or, after `undo`, all of the step so far.
+        """Run a micro-batch forward and backward and return its loss; if memory runs out, repeat the step so far.
 
         Args:
             micro_batch: tensors whose first dimension is the sequences.
             compute: runs a piece forward and backward and returns its share of the step's loss.
-            undo: removes the gradients and losses of the step.
+            undo: removes the gradients and losses of the step, before it is repeated.
             step: the number of the step, for messages.
 
         Raises:
@@ -170,12 +170,12 @@ class SmallerSteps:
         self.tell(Smaller(step, self.sequences, during))
 
     def end(self, step: int, during: str, why: str) -> TrainingError:
-        """The error with which an attempt ends that cannot do the step again.
+        """The error that ends an attempt which cannot repeat the step.
 
         Args:
             step: the number of the step.
             during: where memory ran out.
-            why: reason why the step cannot be repeated, while the next attempt can go on with less at a time.
+            why: why this attempt cannot repeat the step, while the next one can go on with smaller pieces.
         """
         if self.indivisible:
             return TrainingError(f"memory ran out in {during} of step {step}: {self.indivisible}")
@@ -196,12 +196,12 @@ class SmallerSteps:
 def survive_in(
     optimizer: torch.optim.Optimizer, *, passes_again: Callable[[], None], half_moved: Callable[[], TrainingError]
 ) -> None:
-    """Where the optimizer's step finds no memory, let it be taken again after smaller passes.
+    """Make an optimizer repeat a step that runs out of memory, after recomputing the gradients in smaller pieces.
 
     Args:
         optimizer: its `step` is replaced.
-        passes_again: computes the step's gradients again, in smaller pieces.
-        half_moved: the error to raise where some weights were moved and others not.
+        passes_again: recomputes the step's gradients in smaller pieces.
+        half_moved: the error to raise if some weights were updated and others not.
     """
     plain = optimizer.step
 
@@ -215,7 +215,7 @@ def survive_in(
                 return plain(*args, **kwargs)
             if any(mark != before.get(name, 0) for name, mark in _marks(optimizer).items()):
                 raise half_moved()
-            # An optimizer takes a state that it has begun to make for a whole one.
+            # An optimizer would take a half-initialized state for a complete one.
             for weight in [weight for weight in optimizer.state if id(weight) not in had_state]:
                 del optimizer.state[weight]
             for group, count in zip(groups, counts, strict=True):
@@ -226,10 +226,10 @@ def survive_in(
 
 
 def _marks(optimizer: torch.optim.Optimizer) -> dict[tuple[int, str], float]:
-    """What a step changes in each weight and its state: torch's count of changes in place, and numbers of steps.
+    """Marks of what a step changes in each weight and its state: tensor version counters, and numbers such as `step`.
 
-    What is 0 and was not there before has been made and not used yet. Both are looked at, because bitsandbytes writes
-    past torch's count and has a number, and Muon has no number.
+    A new mark of 0 is state that was created but not used yet. Both kinds are needed: bitsandbytes bypasses the version
+    counters but counts steps, and Muon does not count steps.
     """
     marks = {(id(weight), ""): float(weight._version) for group in optimizer.param_groups for weight in group["params"]}
     for weight, state in optimizer.state.items():

@@ -1,8 +1,8 @@
-"""Copies of the training state in the processor's memory, so that a save need not hold up the next step.
+"""Copies of the training state in host memory, so that a save does not hold up the next step.
 
-The buffers are kept and used again, because fresh memory costs a page fault for every 4 KiB: for GPT-2 124M with
-AdamW, 1.5 GB, the first copy takes several times what the later ones take (tests/benchmarks/test_save_stall.py). Their
-price is that the trained weights and the optimizer's state lie in memory twice.
+The buffers are reused, because fresh memory costs a page fault for every 4 KiB: for GPT-2 124M with AdamW, 1.5 GB, the
+first copy takes several times as long as later ones (tests/benchmarks/test_save_stall.py). The price is that trained
+weights and optimizer state are in memory twice.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
     import torch
 
 SHARE_OF_MEMORY = 0.25
-"""A snapshot may take this share of the memory that is free when training begins."""
+"""Share of the memory available before training that a snapshot may take."""
 
 
 def fits_in_memory(model: torch.nn.Module) -> bool:
-    """Whether the trained weights and two states for each of them may lie in memory once more."""
+    """Whether a second copy of the trained weights and two optimizer states for each of them fits in memory."""
     parameters = (parameter for parameter in model.parameters() if parameter.requires_grad)
     trained = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
     return 3 * trained <= SHARE_OF_MEMORY * available_memory_bytes()
 
 
 class Snapshot:
-    """Copies of the state, in the same buffers each time."""
+    """Copies of the training state, in the same buffers each time."""
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[Any, ...], torch.Tensor] = {}
 
     def of_model(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-        """The model's state; frozen weights are not copied, for nothing changes them."""
+        """The model's state; frozen weights are not copied, because nothing changes them."""
         frozen = {parameter.data_ptr() for parameter in model.parameters() if not parameter.requires_grad}
         copies: dict[str, torch.Tensor] = {}
         shared: dict[tuple[Any, ...], torch.Tensor] = {}
@@ -42,7 +42,7 @@ class Snapshot:
             if tensor.data_ptr() in frozen:
                 copies[name] = tensor
                 continue
-            # Tied weights stay one tensor, or the checkpoint would hold them twice.
+            # Tied weights stay one tensor, or the checkpoint would store them twice.
             identity = (tensor.data_ptr(), tensor.shape, tensor.stride())
             if identity not in shared:
                 shared[identity] = self._copy(tensor, ("model", name))
@@ -64,7 +64,7 @@ class Snapshot:
             return {key: self._nested(child, (*path, key)) for key, child in value.items()}
         if isinstance(value, (list, tuple)):
             return type(value)(self._nested(child, (*path, index)) for index, child in enumerate(value))
-        return copy.deepcopy(value)  # an object: the projections of APOLLO and GaLore, which change in place
+        return copy.deepcopy(value)  # an object: the projectors of APOLLO and GaLore, which change in place
 
     def _copy(self, tensor: torch.Tensor, path: tuple[Any, ...]) -> torch.Tensor:
         import torch

@@ -1,7 +1,7 @@
-"""Steps of weights that are kept in bfloat16.
+"""Stochastic rounding: optimizer steps on weights stored in bfloat16.
 
-bfloat16 has 8 bits of mantissa: a step smaller than 1/512 of its weight would be lost by rounding to the nearest, and
-late in training most steps are. Rounded up or down at random, in proportion, they arrive on average.
+bfloat16 has an 8-bit significand: rounding to nearest would lose an update smaller than 1/512 of its weight, and late
+in training most updates are. Rounded up or down at random, in proportion, they are right on average.
 Zamirai et al. 2020, https://arxiv.org/abs/2010.06192.
 """
 
@@ -16,17 +16,17 @@ import torch
 ELEMENTS_AT_ONCE = 1 << 22
 """Random numbers drawn at a time: 16 MB of them."""
 LOWER_HALF = 1 << 16
-"""A bfloat16 is the upper half of a float32's bits."""
+"""Range of the lower half of a float32's bits; the upper half is a bfloat16."""
 COUNT = "roundings"
-"""The key of the first parameter group under which steps are counted."""
+"""The key in the first parameter group under which steps are counted."""
 
 
 class StochasticRounding(torch.optim.Optimizer):
-    """Any optimizer, whose steps on bfloat16 weights are computed in float32 and rounded at random.
+    """Wraps any optimizer to compute its steps on bfloat16 weights in float32 and round them stochastically.
 
-    One weight at a time is float32, with its gradient, while the optimizer steps it alone; the optimizer's state stays
-    float32. The random numbers are those of the seed and of a count of steps, which lies in the state: so a resumed run
-    draws the same, and so does every process of a run, whose weights have to stay equal.
+    One parameter at a time is upcast to float32, with its gradient, and stepped alone; the optimizer state stays
+    float32. The random numbers derive from the seed and a step count that is part of the saved state: so a resumed run
+    draws the same, and so does every process of a run, whose weights have to stay identical.
     """
 
     def __init__(self, inner: torch.optim.Optimizer, *, seed: int) -> None:
@@ -55,10 +55,10 @@ class StochasticRounding(torch.optim.Optimizer):
                     round_stochastically(weight, into=parameter, generator=generators[device])
 
     def _stepped(self, parameter: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
-        """The weight after the inner optimizer's step, in float32; one that is float32 already is stepped in place.
+        """The weight after the inner optimizer's step, in float32; one that is already float32 is stepped in place.
 
-        The parameter's own data is not exchanged for float32's: torch would make it a new leaf of its graph, without
-        the hooks by which several processes sum up their gradients.
+        The parameter's own data is not swapped for float32 data: torch would make it a new leaf of the autograd graph,
+        without the hooks with which several processes all-reduce their gradients.
         """
         assert parameter.grad is not None
         weight = parameter.detach().float()
@@ -68,12 +68,12 @@ class StochasticRounding(torch.optim.Optimizer):
         try:
             self.inner.step()
             self.state[parameter] = self.inner.state[weight]
-        finally:  # where memory ran out, the copy is not to stay
+        finally:  # do not keep the float32 copy if memory ran out
             self.inner.param_groups, self.inner.state = [], defaultdict(dict)
         return weight
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the state as it was saved: torch would cast it to the weights' type."""
+        """Load the state in the dtype in which it was saved: torch would cast it to the weights' dtype."""
         super().load_state_dict(state_dict)
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
@@ -84,12 +84,12 @@ class StochasticRounding(torch.optim.Optimizer):
 
 
 def round_stochastically(values: torch.Tensor, *, into: torch.Tensor, generator: torch.Generator) -> None:
-    """Round float32 values to bfloat16, up or down with a chance in proportion; `values` are overwritten."""
+    """Round float32 values to bfloat16, up or down with probability in proportion; `values` are overwritten."""
     values, into = torch.atleast_1d(values), torch.atleast_1d(into)
     rows = max(1, ELEMENTS_AT_ONCE // max(1, values[:1].numel()))
     for some, target in zip(values.split(rows), into.split(rows), strict=True):
         bits = some.view(torch.int32)
-        # Adding a random lower half carries into the upper one as often as the lower half is large.
+        # Adding a random lower half carries into the upper half with a probability proportional to the lower half.
         bits += torch.randint(LOWER_HALF, bits.shape, dtype=torch.int32, device=bits.device, generator=generator)
         bits &= -LOWER_HALF
         target.copy_(some)

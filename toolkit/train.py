@@ -1,4 +1,4 @@
-"""ResolvedRecipe -> Trainer run -> RunResult. The same call starts a run, resumes it, or finds it finished."""
+"""ResolvedRecipe -> training -> RunResult: the same call starts a run, resumes it, or finds it finished."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from toolkit.run_directory import RunDirectory
 from toolkit.signals import StopRequest
 
 TELLING = 0.9
-"""Where other programs leave less than this share of what a run could take, a person is told so."""
+"""If other programs leave less than this share of what `auto` could take, the user is told."""
 PATIENCE = 10.0
-"""Seconds for which a process that is not the first waits for the others without a word."""
+"""Seconds after which a process other than the main one says that it is waiting for the others."""
 
 
 def run(
@@ -51,15 +51,15 @@ def run(
         runs: the folder of the runs.
         name: the run's name, if not the recipe's.
         fresh: begin a new run beside those of this name.
-        parent: begin a new run at this checkpoint of another, unless that was done before.
-        rehearsal: tell the plugins that nothing may be uploaded.
-        stop_after: end this attempt after so many steps of the run, as a signal would.
+        parent: begin a new run at this checkpoint of another, unless the newest run of this name already did.
+        rehearsal: this is a rehearsal: plugins may not upload anything, and nothing is planned.
+        stop_after: end this attempt after this step of the run, as a signal would.
         listener: is told what happens.
 
     Raises:
         RunMismatchError: the run of this name was made with other settings.
-        InterruptedRun: a signal stopped it, with its checkpoint saved.
-        ToolkitError: anything else that a person can mend.
+        InterruptedRun: a signal stopped it; the message says what is saved.
+        ToolkitError: anything else that the user can fix.
     """
     processes.check()
     series = name or resolved.name
@@ -92,7 +92,7 @@ def run(
 
 
 def _meet(*, on_cpu: bool, listener: Listener) -> None:
-    """Wait for the run's other processes, and say so: the first at once, the others when the first does not come."""
+    """Wait for the run's other processes, and say so: the main process at once, the others after `PATIENCE`."""
     if processes.count() == 1:
         return
     others = processes.count() - 1
@@ -115,7 +115,7 @@ def with_choice_of(resolved: ResolvedRecipe, run: RunDirectory) -> ResolvedRecip
 
 @contextlib.contextmanager
 def _refusals_of_the_disk_told(runs: Path) -> Iterator[None]:
-    """A disk that is full or broken is no bug of ours, wherever in a run it shows."""
+    """Report a full or broken disk as a user's error, wherever in a run it shows."""
     try:
         yield
     except OSError as error:
@@ -127,7 +127,7 @@ def _refusals_of_the_disk_told(runs: Path) -> Iterator[None]:
 
 
 def _told_by_the_first(event: Event) -> None:
-    """The listener of all processes but the first."""
+    """Discard an event: the listener of all processes but the main one."""
 
 
 def _directory(
@@ -140,20 +140,20 @@ def _directory(
     rehearsal: bool,
     listener: Listener,
 ) -> RunDirectory:
-    """The directory of the run to go on with, or a new one."""
+    """The directory of the run to resume, or a new one."""
     newest = None if fresh else run_directory.newest_in_series(runs, series)
     folder = None
     if newest and (parent is None or parent.is_of(RunDirectory(newest))):
         directory = RunDirectory(newest)
         blank = directory.is_blank(except_step=parent.step if parent else None)
-        # One that has found no memory in its first step is gone on with, or it would find none again.
+        # A run that ran out of memory in its first step is resumed, or it would run out again.
         if not blank or has_run_out_of_memory(directory):
             same = with_choice_of(resolved, directory)
             if not blank:
                 require_same(directory, same)
             if not differences(directory, same):
                 return directory
-        with directory.locked():  # a start that came to nothing: its recipe may have been mended since
+        with directory.locked():  # a failed start, whose recipe may have been fixed since
             shutil.rmtree(newest)
         folder = newest
     planned: dict[str, Any] = {}
@@ -171,7 +171,7 @@ def _directory(
 
 
 def _with_planned_memory(resolved: ResolvedRecipe, listener: Listener) -> tuple[ResolvedRecipe, dict[str, Any]]:
-    """The recipe with what `auto` chooses, and what the run notes of its plan."""
+    """The recipe with what `auto` chooses, and the fields of its plan for run.json."""
     device, count = resolved.device, processes.count()
     progress = ProgressReporter(listener)
     progress("planning memory")

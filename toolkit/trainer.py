@@ -1,10 +1,11 @@
-"""The Hugging Face Trainer, taught what this toolkit promises: whole checkpoints, exact resume, true sums.
+"""The Hugging Face Trainer with what this toolkit promises: atomic checkpoints, exact resume, exact running sums.
 
-The Trainer computes every number and writes every byte of state. What is overridden here is where a save goes,
-how a step is repeated, and which optimizer takes it; in `undisturbed_training`, what may disturb it. The private
-methods this leans on (`_save_checkpoint`, `_save`, `_save_optimizer_and_scheduler`, `_load_optimizer_and_scheduler`,
-`_get_output_dir`, `_get_grad_norm`, `_prepare_inputs`) are held by the version range in pyproject and by
-tests/unit/test_trainer.py.
+Training and the content of a checkpoint are the Trainer's. Overridden here are where and when a save is written, how
+a step is repeated after running out of memory, and which optimizer takes it; in `undisturbed_training`, evaluation
+and callbacks. The private methods that this overrides (`_save_checkpoint`, `_save`, `_save_optimizer_and_scheduler`,
+`_load_optimizer_and_scheduler`, `_get_output_dir`, `_get_grad_norm`, `_prepare_inputs`) are secured by the version
+range in pyproject.toml and by tests/unit/test_trainer.py. `_clip_grad_norm`, and from other modules
+`_load_from_checkpoint` and `_load_rng_state`, are only called.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 
 
 class RecipeTrainer(UndisturbedTrainer):
-    """A Trainer whose checkpoints are committed whole, and whose steps are repeated where memory runs out."""
+    """A Trainer whose checkpoints are atomic, and whose steps are repeated in smaller pieces if memory runs out."""
 
     def __init__(
         self,
@@ -79,7 +80,7 @@ class RecipeTrainer(UndisturbedTrainer):
             callbacks=callbacks,
         )
         self.remove_callback(DefaultFlowCallback)  # the first of its class: the Trainer's own, not our Schedule
-        self.remove_callback(PrinterCallback)  # the listener shows
+        self.remove_callback(PrinterCallback)  # the listener shows the logs
         self.context = context
         self.optimizer_plugin = optimizer
         self.settings = settings
@@ -88,8 +89,8 @@ class RecipeTrainer(UndisturbedTrainer):
         self.guard = guard
         self.saver = saver
         self.settings_replaced_in: Path | None = None
-        """A checkpoint of another run, in which the recipe's optimizer settings take the place of those it was
-        saved with."""
+        """A checkpoint of another run, loaded with the recipe's optimizer settings instead of those it was saved
+        with."""
         self.seconds_before = 0.0
         """Time trained in earlier attempts."""
         self.started = time.monotonic()
@@ -98,7 +99,7 @@ class RecipeTrainer(UndisturbedTrainer):
 
     @property
     def evaluation_tokens(self) -> int:
-        """Of one evaluation."""
+        """Number of tokens in one evaluation."""
         return len(cast(Any, self.eval_dataset or ())) * self.context.block_size
 
     @property
@@ -107,7 +108,7 @@ class RecipeTrainer(UndisturbedTrainer):
         return self.seconds_before + time.monotonic() - self.started
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The recipe's optimizer."""
+        """Create the recipe's optimizer, or the one that a memory strategy names, with its wrappers."""
         if self.optimizer is None:
             self.optimizer = self._new_optimizer()
             if self.settings.stochastic_rounding:
@@ -133,25 +134,25 @@ class RecipeTrainer(UndisturbedTrainer):
         )
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """The loss; a chunked one takes the head's work on itself."""
+        """Compute the loss; a chunked loss takes over the work of the model's head."""
         loss: Any
         with self.loss.head_withheld() if isinstance(self.loss, ChunkedLoss) else contextlib.nullcontext():
             loss = super().compute_loss(*args, **kwargs)
-        if self.released and isinstance(loss, torch.Tensor) and self._model.training:  # before weights change
+        if self.released and isinstance(loss, torch.Tensor) and self._model.training:  # before backward steps
             self.released.left_out = self.guard.judge(
                 step=self.state.global_step + 1, loss_sum=self._tr_loss + loss.detach(), norm=None
             )
         return loss
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
-        """The micro-batches of the next step; the guard hears which blocks they are."""
+        """Fetch the micro-batches of the next step, and tell the guard which blocks are in them."""
         samples, items = super().get_batch_samples(*args, **kwargs)
         self.guard.step_begins(self._tr_loss, [sample.pop(BLOCK_NUMBERS) for sample in samples])
         self.steps.step_begins()
         return samples, items
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward, in smaller pieces where memory has run out."""
+        """Run forward and backward, in smaller pieces if memory has run out."""
 
         def compute(piece: Mapping[str, Any]) -> torch.Tensor:
             loss: torch.Tensor = Trainer.training_step(self, model, dict(piece), num_items_in_batch)
@@ -169,10 +170,10 @@ class RecipeTrainer(UndisturbedTrainer):
         self._tr_loss = self.guard.loss_before.clone()
 
     def survive_in_the_optimizer(self) -> None:
-        """Repeat the step in smaller pieces also where it is the optimizer that finds no memory."""
+        """Repeat the step in smaller pieces also when it is the optimizer that runs out of memory."""
 
         def passes_again() -> None:
-            loss = self._repeat_step(during=OPTIMIZER)  # which sets the sum of losses back
+            loss = self._repeat_step(during=OPTIMIZER)  # this resets the running loss sum
             self._tr_loss += loss
             if self.args.max_grad_norm > 0:
                 self._clip_grad_norm(self.model_wrapped)
@@ -183,23 +184,23 @@ class RecipeTrainer(UndisturbedTrainer):
         survive_in(cast(Any, self.optimizer), passes_again=passes_again, half_moved=half_moved)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        inputs.pop(BLOCK_NUMBERS, None)  # an evaluation's
+        inputs.pop(BLOCK_NUMBERS, None)  # in an evaluation
         prepared: dict[str, Any] = super()._prepare_inputs(inputs)
         return prepared
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Let the guard look at the step before the optimizer takes it."""
-        if self.released:  # then the guard has looked, and the step is taken
+        """Let the guard judge the step before the optimizer takes it."""
+        if self.released:  # judged in compute_loss, and stepped in backward
             return self.released.norm()
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if self.guard.judge(step=self.state.global_step + 1, loss_sum=self._tr_loss, norm=norm):
-            model.zero_grad(set_to_none=True)  # an optimizer leaves alone what has no gradient
+            model.zero_grad(set_to_none=True)  # an optimizer skips parameters without a gradient
         return norm
 
     def _check_gradient(self, norm: torch.Tensor) -> None:
         self.guard.check_gradient(step=self.state.global_step + 1, norm=norm)
 
-    # A checkpoint: the Trainer writes it, the saver says where to, when, and what becomes of it.
+    # Saving: the Trainer writes the files; the saver decides where and when, and commits them.
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.saver.staging or self.args.output_dir)
@@ -213,7 +214,7 @@ class RecipeTrainer(UndisturbedTrainer):
             self.state.global_step,
             write=partial(super()._save_checkpoint, model, trial),
             state={
-                # Hexadecimal, so that no digit is lost: the logged loss after a resume is the one without it.
+                # Hexadecimal, so that no digit is lost: the loss logged after a resume is that of an uninterrupted run.
                 "of_processes": processes.gathered(
                     {"loss_sum": float(self._tr_loss.item()).hex(), "guard": self.guard.state()}
                 ),
@@ -229,18 +230,18 @@ class RecipeTrainer(UndisturbedTrainer):
         )
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """The weights and what loads with them: now, or a copy for the saver's thread."""
+        """Save weights, config and tokenizer: now, or a copy of them in the saver's thread."""
         if not self.saver.takes_a_copy or not self.args.should_save:
             self._check_state(self._model.named_parameters())
             super()._save(output_dir, state_dict)
             return
         assert output_dir is not None
-        # The thread gets the Trainer as it is now. The tokenizer is not to be touched from two threads at once, and
-        # does not change: its files are kept.
+        # The thread gets the Trainer as it is now. Two threads must not use the tokenizer at once; it does not change,
+        # so its files are cached.
         now: Any = copy.copy(self)
         now.processing_class = None
         now.data_collator = None
-        Path(output_dir).mkdir(parents=True, exist_ok=True)  # another process has its random numbers to put there
+        Path(output_dir).mkdir(parents=True, exist_ok=True)  # other processes write their RNG state there
         weights = self._snapshot.of_model(self._model)
         self.saver.for_later(partial(self._check_state, weights.items()))
         self.saver.for_later(partial(Trainer._save, now, output_dir, weights))
@@ -271,7 +272,7 @@ class RecipeTrainer(UndisturbedTrainer):
     # Resuming
 
     def restore_sums(self, folder: Path) -> None:
-        """Put back what the Trainer does not save; called once it has begun, for it starts from zero."""
+        """Restore what the Trainer does not save; call it after training has begun, when the Trainer has reset it."""
         state = read_record(folder / STATE_FILE, TrainingState)
         own = state["of_processes"][min(self.args.process_index, len(state["of_processes"]) - 1)]
         self._tr_loss = torch.tensor(float.fromhex(own["loss_sum"]), device=self.args.device)
@@ -282,7 +283,7 @@ class RecipeTrainer(UndisturbedTrainer):
         self.started = time.monotonic()
 
     def _load_optimizer_and_scheduler(self, folder: str | None) -> None:
-        """Load both; going on from another run, with the recipe's settings and not those they were saved with."""
+        """Load both states; from another run's checkpoint, with the recipe's settings instead of the saved ones."""
         if folder is None or self.settings_replaced_in != Path(folder):
             super()._load_optimizer_and_scheduler(folder)
             return

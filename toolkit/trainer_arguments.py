@@ -1,4 +1,4 @@
-"""A recipe's training settings as the Hugging Face Trainer takes them."""
+"""A recipe's training settings as TrainingArguments of the Hugging Face Trainer."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def training_arguments(
     evaluates: bool = True,
     evaluation_sequences: int | None = None,
 ) -> TrainingArguments:
-    """A recipe's settings as the Trainer takes them. When to log, evaluate and save is `Schedule`'s business.
+    """A recipe's settings as TrainingArguments; when to log, evaluate and save is left to `Schedule`.
 
     Args:
         training: the recipe's settings.
-        output: the Trainer's folder.
-        micro_batch_size: sequences in a pass on one device.
-        accumulation: passes in a step.
+        output: the Trainer's output folder.
+        micro_batch_size: sequences per forward pass on one device.
+        accumulation: gradient accumulation steps.
         device_kind: cpu, cuda or mps.
         evaluates: whether anything is held out.
-        evaluation_sequences: sequences in a batch of an evaluation on one device; a pass of training's, if not given.
+        evaluation_sequences: evaluation batch size on one device; the micro-batch size, if not given.
     """
     arguments = TrainingArguments(
         output_dir=str(output),
@@ -55,10 +55,10 @@ def training_arguments(
         prediction_loss_only=True,
         remove_unused_columns=False,
         include_num_input_tokens_seen="all",
-        # The Trainer would log a loss that is not a number as 0.0 and go on.
+        # With the filter, the Trainer would log a non-finite loss as a finite one and go on.
         logging_nan_inf_filter=False,
         save_strategy="no",
-        # early-stopping asks whether there are evaluations; Schedule says when.
+        # EarlyStoppingCallback requires an evaluation strategy; Schedule decides when.
         eval_strategy="steps" if evaluates else "no",
         eval_steps=10**9,
         logging_strategy="no",
@@ -67,7 +67,7 @@ def training_arguments(
         disable_tqdm=True,
         ddp_find_unused_parameters=False,
     )
-    # With several GPUs and one process the Trainer would use DataParallel and multiply the batch by their number.
+    # In one process with several GPUs, the Trainer would use DataParallel and multiply the batch size by their number.
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1
     return arguments

@@ -1,4 +1,4 @@
-"""A Trainer whose training does not notice evaluations and callbacks, and whose held-out loss is one of tokens."""
+"""A Trainer whose evaluations and callbacks do not affect training, and whose held-out loss is a mean over tokens."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from toolkit.without_effect import check_loss_function, loss_function_of
 
 
 class UndisturbedTrainer(Trainer):
-    """A Trainer with which the same run without evaluations and callbacks ends with the same weights."""
+    """A Trainer that ends with the same weights as it would without evaluations and callbacks."""
 
     def __init__(self, *, task: Task, steps: SmallerSteps, progress: Progress, **of_the_trainer: Any) -> None:
         super().__init__(**of_the_trainer)
@@ -40,12 +40,12 @@ class UndisturbedTrainer(Trainer):
         self.progress = progress
         self._batches_evaluated = self._batches_to_evaluate = 0
         self.ended = False
-        """Whether a callback has ended the training before its last step."""
+        """Whether a callback ended training before its last step."""
         self.evaluation_left_out = False
-        """Whether a signal came in an evaluation, which the next attempt has to make up for."""
+        """Whether a signal left no time for an evaluation, which the next attempt has to make up."""
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate without a trace, and hear whether a callback ends the training for what it sees."""
+        """Evaluate with the RNG state preserved, and note if a callback ends training because of the result."""
         stopping = self.control.should_training_stop
         try:
             with random_state_preserved():
@@ -67,9 +67,9 @@ class UndisturbedTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """The mean loss of a predicted token; the Trainer's is one of batches, which changes with their size.
+        """Compute the mean loss per predicted token; the Trainer's is a mean over batches, and depends on their size.
 
-        Where memory runs out, it begins again with a smaller batch; callbacks hear of the evaluation once.
+        If memory runs out, it starts over with a smaller batch; `on_evaluate` is called once.
         """
         while True:
             self._batches_evaluated, self._batches_to_evaluate = 0, len(dataloader)
@@ -87,9 +87,9 @@ class UndisturbedTrainer(Trainer):
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[torch.Tensor, torch.Tensor, None]:
-        """The loss; and for each sequence, in the place of logits, its share of the batch's loss and tokens, (n, 2)."""
+        """Return the loss and, in place of logits, each sequence's share of the batch's loss sum and tokens, (n, 2)."""
         size = len(inputs["labels"])
-        # The last batch is filled up for all processes, and what fills it is cut off again: sequence by sequence then.
+        # The last batch is padded with sequences for all processes, which are cut off again: so one at a time then.
         at_once = 1 if self.args.world_size > 1 and self.accelerator.gradient_state.end_of_dataloader else size
         losses, shares = [], []
         for first in range(0, size, at_once):
@@ -107,7 +107,7 @@ class UndisturbedTrainer(Trainer):
         self.progress("evaluating", self._batches_evaluated, self._batches_to_evaluate, unit="batches")
 
     def _evaluate_smaller(self) -> None:
-        """Memory ran out in an evaluation: halve its batch, and leave training's alone."""
+        """Halve the evaluation batch size after running out of memory, and leave that of training alone."""
         size, step = self.args.per_device_eval_batch_size, self.state.global_step
         if size == 1:
             raise TrainingError(f"memory ran out in the evaluation after step {step}, at batch 1")
@@ -124,7 +124,7 @@ class UndisturbedTrainer(Trainer):
 
 
 class _UndisturbingHandler(CallbackHandler):
-    """Callbacks may draw random numbers, to sample a text, say; training does not notice. They leave the loss alone."""
+    """Lets callbacks draw random numbers, to sample a text, say, without effect on training; refuses changed losses."""
 
     def call_event(
         self, event: str, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

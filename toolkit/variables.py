@@ -1,8 +1,8 @@
 """Environment variables that would change a run behind its recipe's back.
 
-accelerate and torch read number formats, sharding and accumulation from variables, which go before what the Trainer
-is told (accelerate 1.15: `parse_choice_from_env("ACCELERATE_MIXED_PRECISION")`). A variable left over from another job
-would give other weights while the screen shows the recipe's settings.
+accelerate and torch read precision, sharding and gradient accumulation from variables that take precedence over the
+Trainer's arguments (accelerate 1.15: `parse_choice_from_env("ACCELERATE_MIXED_PRECISION")`). A variable left over from
+another job would give different weights while the screen shows the recipe's settings.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 
 PREFIXES = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_")
-"""Variables of accelerate: what `accelerate launch` sets, and what its plugins read."""
+"""Variables of accelerate: those that `accelerate launch` sets, and those that its plugins read."""
 NAMES = frozenset(
     {
         "FORK_LAUNCHED",
@@ -25,16 +25,16 @@ NAMES = frozenset(
         "DNNL_DEFAULT_FPMATH_MODE",
     }
 )
-"""Others of theirs: most give matrix products another number format than `training.precision`."""
+"""Others: most make matrix products use another precision than `training.precision`."""
 THREADS = "OMP_NUM_THREADS"
-"""The person's own; but OpenMP and accelerate want a number."""
+"""Left to the user; but OpenMP and accelerate require a number."""
 
 
 @contextlib.contextmanager
 def set_aside() -> Iterator[None]:
-    """Take these variables out of the environment, say which, and put them back afterwards.
+    """Remove these variables from the environment, say which, and restore them afterwards.
 
-    Those that the libraries set meanwhile, for themselves, are gone then, too.
+    Those that the libraries have set for themselves in the meantime are removed.
     """
     ours = {name: os.environ.pop(name) for name in _disturbing()}
     if ours:

@@ -1,11 +1,11 @@
 """Proves on a small copy of a recipe that its runs resume exactly: trains, kills with SIGKILL, resumes, compares.
 
 The copy is the rehearsal's: the recipe's own model architecture, objective, optimizer, strategies, callbacks and
-exporters, on this machine, with the embedded texts. One run is left alone. Another is killed between two saves, then
-in the middle of a save, and then finishes. Every loss, every weight, and the whole state of the optimizer, of the
-schedule and of the random numbers have to be the same to the last bit.
+exporters, on this machine, with the rehearsal's data. One run is left alone. Another is killed between two saves, then
+in the middle of a save, and then finishes. Every loss, every weight, and the entire optimizer, learning-rate schedule
+and RNG state have to be identical to the last bit.
 
-Each attempt is a process of its own, since a process that is killed is gone.
+Each attempt is a process of its own, because it is killed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ KILLED_IN_SAVE_OF = 4
 """... and the step in whose save it is killed again."""
 
 REFUSALS: Mapping[int, type[ToolkitError]] = {2: UsageError, 3: UnavailableError}
-"""What a process with this exit status has met."""
+"""The error behind an exit status of an attempt."""
 
 Kill = Literal["never", "between saves", "during a save"]
 
@@ -48,16 +48,16 @@ class Verdict:
 
     exact: bool
     difference: str | None
-    """The first thing that is not the same, with both values."""
+    """The first difference, in words."""
     losses: int
-    """Compared: recorded losses, ..."""
+    """Number of recorded losses compared, ..."""
     tensors: int
-    """... and tensors of weights, optimizer, schedule and random numbers."""
+    """... and of tensors and values of weights, optimizer, learning-rate schedule and RNG state."""
 
 
 @dataclass(frozen=True)
 class _Attempt:
-    """What one process is to do."""
+    """The task of one process."""
 
     recipe: str
     overrides: tuple[str, ...]
@@ -72,12 +72,12 @@ def verify_resume(recipe: str, *, overrides: Iterable[str] = (), plugin_folders:
     """Train the small copy twice, once undisturbed and once killed twice, and compare.
 
     Raises:
-        UsageError: something in the recipe refuses.
+        RecipeError, UsageError: something in the recipe is refused.
         UnavailableError: the machine or the network lacks something.
         TrainingError: the copy does not train.
     """
     overrides, folders = tuple(overrides), tuple(str(folder.resolve()) for folder in plugin_folders)
-    load(recipe, overrides=overrides, plugin_folders=map(Path, folders))  # its mistakes are told here
+    load(recipe, overrides=overrides, plugin_folders=map(Path, folders))  # to report its mistakes here
     with tempfile.TemporaryDirectory(prefix="toolkit-verify-") as runs:
         kills: tuple[tuple[str, Kill], ...] = (
             ("undisturbed", "never"),
@@ -91,11 +91,11 @@ def verify_resume(recipe: str, *, overrides: Iterable[str] = (), plugin_folders:
 
 
 def _carry_out(attempt: _Attempt, *, hash_seed: int) -> None:
-    # -P: the person's folder may hold a folder named as a library is, and -m alone would search it first.
+    # -P: the user's folder may hold a folder with a library's name, and -m alone would search it first.
     done = subprocess.run(
         [sys.executable, "-P", "-m", "toolkit.verify_resume", json.dumps(asdict(attempt))],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False,
-        # Python draws one for each process, unless the person has set it; nothing may depend on it.
+        # Python draws one per process, unless the user has set it; nothing may depend on it.
         env={**os.environ, "PYTHONHASHSEED": str(hash_seed)},
     )  # fmt: skip
     expected = 0 if attempt.kill == "never" else -signal.SIGKILL
@@ -106,7 +106,7 @@ def _carry_out(attempt: _Attempt, *, hash_seed: int) -> None:
 
 
 def compare(undisturbed: RunDirectory, killed: RunDirectory) -> Verdict:
-    """Compare two finished runs bit by bit: their losses, and all that is in their last checkpoints."""
+    """Compare two finished runs bit by bit: their losses, and the training state in their last checkpoints."""
     pairs = list(itertools.zip_longest(_losses(undisturbed), _losses(killed)))
     for one, other in pairs:
         if one != other:
@@ -135,7 +135,7 @@ def _state(run: RunDirectory) -> Iterator[tuple[str, Any]]:
         if file.suffix == ".safetensors":
             yield from ((f"the weight {name}", tensor) for name, tensor in load_file(file).items())
         elif file.suffix in (".pt", ".pth"):
-            with safe_globals():  # what numpy's random state is made of
+            with safe_globals():  # the types in numpy's RNG state
                 content = torch.load(file, weights_only=True)
             yield from _leaves(content, f"{file.stem.replace('_', ' ')}:")
 
@@ -163,14 +163,14 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _attempt(attempt: _Attempt) -> None:
-    """Be one of the processes."""
+    """Carry out an attempt in this process, up to its kill if it has one."""
     from toolkit.device import detect
     from toolkit.train import run
 
     recipe = load(attempt.recipe, overrides=attempt.overrides, plugin_folders=map(Path, attempt.plugin_folders))
     device = detect()
     small = shrunken(recipe, resolve(recipe, device))
-    # Set last, for a strategy such as frequent-saves has its own.
+    # Set last, because a strategy such as frequent-saves sets its own.
     resolved = resolve(small, device).with_training(
         save_steps=SAVE_STEPS, save_minutes=None, save_total_limit=STEPS, save_in_background=True
     )
@@ -180,12 +180,12 @@ def _attempt(attempt: _Attempt) -> None:
         if isinstance(event, StepDone) and event.step == KILLED_AFTER:
             saved = checkpoints / f"checkpoint-{SAVE_STEPS}"
             deadline = time.monotonic() + 60
-            while not saved.exists() and time.monotonic() < deadline:  # the thread is about to
+            while not saved.exists() and time.monotonic() < deadline:  # the saver's thread is about to
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
 
     def kill_during_a_save(event: str, arguments: tuple[Any, ...]) -> None:
-        # The interpreter tells its audit hooks of every file that it opens: the manifest is the last one of a save.
+        # Python calls its audit hooks for every file that it opens: the manifest is the last one of a save.
         if event == "open" and f"checkpoint-{KILLED_IN_SAVE_OF}/.{checkpoint.MANIFEST}" in str(arguments[0]):
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -1,9 +1,9 @@
-"""Refuses what a plugin sets and a run would ignore, so that nothing is without effect in silence.
+"""Refuses what a plugin sets but a run would ignore, so that nothing is silently without effect.
 
-A run computes the loss from the logits itself (`toolkit.loss`), so that accumulation, the number of processes and
-chunks do not change it. A loss function that a plugin gives to the model, or a term that the model adds to its own
-loss, never reaches the gradients. Neither does an entry of a batch that the model's forward does not take:
-transformers passes unknown ones on to that loss.
+A run computes the loss from the logits itself (`toolkit.loss`), so that gradient accumulation, world size and chunking
+do not change it. A loss function that a plugin sets on the model, or a term that the model adds to its own loss, never
+reaches the gradients. Nor does a batch entry that the model's forward does not take: transformers passes unknown ones
+on to that loss.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ROUNDING = {torch.float32: 2e-6}
-"""Relative, of a loss. Of 155 tiny models of transformers 5.23, 143 agree to 1e-6 in float32; the others are
+"""Relative tolerance of a loss. Of 155 tiny models in transformers 5.23, 143 agree to 1e-6 in float32; the others are
 encoder-decoders, or do not predict the next token."""
 ROUNDING_OF_16_BITS = 2e-2
 
 
 def loss_function_of(model: torch.nn.Module) -> Any:
-    """The function that a model of transformers computes its own loss with."""
-    # Not the property alone, which warns of classes whose name does not tell their loss, and which torch leaves as it
-    # is where a module is assigned to it.
+    """The function with which a transformers model computes its own loss."""
+    # Not the property alone: it warns about classes whose name does not determine their loss, and assigning a module
+    # to it bypasses its setter.
     own = {**vars(model), **model._modules}
     given = own.get("loss_function") or getattr(model, "_loss_function", None)
     return given or LOSS_MAPPING.get(str(getattr(model, "loss_type", None)), LOSS_MAPPING["ForCausalLM"])
 
 
 def check_loss_function(before: Any, model: torch.nn.Module, who: str) -> None:
-    """Refuse another loss function than the one before.
+    """Refuse a loss function other than the one before.
 
     Raises:
         OptionError: `who` has set one.
@@ -51,10 +51,10 @@ def check_loss_function(before: Any, model: torch.nn.Module, who: str) -> None:
 
 
 def added_loss(model: PreTrainedModel, task: Task) -> float:
-    """By how many nats the model's own loss differs from the cross-entropy of its logits; 0 where it is rounding.
+    """By how many nats the model's own loss differs from the cross-entropy of its logits; 0 within rounding.
 
-    One pass over a short text, with the model as in training. 0 also where it computes no loss, and for the fake
-    tensors of a plan.
+    Takes one pass over a short dummy text, with the model in training mode. Also 0 if it computes no loss, and for the
+    fake tensors of a plan.
     """
     if isinstance(next(model.parameters()), FakeTensor) or not _takes(model, "labels"):
         return 0.0
@@ -73,7 +73,7 @@ def added_loss(model: PreTrainedModel, task: Task) -> float:
 
 
 def check_built(model: PreTrainedModel, task: Task) -> str | None:
-    """Look at the own loss of a model that a plugin has built; return what to tell of a published architecture's.
+    """Check a newly built model for a loss of its own; return a message about one that transformers itself adds.
 
     Raises:
         OptionError: the plugin has given it a loss of its own.
@@ -91,25 +91,25 @@ def check_built(model: PreTrainedModel, task: Task) -> str | None:
 
 @dataclass(frozen=True)
 class Watched:
-    """What of a model a memory strategy may change in vain, at one moment."""
+    """The parts of a model that a memory strategy might change in vain, at one moment."""
 
     loss_function: Any
     added: float
-    """As `added_loss` has it."""
+    """Result of `added_loss`."""
     training: frozenset[torch.nn.Module]
     """The modules in training mode."""
 
     @classmethod
     def of(cls, model: PreTrainedModel, task: Task) -> Watched:
-        """As the model is now."""
+        """Of the model as it is now."""
         training = frozenset(module for module in model.modules() if module.training)
         return cls(loss_function_of(model), added_loss(model, task), training)
 
     def then(self, model: PreTrainedModel, task: Task, *, name: str) -> Watched:
-        """What there is now, after the strategy of this name.
+        """The same after the strategy of this name was applied.
 
         Raises:
-            OptionError: it has changed how the model computes its own loss, or the mode of some module.
+            OptionError: it has changed how the model computes its own loss, or put a module into evaluation mode.
         """
         check_loss_function(self.loss_function, model, name)
         now = Watched.of(model, task)
@@ -124,10 +124,10 @@ class Watched:
 
 
 def check_batch(batch: Mapping[str, Any], model: PreTrainedModel) -> None:
-    """Refuse a batch of which the model would not see everything.
+    """Refuse a batch of which the model would ignore a part.
 
     Raises:
-        OptionError: it has an entry that the model's forward does not take, or labels that are not one to a token.
+        OptionError: it has an entry that the model's forward does not take, or not exactly one label per token.
     """
     if unknown := [key for key in batch if not _takes(model, key)]:
         raise OptionError(
@@ -142,7 +142,7 @@ def check_batch(batch: Mapping[str, Any], model: PreTrainedModel) -> None:
 
 
 def _takes(model: torch.nn.Module, key: str) -> bool:
-    """Whether a forward of the model's classes names this; what goes into `**kwargs` only reaches the model's loss."""
+    """Whether a forward of the model's classes names this key; what goes into `**kwargs` only reaches its own loss."""
     base = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
     forwards = [vars(owner)["forward"] for owner in type(base).__mro__ if "forward" in vars(owner)]
     named = {name for forward in forwards for name in inspect.signature(forward).parameters}
