@@ -25,7 +25,7 @@ class Work:
     precision: str
     """Number format of the inputs: float32, bfloat16, ..."""
     flops: int
-    """0 for operations without a FLOP formula, which are mostly those that multiply no matrices."""
+    """0 for operations that multiply no matrices."""
     moved_bytes: int
     """Bytes read and written."""
     fresh_bytes: int = 0
