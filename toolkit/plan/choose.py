@@ -30,7 +30,7 @@ benchmarks/planned_memory.py); on CUDA, for fragmentation; on a Mac, for the pro
 
 
 NOTHING_CHOSEN: Mapping[str, Any] = {"strategies": [], "save_in_background": None}
-"""The record of a run whose recipe has no chooser."""
+"""The record of a choice of no strategies."""
 
 
 @dataclass(frozen=True)
