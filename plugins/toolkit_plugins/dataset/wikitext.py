@@ -31,7 +31,7 @@ class WikiText(Dataset):
     version: Literal["wikitext-2-raw-v1", "wikitext-2-v1", "wikitext-103-raw-v1", "wikitext-103-v1"] = (
         "wikitext-2-raw-v1"
     )
-    """wikitext-2 has two million words, wikitext-103 103 million; `raw` keeps the words that others replace by <unk>."""
+    """wikitext-2 has two million words, wikitext-103 103 million; `raw` keeps words that others replace with <unk>."""
     path: str = "Salesforce/wikitext"
     """The dataset's name on the Hub, OWNER/NAME."""
     revision: str | None = None
