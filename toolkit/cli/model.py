@@ -1,4 +1,4 @@
-"""`toolkit generate` and `toolkit evaluate`: what a finished run's model writes, and how well it predicts."""
+"""`toolkit generate` and `toolkit evaluate`: text from a finished run's model, and how well it predicts."""
 
 from __future__ import annotations
 

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from toolkit.testing import Check
 
 KINDS = ("dataset", "tokenizer", "model", "objective", "optimizer", "memory", "callback", "exporter")
-"""Those of `toolkit.api`, which would cost 0.2 s to import for a help text; a test compares them."""
+"""The same as in `toolkit.api`, which takes 0.2 s to import, too long for a help text; a test compares them."""
 FACTS = ("claims", "needs", "fidelity", "phase", "task")
 """What a class may declare beside its options."""
 
-# The kind is eager, so that completion of the name beside it knows it.
+# Eager, so that completion of the name knows the kind.
 kind_argument = click.argument("kind", type=click.Choice(KINDS), is_eager=True)
 name_argument = click.argument("name", shell_complete=complete_plugins)
 
@@ -150,7 +150,7 @@ def _option(option: str, schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _type(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
-    """A JSON Schema in a few words: `integer >= 1`, `"auto" | "bf16"`, `list of string`."""
+    """A JSON Schema in a few words: `integer >= 1`, `auto | bf16`, `list of text`."""
     if "$ref" in schema:
         return _type(definitions.get(schema["$ref"].rpartition("/")[2], {}), definitions)
     if "anyOf" in schema:
@@ -171,12 +171,12 @@ def _plain(value: object) -> object:
 
 
 def _place(loaded: type[Plugin]) -> str:
-    """file:line of the class, as editors and terminals link it."""
+    """file:line of the class, which editors and terminals turn into a link."""
     return f"{inspect.getsourcefile(loaded)}:{inspect.getsourcelines(loaded)[1]}"
 
 
 def _example(kind: str, name: str, described: Mapping[str, Mapping[str, Any]]) -> str:
-    """A line of a recipe that names the plugin, its required options and one other."""
+    """A recipe line that names the plugin, with its required options and one other."""
     from toolkit.recipe.schema import MANY
 
     shown = {option: f"<{about['type']}>" for option, about in described.items() if about["required"]}
@@ -252,7 +252,7 @@ def check(
     from toolkit.registry import Registry
 
     registry = Registry.discover(plugin_folders)
-    registry.offer(kind, name)  # a misspelt name is answered before torch is imported
+    registry.offer(kind, name)  # a misspelt name is reported before torch is imported
     given = Document("--set", "", {}, {})
     for assignment in assignments:
         given = with_override(given, assignment)

@@ -1,4 +1,4 @@
-"""`toolkit run`: list, show, report and verify read the files of run directories alone; export loads a model."""
+"""`toolkit run`: list, show, report and verify only read the files of run directories; export loads a model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def list_(runs: Path, as_json: bool) -> None:
     for directory in found:
         try:
             entries.append(_summary(directory))
-        except UnavailableError as error:  # a later version's
+        except UnavailableError as error:  # written by a later version, say
             render.note(str(error))
     if as_json:
         render.as_json(entries)
@@ -92,7 +92,7 @@ def show(run: str, runs: Path, as_json: bool) -> None:
 
 
 def _results(record: RunRecord) -> dict[str, str]:
-    """What a finished run has reached, as `recipe run` told it at its end."""
+    """A finished run's results, as `recipe run` printed them at its end."""
     results = record["results"]
     if not results:
         return {}
@@ -116,7 +116,7 @@ def _attempt(attempt: AttemptRecord) -> str:
     end = f"{attempt['how']} at step {attempt['step']:,}" if attempt["how"] else "has not said how it ended: killed"
     why = f": {attempt['error']}" if attempt.get("error") else ""
     lost = ""
-    if "lost_steps" in attempt:  # known once the run has gone on
+    if "lost_steps" in attempt:  # known once the run has resumed
         steps, seconds = attempt["lost_steps"], formatting.duration(attempt["lost_seconds"])
         lost = f"; lost {steps:,} steps, {seconds}" if steps else "; nothing lost"
     return f"{formatting.moment(attempt['started'])} from step {attempt['from_step']:,}; {end}{why}{lost}"
@@ -250,7 +250,7 @@ def _summary(run: RunDirectory) -> dict[str, Any]:
 
 
 def _status(run: RunDirectory) -> str:
-    """The run's status; `stopped` for one that says `running` while no process works on it: it was killed."""
+    """The run's status; `stopped` for one that was killed: it says `running`, but no process holds its lock."""
     if run.status == "running" and not _is_locked(run.folder / "lock"):
         return "stopped"
     return run.status
@@ -264,6 +264,6 @@ def _is_locked(file: Path) -> bool:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-        except OSError:  # a file system without locks: nobody can know
+        except OSError:  # a file system without locks, where it cannot be known
             return False
     return False

@@ -1,4 +1,4 @@
-"""`toolkit recipe verify-resume`: whether a recipe's runs resume exactly, tried here."""
+"""`toolkit recipe verify-resume`: whether a recipe's runs resume exactly, tested on this machine."""
 
 from __future__ import annotations
 
