@@ -57,7 +57,7 @@ def _starting(incomplete: str, names: Iterable[str]) -> list[CompletionItem]:
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Set up completion with the Tab key.
+    """Set up tab completion.
 
     Prints the script that makes a shell complete commands, options, and the names of recipes, plugins and runs.
     """

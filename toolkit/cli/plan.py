@@ -59,15 +59,15 @@ def plan(
     plugin_folders: tuple[Path, ...],
     as_json: bool,
 ) -> None:
-    """Say what a run would take: memory, disk and time.
+    """Estimate a run's memory, disk and time.
 
-    Reckoned from the step that the run would do, traced without its memory: no weights are downloaded and no GPU is
-    needed, so one can plan here for a machine elsewhere. Configs and tokenizers from the Hub are fetched.
+    The plan comes from the run's own training step, traced without allocating its memory: no weights are downloaded
+    and no GPU is needed, so you can plan here for another machine. Configs and tokenizers are fetched from the Hub.
 
-    The first rows of the dataset are looked at, and what a run would refuse of them is told.
+    The first rows of the dataset are checked too, and what a run would refuse about them is reported.
 
-    Of a run that does not fit the plan comes first, and then what would make it fit; the exit status is 0 then, too.
-    It is 2 where the recipe leaves the choice to `auto`, and nothing that may be chosen fits.
+    If a run does not fit, the plan is followed by what would make it fit; the exit status is still 0. It is 2 if the
+    recipe leaves the choice to `auto` and nothing that it may choose fits.
     """
     from toolkit import resolve
     from toolkit.cli.watch import watching

@@ -48,9 +48,9 @@ def plugin() -> None:
 @options.plugin_folders
 @options.as_json
 def list_(kind: str | None, plugin_folders: tuple[Path, ...], as_json: bool) -> None:
-    """List plugins, who offers them, and what they do.
+    """List plugins, their origin, and what they do.
 
-    One that cannot be used is listed with the reason.
+    A plugin that cannot be used is listed with the reason.
     """
     from toolkit.registry import Registry
 
@@ -88,8 +88,8 @@ def _entry(offer: Offer) -> dict[str, Any]:
 def show(kind: str, name: str, plugin_folders: tuple[Path, ...], as_json: bool) -> None:
     """Show a plugin's options.
 
-    With types, defaults and descriptions, what the plugin declares, where its class comes from, and how a recipe
-    names it.
+    With their types, defaults and descriptions; also what the plugin declares, where its class is, and how to use it
+    in a recipe.
     """
     from toolkit.registry import Registry
 
@@ -240,11 +240,11 @@ def check(
     plugin_folders: tuple[Path, ...],
     as_json: bool,
 ) -> None:
-    """Try a plugin against its contract.
+    """Check a plugin against its contract.
 
     The same checks that the toolkit's own plugins pass; plugins can call them in their tests (toolkit.testing). The
-    last one trains a small recipe with the plugin, kills it twice, and compares what becomes of it bit by bit.
-    What cannot be tried on this machine is said; what refuses to be tried at all fails.
+    last one trains a small recipe with the plugin, kills it twice, and compares the outcome bit by bit. A check that
+    cannot run on this machine is reported as not tried; a plugin that refuses everything it is tried with fails.
     """
     from dataclasses import asdict
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=NamingGroup, epilog=render.examples("toolkit run list", "toolkit run report quickstart"))
 def run() -> None:
-    """Look at runs and what they reached.
+    """Look at runs and their results.
 
     RUN is the name of a run in the folder of runs, or the path of a run's folder.
     """
@@ -61,7 +61,7 @@ def _row(entry: dict[str, Any]) -> list[str]:
 def show(run: str, runs: Path, as_json: bool) -> None:
     """Show one run.
 
-    Its status, attempts, results, checkpoints, and where its model lies.
+    Its status, attempts, results, checkpoints, and where its model is.
     """
     from toolkit import run_directory
 
@@ -159,7 +159,7 @@ def verify(ctx: click.Context, run: str, runs: Path, as_json: bool) -> None:
     """Check a run's files.
 
     Every checkpoint against its manifest, and every exported folder against what was written: size and SHA-256 of
-    each file. Exit status 1 if anything is not as it was.
+    each file. Exit status 1 if anything has changed.
     """
     from toolkit import checkpoint, run_directory
 
@@ -215,9 +215,9 @@ def export(
 ) -> None:
     """Export a run again, or a checkpoint of it.
 
-    Carries out the exporters of a recipe on a run that has finished, or that was stopped, without training and
-    without its data. The last step of a finished run is exported to the exporter's own folder, another checkpoint to
-    one that ends in its step: model-500.
+    Runs the exporters of a recipe on a run that has finished or was stopped, without training and without its data.
+    The last step of a finished run is exported to the exporter's own folder, any other checkpoint to one that ends in
+    its step: model-500.
     """
     from toolkit import run_directory
     from toolkit.cli.watch import watching

@@ -44,9 +44,9 @@ def validate(
 ) -> None:
     """Check recipes without running them.
 
-    Shows everything that is wrong at once: sections, plugins, options, values, and strategies in conflict. With
-    --data also what a run would refuse of the first rows: a file that is missing or empty, a column that is not
-    there, another delimiter. Of a dataset on the Hub, the first rows are fetched.
+    Shows all problems at once: sections, plugins, options, values, and conflicting strategies. With --data, also what
+    a run would refuse about the first rows: a missing or empty file, a missing column, another delimiter. For a
+    dataset on the Hub, the first rows are fetched.
     """
     from toolkit.resolve import check_trackers
 
