@@ -137,9 +137,9 @@ def _step_of(checkpoint: Path) -> int:
 )  # fmt: skip
 @options.runs
 def report(run: str, output: Path | None, runs: Path) -> None:
-    """Write a page about a run.
+    """Write a report on a run.
 
-    One HTML file that opens without a network: curves, the account of the data, samples, settings and their origins.
+    One HTML file that needs no network: curves, the account of the data, samples, settings and their origins.
     """
     from toolkit import report as report_module
     from toolkit import run_directory

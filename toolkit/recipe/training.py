@@ -119,7 +119,7 @@ class Training(BaseModel):
     """Worker processes that prepare batches. The data is packed and memory-mapped, so 0 is usually fastest."""
     report_to: Trackers = ()
     """Experiment trackers that the Trainer supports: tensorboard, wandb, mlflow, ... Their packages must be installed.
-    If not given, nothing is reported, whatever environment variables of theirs are set."""
+    If not given, nothing is reported, even if their environment variables are set."""
 
     @model_validator(mode="after")
     def _released_gradients_are_not_needed_together(self) -> Self:

@@ -56,7 +56,7 @@ class Bench:
     folder: Path
     """Empty at first, and removed afterwards."""
     rehearsal: bool
-    """Whether the plugin is told that this is a rehearsal."""
+    """Whether `run.rehearsal` is set for the plugin."""
     offer: Offer | None = None
     """Where the plugin comes from; needed for checks in another process."""
 
@@ -137,7 +137,7 @@ class Bench:
         head: Any = AutoModelForMaskedLM if family == "bert" else AutoModelForCausalLM
         set_seed(SEED)
         model: PreTrainedModel = head.from_config(configs[family](), dtype=torch.float32)
-        model.loss_type = "ForMaskedLM" if family == "bert" else "ForCausalLM"  # GPT-2's class does not tell it
+        model.loss_type = "ForMaskedLM" if family == "bert" else "ForCausalLM"  # GPT-2's class name does not show it
         return model
 
     def batch(self, size: int = 4) -> torch.Tensor:

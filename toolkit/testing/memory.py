@@ -75,7 +75,7 @@ def apply(plugin: Memory, bench: Bench) -> str:
         return plugin.apply(bench.model(family), bench.run(device=device if accelerator else None))
 
     family, model = first_accepted(("gpt2", "llama"), attempt)
-    usable = isinstance(model, torch.nn.Module) and hasattr(model, "config")  # what peft returns is no PreTrainedModel
+    usable = isinstance(model, torch.nn.Module) and hasattr(model, "config")  # peft's is no PreTrainedModel
     require(usable, f"apply returns a {type(model).__name__}, which is no model")
     Watched.of(bench.model(family), "causal-lm").then(model, "causal-lm", name="apply")
     batch = bench.batch().to(place)

@@ -77,7 +77,7 @@ def labels(plugin: Objective, bench: Bench) -> str:
             require(False, why)
         if causal and end:
             left_out = (given == end[0]) & ~known
-            left_out[:, 0] = False  # nobody predicts the first token
+            left_out[:, 0] = False  # the first token is never predicted
             require(
                 not left_out.any(),
                 f"{int(left_out.sum())} of the {int((given == end[0]).sum())} document ends in a batch have no label, "

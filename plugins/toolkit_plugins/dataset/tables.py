@@ -18,7 +18,7 @@ from toolkit_plugins.hub_errors import choice
 DELIMITERS = {",": "','", "\t": "a tab", ";": "';'", "|": "'|'"}
 """Common delimiters, and their names in a sentence."""
 NO_DELIMITER = re.compile(r"[\w\s\"'.-]")
-"""Characters that occur within a column's name, and so are no delimiters."""
+"""Characters that may be part of a column's name, and so are not taken for delimiters."""
 NOTE_TO_EXCEL = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 """A first line that tells Excel the delimiter; some web applications write one."""
 MANY_LINES = 10

@@ -96,7 +96,7 @@ class CardedExporter(Exporter):
             library_name="peft" if is_adapter else "transformers",
             pipeline_tag="text-generation" if run.task == "causal-lm" else "fill-mask",
             tags=["pretrain-toolkit"],
-            base_model=base if base and not Path(base).is_dir() else None,  # the Hub knows no folders
+            base_model=base if base and not Path(base).is_dir() else None,  # a folder means nothing on the Hub
             **named,
         )
         return data.to_yaml()

@@ -31,7 +31,7 @@ class PushToHub(Exporter):
         return 0
 
     def check(self, model: PreTrainedModel, run: RunContext) -> None:
-        """Refuse to train towards an upload for which there is no token."""
+        """Refuse, before training, an upload for which there is no token."""
         if not run.rehearsal and not os.environ.get("HF_TOKEN"):
             raise UnavailableError(f"set HF_TOKEN to a token that may write to {self.repo_id}", option="repo_id")
 

@@ -146,7 +146,7 @@ class PretrainedModel(Model):
         text = config.get_text_config()
         with self._reading(repository):
             if text is not config:
-                alone = without_weights(text, run)  # fails where there is no class with the head, before any loading
+                alone = without_weights(text, run)  # if it has no model with such a head, fails before any loading
             model, report = load(self.path, config, run, **repository.where)
         self._check_complete(model, report, run)
         if unset := without_unused_settings(getattr(model, "generation_config", None)):
