@@ -1,1 +1,1 @@
-"""The plugins that come with the toolkit. They use the public door: of toolkit they import `toolkit.api` alone."""
+"""The plugins that come with the toolkit. They use the public API only: of toolkit they import `toolkit.api` alone."""

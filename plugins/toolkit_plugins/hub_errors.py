@@ -1,8 +1,8 @@
-"""Turns what goes wrong between here and the Hugging Face Hub into a sentence with a cure.
+"""Turns errors of the Hugging Face Hub and the connection to it into a sentence with a fix.
 
-It asks the Hub once about a repository before a library does: the answer pins the commit, and no library's
-retries are waited for when there is no network. It downloads nothing and decides nothing about a repository's
-content.
+It asks the Hub about a repository once, before a library does: the answer pins the commit, and without a network
+nobody waits for a library's retries. It downloads one small file at most, to note the commit in the cache, and decides
+nothing about a repository's content.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PATIENCE_SECONDS = 10.0
 UNWRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST})
 
 FIRST_FILE = {"dataset": "README.md", "model": "config.json"}
-"""What the libraries ask for first, so that having it costs nothing."""
+"""What the libraries fetch first, so that fetching it here costs nothing extra."""
 
 _INSTEAD = {
     "dataset": "read files of your own with the dataset text-files",
@@ -42,16 +42,16 @@ _INSTEAD = {
 
 @dataclass(frozen=True)
 class Repo:
-    """A repository as the Hub has it now; `commit` is None where the Hub cannot be asked and a cache has to do."""
+    """A repository as it is on the Hub now; `commit` is None where the Hub is unreachable and the cache has to do."""
 
     path: str
     commit: str | None
     files: frozenset[str] | None = None
-    """The names of its files; None where the Hub does not tell."""
+    """The names of its files; None where the Hub does not list them."""
 
 
 def look_up(path: str, *, kind: Kind, revision: str | None) -> Repo:
-    """Ask the Hub which commit a revision is, and whether we may read it.
+    """Ask the Hub which commit a revision points to, and whether we may read it.
 
     Raises:
         OptionError: there is no such repository or revision.
@@ -81,9 +81,9 @@ def look_up(path: str, *, kind: Kind, revision: str | None) -> Repo:
 
 
 def _remember(api: HfApi, path: str, kind: Kind, revision: str | None) -> None:
-    """Leave in the cache which commit the revision is now.
+    """Record in the cache which commit the revision points to now.
 
-    What is fetched by its commit alone is not found again under `main` by a run that has no network.
+    Otherwise a run without a network would not find under `main` what was fetched by its commit alone.
     """
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -92,7 +92,7 @@ def _remember(api: HfApi, path: str, kind: Kind, revision: str | None) -> None:
 
 
 def _knock(api: HfApi, path: str, kind: Kind) -> None:
-    """Ask for entry to a gated repository; a mirror that does not know the question lets the download decide."""
+    """Check access to a gated repository; with a mirror that lacks this endpoint, the download decides."""
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
     try:
@@ -106,7 +106,7 @@ def _knock(api: HfApi, path: str, kind: Kind) -> None:
 
 @contextmanager
 def explained(path: str, *, kind: Kind, revision: str | None) -> Iterator[None]:
-    """Replace the errors that libraries raise about the Hub; every other error passes through unchanged."""
+    """Translate the errors that libraries raise about the Hub; every other error passes through unchanged."""
     try:
         yield
     except ToolkitError:
@@ -154,7 +154,7 @@ def _explanation(error: Exception, path: str, *, kind: Kind, revision: str | Non
 
 
 def unwritable(error: BaseException, path: str, kind: Kind) -> UnavailableError | None:
-    """Say that the cache of the libraries cannot be written, if that is what the error is about."""
+    """The refusal for an unwritable cache of the libraries, if that is what the error is about."""
     from huggingface_hub import constants
 
     datasets = sys.modules.get("datasets")
@@ -172,13 +172,13 @@ def unwritable(error: BaseException, path: str, kind: Kind) -> UnavailableError 
 
 def _refuses(cache: Path, error: OSError) -> bool:
     place = Path(error.filename)
-    # A file that is missing is not about writing; a cache that is missing could not be made.
+    # A missing file has nothing to do with writing, but a missing cache means that it could not be created.
     about_writing = error.errno in UNWRITABLE or not cache.exists()
     return about_writing and (place.is_relative_to(cache) or cache.is_relative_to(place))
 
 
 def gated(path: str, kind: Kind) -> UnavailableError:
-    """Say how the door of a gated repository is opened."""
+    """The error for a gated repository, which says how to get access."""
     page = f"{_endpoint()}/{'datasets/' if kind == 'dataset' else ''}{path}"
     return UnavailableError(
         f"the {kind} {path} is gated: accept its terms on {page}, then set HF_TOKEN to a token of the same account",
@@ -187,7 +187,7 @@ def gated(path: str, kind: Kind) -> UnavailableError:
 
 
 def unreachable(path: str, kind: Kind, error: BaseException | None = None) -> UnavailableError:
-    """Say that neither the Hub nor the cache has it, and what else can be done."""
+    """The error for a repository that neither the Hub nor the cache provides, and what can be done about it."""
     from huggingface_hub import is_offline_mode
 
     if is_offline_mode():
@@ -215,7 +215,7 @@ def _refused(status: int, path: str, kind: Kind) -> ToolkitError:
     from huggingface_hub import get_token
 
     if status == 401 and get_token() is None:
-        return _missing(path, kind)  # the Hub's answer to a stranger, who must not learn what private names there are
+        return _missing(path, kind)  # without a token, the Hub answers so, lest it reveal which private names exist
     if status in (401, 403):
         return UnavailableError(
             f"the Hub refuses your token the {kind} {path} (status {status}); set HF_TOKEN to one that may read it",
@@ -228,7 +228,7 @@ def _refused(status: int, path: str, kind: Kind) -> ToolkitError:
 
 
 def choice(word: str, known: Iterable[str]) -> str:
-    """Say which of the known words was probably meant, and what the known ones are, up to twenty of them."""
+    """Say which of the known words was probably meant, and list the known ones, up to twenty of them."""
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=1)
     shown = ", ".join(name if len(name) <= 60 else f"{name[:57]}..." for name in names[:20])
@@ -241,7 +241,7 @@ def _is_unreachable(error: BaseException) -> bool:
 
     chain = list(_chain(error))
     if any(isinstance(cause, HfHubHTTPError) for cause in chain):
-        return False  # it has answered
+        return False  # the Hub has answered
     return any(
         isinstance(cause, (ConnectionError, TimeoutError, LocalEntryNotFoundError)) or _is_transport_error(cause)
         for cause in chain
@@ -249,8 +249,8 @@ def _is_unreachable(error: BaseException) -> bool:
 
 
 def _is_transport_error(error: BaseException) -> bool:
-    # huggingface_hub changed its HTTP library twice (requests, httpx, httpx2) and may again: the classes are known
-    # by their names, so that this module depends on none of them.
+    # huggingface_hub changed its HTTP library twice (requests, httpx, httpx2) and may again: the classes are matched
+    # by name, so that this module depends on none of them.
     return any(
         base.__module__.partition(".")[0] in ("httpx", "httpx2") and base.__name__ == "TransportError"
         for base in type(error).__mro__
@@ -258,7 +258,7 @@ def _is_transport_error(error: BaseException) -> bool:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and those that it was raised from or because of, outermost first."""
+    """The error and its chain of causes and contexts, outermost first."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -274,9 +274,9 @@ def _endpoint() -> str:
 
 @contextmanager
 def quiet(library: Any) -> Iterator[None]:
-    """Keep the progress bars and the chatter of a library, `datasets` or `transformers.utils`, off the screen for now.
+    """Silence the progress bars and logging of a library, `datasets` or `transformers.utils`, and of huggingface_hub.
 
-    What matters of it, the errors, is told by us; and its bars would break the lines of a run's own.
+    Errors, the part that matters, are reported by us; and the bars would break the lines of the run's own progress.
     """
     import huggingface_hub.utils as hub
 
@@ -288,7 +288,7 @@ def quiet(library: Any) -> Iterator[None]:
         for each in libraries:
             each.logging.set_verbosity(logging.CRITICAL)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # both warn where a person's environment asks for bars, and then show them
+            warnings.simplefilter("ignore")  # both warn where the environment forces bars, and then show them
             for each in bars:
                 each.disable_progress_bars()
         yield

@@ -1,6 +1,6 @@
-"""Turns what a library says of a person's model or tokenizer into a sentence with a cure.
+"""Turns a library's error about the user's model or tokenizer into a sentence with a fix.
 
-What can be seen in the files is found out before, by `repository_files`; this is for all the rest.
+What the files themselves show is caught earlier, by `repository_files`; this handles everything else.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from toolkit_plugins.repository_files import Repository
 def reading(
     repository: Repository, *, revision: str | None, what: str, errors: tuple[type[Exception], ...] = (Exception,)
 ) -> Iterator[None]:
-    """Say what a library finds wrong with the files that it reads; what the Hub says goes first.
+    """Explain what a library finds wrong with the files that it reads; errors from the Hub take precedence.
 
-    To be put around nothing but the library's call: whatever that raises is about the files, but for a lack of memory.
+    Put it around the library's call alone: whatever that raises is about the files, except for running out of memory.
 
     Args:
         repository: whose files they are.
-        revision: as the recipe has it.
-        what: is being read, for the message: "the tokenizer".
-        errors: those to explain; fewer where the call may fail for a reason of ours.
+        revision: as in the recipe.
+        what: what is being read, for the message: "the tokenizer".
+        errors: the errors to explain; fewer where the call may fail for reasons of our own.
     """
     try:
         with explained(repository.path, kind="model", revision=revision):
@@ -48,7 +48,7 @@ def reading(
 
 def _package(error: Exception) -> str:
     text = " ".join(str(error).split())
-    if "`tiktoken`" in text:  # tried last, so what is told of it is also told of the others' files
+    if "`tiktoken`" in text:  # the library tries it last, and so names it for the others' files too
         return (
             "it is no tokenizer.json but a model of sentencepiece or tiktoken; pip install sentencepiece protobuf "
             "tiktoken, or take a repository that has tokenizer.json"
@@ -57,7 +57,7 @@ def _package(error: Exception) -> str:
 
 
 def _reason(error: Exception) -> str | None:
-    """What a library's words mean, for those that are known."""
+    """What a library's message means, if it is a known one."""
     text = str(error)
     if "trust_remote_code" in text or "custom code" in text:
         return "it comes with code of its own, which the toolkit does not run"
@@ -79,6 +79,6 @@ def _reason(error: Exception) -> str | None:
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # huggingface_hub names the check that failed in the first line, and says what it found in the last.
+    # huggingface_hub names the failed check in the first line, and what it found in the last.
     line = lines[-1] if lines and "alidation error" in lines[0] else next(iter(lines), type(error).__name__)
     return line.partition(". ")[0].rstrip(".")

@@ -1,7 +1,7 @@
-"""Looks at a model's files before a library reads them, and says in a sentence what is wrong with them.
+"""Checks a model's files before a library reads them, and says in a sentence what is wrong with them.
 
-It knows file names, sizes and headers: which of them a model or a tokenizer consists of, and what people have in their
-place. A repository on the Hub is known by its file names alone; its files' content is checked by the download.
+It knows which files make up a model or a tokenizer, their sizes and headers, and what users often have in their place.
+Of a repository on the Hub it checks only the file names; the download checks the contents.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from toolkit_plugins.hub_errors import look_up
 TOKENIZER_JSON = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 MODEL_JSON = ("config.json", "generation_config.json", "adapter_config.json")
 TOKENIZER_FILE = re.compile(r"token|vocab|merges|spiece|sentencepiece|bpe|tekken|\.model$|\.tiktoken$")
-"""What names of files say that a tokenizer is made of them."""
+"""File names that belong to a tokenizer."""
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 LFS_POINTER = b"version https://git-lfs"
 LARGEST_HEADER = 100_000_000
-"""Bytes; safetensors reads no header beyond."""
+"""In bytes; safetensors refuses larger headers."""
 
 
 @dataclass(frozen=True)
@@ -33,32 +33,32 @@ class Repository:
     """A folder, or a repository on the Hub at one commit."""
 
     path: str
-    """As the recipe has it."""
+    """As in the recipe."""
     folder: Path | None
-    """Where the files lie; None on the Hub."""
+    """The local folder; None for a repository on the Hub."""
     names: Collection[str] | None
-    """The files in it; None where the Hub cannot be asked."""
+    """Names of its files; None where the Hub cannot be reached."""
     where: dict[str, Any]
-    """What `from_pretrained` has to be told to read these very files."""
+    """Arguments with which `from_pretrained` reads exactly these files."""
 
     @property
     def is_remote(self) -> bool:
-        """Whether the Hub has it."""
+        """Whether it is on the Hub."""
         return self.folder is None
 
     def __contains__(self, name: str) -> bool:
         return self.names is not None and name in self.names
 
     def named(self, suffix: str) -> list[str]:
-        """The files of its first level whose names end so."""
+        """The files at its top level whose names end in the suffix."""
         return sorted(name for name in self.names or () if name.endswith(suffix) and "/" not in name)
 
 
 def find(path: str, *, revision: str | None) -> Repository:
-    """The folder of this name, or the repository on the Hub.
+    """The folder of this name, or else the repository on the Hub.
 
     Raises:
-        OptionError: there is neither; or it is a file.
+        OptionError: there is neither, or the name is that of a file.
         UnavailableError: the Hub refuses, or the folder cannot be read.
     """
     folder = Path(path)
@@ -73,16 +73,16 @@ def find(path: str, *, revision: str | None) -> Repository:
     if path.startswith((".", "/", "~")):
         raise OptionError(f"there is no folder {path}", option="path")
     found = look_up(path, kind="model", revision=revision)
-    # Without a commit the Hub cannot be asked, and the cache is all there is.
+    # Without a commit the Hub could not be reached, so only the cache is left.
     where = {"revision": found.commit or revision, "local_files_only": found.commit is None}
     return Repository(path, None, found.files, where)
 
 
 def check_config(repository: Repository) -> None:
-    """Refuse what has no config of a whole model: an adapter, other formats, a folder of folders.
+    """Refuse what does not have the config of a whole model: an adapter, other formats, a folder of folders.
 
     Raises:
-        OptionError: with the cure.
+        OptionError: it does not; the message has the fix.
         UnavailableError: a file cannot be read.
     """
     _check_json(repository, MODEL_JSON)
@@ -93,10 +93,10 @@ def check_config(repository: Repository) -> None:
 
 
 def check_weights(repository: Repository) -> None:
-    """Refuse weights that are missing, cut off, or of a format that is not read.
+    """Refuse weights that are missing, truncated, or in an unsupported format.
 
     Raises:
-        OptionError: with the cure.
+        OptionError: they are; the message has the fix.
         UnavailableError: a file cannot be read.
     """
     if repository.names is None:
@@ -118,10 +118,10 @@ def check_weights(repository: Repository) -> None:
 
 
 def check_tokenizer(repository: Repository) -> None:
-    """Refuse a repository without a tokenizer, and tokenizer files that are damaged.
+    """Refuse a repository without a tokenizer, or with damaged tokenizer files.
 
     Raises:
-        OptionError: with the cure.
+        OptionError: it is one; the message has the fix.
         UnavailableError: a file cannot be read.
     """
     _check_json(repository, (*TOKENIZER_JSON, "config.json"))
@@ -144,7 +144,7 @@ def _check_json(repository: Repository, names: Collection[str]) -> None:
 
 
 def _check_safetensors(repository: Repository, name: str) -> None:
-    """Compare the file's size with what its header says: https://huggingface.co/docs/safetensors/index#format."""
+    """Check the file's size against its header: https://huggingface.co/docs/safetensors/index#format."""
     start = _read(repository, name, limit=8)
     size = (_folder(repository) / name).stat().st_size
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else LARGEST_HEADER
@@ -165,7 +165,7 @@ def _check_safetensors(repository: Repository, name: str) -> None:
 
 
 def _read(repository: Repository, name: str, *, limit: int = -1) -> bytes:
-    """The beginning of a file, which is neither empty nor a pointer.
+    """The first `limit` bytes of a file that is neither empty nor a git-lfs pointer; all of it by default.
 
     Raises:
         OptionError: it is.
@@ -194,7 +194,7 @@ def _folder(repository: Repository) -> Path:
 
 def _shards(repository: Repository) -> list[str]:
     if repository.folder is None:
-        return []  # the library asks for those that the index names
+        return []  # the library fetches those that the index names
     _check_json(repository, (INDEX,))
     index = json.loads(_read(repository, INDEX)).get("weight_map")
     if not isinstance(index, dict) or not index:

@@ -1,1 +1,1 @@
-"""The command line: words in, calls to the core, words out. Nothing here decides what a run computes."""
+"""The command line: parses arguments, calls the core, prints results. Nothing here decides what a run computes."""

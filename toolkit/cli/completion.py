@@ -1,6 +1,6 @@
-"""What the Tab key offers: names of recipes, plugins and runs; and the script that tells a shell to ask.
+"""Tab completion: the names of recipes, plugins and runs, and the script that sets a shell up for it.
 
-Looks at file names and entry points alone, so that the key answers at once.
+It looks only at file names and entry points, so that completion is instant.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 def complete_recipes(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Names of recipes; files, once the word looks like a path."""
+    """Names of recipes; files, if the word looks like a path."""
     from toolkit.recipe import catalog
 
     if incomplete.startswith((".", "/", "~")) or "/" in incomplete:
@@ -28,7 +28,7 @@ def complete_recipes(ctx: click.Context, param: click.Parameter, incomplete: str
 
 
 def complete_plugins(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Names of plugins of the kind that is on the line already."""
+    """Names of plugins of the kind that has already been typed."""
     from importlib import metadata
 
     names = {entry.name for entry in metadata.entry_points(group=f"toolkit.{ctx.params.get('kind')}")}
@@ -57,7 +57,7 @@ def _starting(incomplete: str, names: Iterable[str]) -> list[CompletionItem]:
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Set up completion with the Tab key.
+    """Set up tab completion.
 
     Prints the script that makes a shell complete commands, options, and the names of recipes, plugins and runs.
     """

@@ -1,4 +1,4 @@
-"""Groups of commands that answer a misspelt word with the word that was probably meant."""
+"""Command groups that answer a misspelt command with the one that was probably meant."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from toolkit.errors import nearest
 
 
 class NamingGroup(click.Group):
-    """A group that names the nearest command; click does so from 8.4 on, and we support 8.2."""
+    """A group that suggests the nearest command; click does so from 8.4 on, and we support 8.2."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -1,4 +1,4 @@
-"""The words for what happens in a run, line by line; `watch` shows them."""
+"""The events of a run in words, line by line; `watch` shows them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from toolkit.progress import DataPrepared, Event, Progressed, StepDone, TrainingStarted
 
 BORDER = re.compile(r"\s*(<\|\w+\|>|</?s>|<[be]os>|\[SEP\]|\[CLS\])\s*")
-"""What a document's border looks like in decoded text."""
+"""The special tokens at document boundaries, in decoded text."""
 
 
 def filled(parts: list[str], width: int) -> list[str]:
-    """Lines of whole parts, two spaces between them."""
+    """Lines filled with whole parts, two spaces between them."""
     lines = [parts[0]]
     for part in parts[1:]:
         joined = f"{lines[-1]}  {part}"
@@ -51,16 +51,16 @@ def phase(event: Progressed) -> list[str]:
         done, rate = f"{event.done:,}", f"{formatting.compact(event.per_second)} {event.unit}"
         of_total = f"/{event.total:,} {event.unit}" if event.total is not None else f" {event.unit}"
     parts = [event.phase, f"{done}{of_total}"]
-    if event.per_second >= 1 and event.done != event.total:  # of slower ones the time left says more
+    if event.per_second >= 1 and event.done != event.total:  # at slower rates the remaining time says more
         parts.append(f"{rate}/s")
     if event.remaining_seconds:
         return [*parts, f"{formatting.duration(math.ceil(event.remaining_seconds))} left"]
-    # Without a total, or with all counted and the rest of the work going on, nobody knows what is left.
+    # Without a total, or once everything is counted but work continues, the remaining time is unknown.
     return [*parts, f"{formatting.duration(int(event.seconds))} so far"]
 
 
 def told(event: Event, width: int = render.ENDLESS) -> list[str]:
-    """The words for everything that is worth a line of its own; steps and saves are not."""
+    """The lines for an event that deserves lines of its own; steps and saves do not."""
     from toolkit import progress as events
 
     match event:
@@ -98,7 +98,7 @@ def _started(event: TrainingStarted) -> list[str]:
 
 
 def _prepared(event: DataPrepared) -> dict[str, str]:
-    """The account of the data in words: what went in, where it went, and what the steps mean."""
+    """The data account in words: what went in, where it went, and what it means for the steps."""
     account = event.account
     train, held_out = account.train, account.validation
     splits = [split for split in (train, held_out) if split]

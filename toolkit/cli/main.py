@@ -1,7 +1,7 @@
-"""The command `toolkit`: its groups, and what becomes of an error.
+"""The command `toolkit`: its groups, and how errors are reported.
 
-Every module of the command line imports click and the standard library alone; a command imports what it needs
-when it runs. So `--help` costs what click costs, and torch starts where training does.
+Every module of the command line imports only click and the standard library; a command imports what it needs when it
+runs. So `--help` costs no more than click, and torch is imported only when training starts.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ COMMANDS = {
     "plugin": "toolkit.cli.plugin:plugin",
     "completion": "toolkit.cli.completion:completion",
 }
-"""Where each command of the first level is, in the order of its help."""
+"""Where each top-level command is, in the order of the help text."""
 
 INTERRUPTED = "interrupted"
 
 
 class LazyGroup(NamingGroup):
-    """The first level: imports the module of a command when it is asked for, and turns errors into words."""
+    """The top-level group: imports a command's module when it is asked for, and turns errors into messages."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -51,7 +51,7 @@ class LazyGroup(NamingGroup):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; an error that is meant for the person becomes its message and its exit status."""
+        """Run the command; an error that is meant for the user becomes a message and an exit status."""
         try:
             return super().invoke(ctx)
         except ToolkitError as error:
@@ -92,7 +92,7 @@ def main() -> None:
     with signals.ending_the_process(), signals.at_forced_end(_say_at_forced_end):
         try:
             toolkit(prog_name="toolkit")
-        except ToolkitError as error:  # of a help text that could not be written: no command has begun
+        except ToolkitError as error:  # a help text could not be written: no command has started
             render.error(error)
             sys.exit(error.exit_status)
 
@@ -102,9 +102,9 @@ def _say_at_forced_end(reason: str) -> None:
 
 
 def be_somebody() -> None:
-    """Give a user without an entry in the machine's list of users a name and a home, for which libraries ask.
+    """Give a user without an entry in /etc/passwd the name and the home that libraries ask for.
 
-    `docker run --user 4321` starts one.
+    `docker run --user 4321` has such a user.
     """
     try:
         pwd.getpwuid(os.getuid())
@@ -114,14 +114,14 @@ def be_somebody() -> None:
         if "HOME" not in os.environ:
             home = Path(tempfile.gettempdir(), f"toolkit-{user}")
             home.mkdir(mode=0o700, exist_ok=True)
-            is_ours = home.stat().st_uid == os.getuid()  # anybody may have made it there
+            is_ours = home.stat().st_uid == os.getuid()  # another user may have created it
             os.environ["HOME"] = str(home) if is_ours else tempfile.mkdtemp(prefix=home.name)
 
 
 def be_quiet() -> None:
-    """Keep the libraries' own warnings and bars out of what we show; the person's own settings go first.
+    """Silence the libraries' own warnings and progress bars; the user's own settings take precedence.
 
-    By environment variables, because importing the libraries to tell them would cost seconds.
+    It sets environment variables, because importing the libraries to configure them would cost seconds.
     """
     if not sys.warnoptions:
         warnings.simplefilter("ignore")

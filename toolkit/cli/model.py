@@ -1,4 +1,4 @@
-"""`toolkit generate` and `toolkit evaluate`: what a finished run's model writes, and how well it predicts."""
+"""`toolkit generate` and `toolkit evaluate`: text from a finished run's model, and how well it predicts."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def generate(
     runs: Path,
     as_json: bool,
 ) -> None:
-    """Let the model of a run write.
+    """Generate text with a run's model.
 
-    The run must have finished; its model goes on with the prompt.
+    The run must have finished; its model continues the prompt.
     """
     from toolkit import run_directory
 
@@ -70,7 +70,7 @@ def generate(
 @options.runs
 @options.as_json
 def evaluate(run: str, stride: int | None, max_documents: int | None, runs: Path, as_json: bool) -> None:
-    """Measure the model of a run.
+    """Evaluate a run's model.
 
     On the documents that the run held out, with a sliding window. Perplexity per token depends on the tokenizer;
     perplexity per word and bits per byte can be compared between models.

@@ -1,4 +1,4 @@
-"""The options that several commands share."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ run_argument = click.argument("run", shell_complete=complete_runs)
 
 
 def chosen_device(name: str | None) -> Device:
-    """The device of --device, or the one that is here.
+    """The device of --device, or this machine's.
 
     Raises:
         UsageError: there is no device of that name.
@@ -73,7 +73,7 @@ def chosen_device(name: str | None) -> Device:
 def resolved(
     name: str, overrides: Iterable[str], plugin_folders: Iterable[Path], *, device_name: str | None = None
 ) -> ResolvedRecipe:
-    """The recipe of this name, for the device of --device or the one that is here.
+    """The recipe of this name, resolved for the device of --device or this machine's.
 
     Raises:
         RecipeError, PluginError, UsageError: there is none, or it is invalid.

@@ -1,8 +1,8 @@
-"""Standard output and standard error of the process, as a command can rely on them.
+"""Standard output and standard error of the process, made safe for commands to write to.
 
-Whoever reads them may go away (`| head`, a terminal that is closed), the disk behind them may be full, or they were
-never there (`>&-`). What goes to standard error is then lost without a word. A lost standard output ends a command
-whose work is to print; a run has other work, and goes on: `run_goes_on_without_it`.
+Their reader may go away (`| head`, a closed terminal), the disk behind them may be full, or they may never have been
+open (`>&-`). What goes to standard error is then silently lost. Losing standard output ends a command whose purpose is
+to print; a run has other work to do, and continues: `run_goes_on_without_it`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Output(io.FileIO):
-    """A descriptor to write to that leads nowhere once it has failed, so that it fails once."""
+    """A file descriptor for writing that is redirected to /dev/null once it fails, so that it fails only once."""
 
     def __init__(self, descriptor: int, *, needed: bool) -> None:
         super().__init__(descriptor, "w", closefd=False)
@@ -28,10 +28,10 @@ class Output(io.FileIO):
         """Whether a failure ends the command."""
 
     def write(self, data: ReadableBuffer, /) -> int:
-        """Write; wait where a pipe that does not block is full.
+        """Write; wait if a non-blocking pipe is full.
 
         Raises:
-            BrokenPipeError: the reader is gone, which ends a command quietly.
+            BrokenPipeError: the reader is gone, which ends the command quietly.
             UnavailableError: the disk is full, say.
         """
         try:
@@ -50,22 +50,22 @@ class Output(io.FileIO):
 
 
 def install() -> None:
-    """Put these in the place of the interpreter's streams.
+    """Replace the interpreter's streams with these.
 
-    A descriptor that is closed is opened to nowhere, or the next file that is opened would be the one to print into.
+    A closed descriptor is opened on /dev/null; otherwise the next file opened would get its number, and the output.
     """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDONLY if descriptor == 0 else os.O_WRONLY)  # takes the lowest free one
+            os.open(os.devnull, os.O_RDONLY if descriptor == 0 else os.O_WRONLY)  # gets the lowest free number
     if sys.stdin is None:
         sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False), encoding="utf-8")
     sys.stdout, sys.stderr = _stream(sys.stdout, 1, needed=True), _stream(sys.stderr, 2, needed=False)
 
 
 def run_goes_on_without_it() -> None:
-    """From here on, a standard output that cannot be written to ends nothing."""
+    """From now on, failing to write to standard output does not end the command."""
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     if isinstance(raw, Output):
         raw.needed = False
@@ -75,7 +75,7 @@ def _stream(present: TextIO | None, descriptor: int, *, needed: bool) -> io.Text
     return io.TextIOWrapper(
         io.BufferedWriter(Output(descriptor, needed=needed)),
         encoding=(present.encoding if present else None) or "utf-8",
-        # A generated text may hold any character, and the terminal may be an old one.
+        # Generated text may hold any character, and an old terminal may not be able to encode it.
         errors="replace",
         line_buffering=True,
     )

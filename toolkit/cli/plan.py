@@ -1,4 +1,4 @@
-"""`toolkit recipe plan`: what a run would take, and what would make it fit."""
+"""`toolkit recipe plan`: how much memory, disk and time a run would take, and what would make it fit."""
 
 from __future__ import annotations
 
@@ -59,15 +59,15 @@ def plan(
     plugin_folders: tuple[Path, ...],
     as_json: bool,
 ) -> None:
-    """Say what a run would take: memory, disk and time.
+    """Estimate a run's memory, disk and time.
 
-    Reckoned from the step that the run would do, traced without its memory: no weights are downloaded and no GPU is
-    needed, so one can plan here for a machine elsewhere. Configs and tokenizers from the Hub are fetched.
+    The plan comes from the run's own training step, traced without allocating its memory: no weights are downloaded
+    and no GPU is needed, so you can plan here for another machine. Configs and tokenizers are fetched from the Hub.
 
-    The first rows of the dataset are looked at, and what a run would refuse of them is told.
+    The first rows of the dataset are checked too, and what a run would refuse about them is reported.
 
-    Of a run that does not fit the plan comes first, and then what would make it fit; the exit status is 0 then, too.
-    It is 2 where the recipe leaves the choice to `auto`, and nothing that may be chosen fits.
+    If a run does not fit, the plan is followed by what would make it fit; the exit status is still 0. It is 2 if the
+    recipe leaves the choice to `auto` and nothing that it may choose fits.
     """
     from toolkit import resolve
     from toolkit.cli.watch import watching
@@ -87,7 +87,7 @@ def plan(
     chooser = chooser_of(resolved)
     whole = chooser.limit(resolved.device) if chooser else resolved.device.memory_bytes
     limit = own_share(whole, resolved.device, processes)
-    if device_name is None and not memory:  # here and now, as the run would find it
+    if device_name is None and not memory:  # on this machine, as much as a run would find free now
         limit = min(limit, bytes_to_be_had(resolved.device, processes))
     asked, why = resolved, tuple[str, ...]()
     with watching(quiet=False, on_standard_error=True) as listener:
@@ -101,7 +101,7 @@ def plan(
             why = choice.why
         blocks = _known_blocks(resolved, runs)
         made = planned(resolved, rates=rates, limit_bytes=limit, processes=processes, training_blocks=blocks)
-    if not as_json:  # before what takes longer
+    if not as_json:  # shown before the search, which takes longer
         _show(made, why, data)
     rows: list[Option] = []
     help_ = None
@@ -155,7 +155,7 @@ def _rates(device_name: str | None, resolved: ResolvedRecipe, progress: Progress
 
 
 def _known_blocks(resolved: ResolvedRecipe, runs: Path) -> int | None:
-    """The blocks of an epoch, if a run of this name has counted the same data."""
+    """Blocks per epoch, if a run of this name has counted the same data."""
     from toolkit import comparison, run_directory
     from toolkit.files import read_json
 

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from toolkit.testing import Check
 
 KINDS = ("dataset", "tokenizer", "model", "objective", "optimizer", "memory", "callback", "exporter")
-"""Those of `toolkit.api`, which would cost 0.2 s to import for a help text; a test compares them."""
+"""The same as in `toolkit.api`, which takes 0.2 s to import, too long for a help text; a test compares them."""
 FACTS = ("claims", "needs", "fidelity", "phase", "task")
 """What a class may declare beside its options."""
 
-# The kind is eager, so that completion of the name beside it knows it.
+# Eager, so that completion of the name knows the kind.
 kind_argument = click.argument("kind", type=click.Choice(KINDS), is_eager=True)
 name_argument = click.argument("name", shell_complete=complete_plugins)
 
@@ -48,9 +48,9 @@ def plugin() -> None:
 @options.plugin_folders
 @options.as_json
 def list_(kind: str | None, plugin_folders: tuple[Path, ...], as_json: bool) -> None:
-    """List plugins, who offers them, and what they do.
+    """List plugins, their origin, and what they do.
 
-    One that cannot be used is listed with the reason.
+    A plugin that cannot be used is listed with the reason.
     """
     from toolkit.registry import Registry
 
@@ -88,8 +88,8 @@ def _entry(offer: Offer) -> dict[str, Any]:
 def show(kind: str, name: str, plugin_folders: tuple[Path, ...], as_json: bool) -> None:
     """Show a plugin's options.
 
-    With types, defaults and descriptions, what the plugin declares, where its class comes from, and how a recipe
-    names it.
+    With their types, defaults and descriptions; also what the plugin declares, where its class is, and how to use it
+    in a recipe.
     """
     from toolkit.registry import Registry
 
@@ -150,7 +150,7 @@ def _option(option: str, schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _type(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
-    """A JSON Schema in a few words: `integer >= 1`, `"auto" | "bf16"`, `list of string`."""
+    """A JSON Schema in a few words: `integer >= 1`, `auto | bf16`, `list of text`."""
     if "$ref" in schema:
         return _type(definitions.get(schema["$ref"].rpartition("/")[2], {}), definitions)
     if "anyOf" in schema:
@@ -171,12 +171,12 @@ def _plain(value: object) -> object:
 
 
 def _place(loaded: type[Plugin]) -> str:
-    """file:line of the class, as editors and terminals link it."""
+    """file:line of the class, which editors and terminals turn into a link."""
     return f"{inspect.getsourcefile(loaded)}:{inspect.getsourcelines(loaded)[1]}"
 
 
 def _example(kind: str, name: str, described: Mapping[str, Mapping[str, Any]]) -> str:
-    """A line of a recipe that names the plugin, its required options and one other."""
+    """A recipe line that names the plugin, with its required options and one other."""
     from toolkit.recipe.schema import MANY
 
     shown = {option: f"<{about['type']}>" for option, about in described.items() if about["required"]}
@@ -240,11 +240,11 @@ def check(
     plugin_folders: tuple[Path, ...],
     as_json: bool,
 ) -> None:
-    """Try a plugin against its contract.
+    """Check a plugin against its contract.
 
     The same checks that the toolkit's own plugins pass; plugins can call them in their tests (toolkit.testing). The
-    last one trains a small recipe with the plugin, kills it twice, and compares what becomes of it bit by bit.
-    What cannot be tried on this machine is said; what refuses to be tried at all fails.
+    last one trains a small recipe with the plugin, kills it twice, and compares the outcome bit by bit. A check that
+    cannot run on this machine is reported as not tried; a plugin that refuses everything it is tried with fails.
     """
     from dataclasses import asdict
 
@@ -252,7 +252,7 @@ def check(
     from toolkit.registry import Registry
 
     registry = Registry.discover(plugin_folders)
-    registry.offer(kind, name)  # a misspelt name is answered before torch is imported
+    registry.offer(kind, name)  # a misspelt name is reported before torch is imported
     given = Document("--set", "", {}, {})
     for assignment in assignments:
         given = with_override(given, assignment)

@@ -61,7 +61,7 @@ def show(
 ) -> None:
     """Print a recipe.
 
-    As it is written; with --resolved (or --set) complete, each value with who set it.
+    As it is written; with --resolved (or --set) complete, with the origin of each value.
     """
     if resolved or overrides:
         complete = options.resolved(name, overrides, plugin_folders)
@@ -140,11 +140,11 @@ def run(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Train, or go on training.
+    """Train, or resume training.
 
-    From the recipe to a model that from_pretrained loads, in RUNS/NAME. The same command starts a run, goes on with
-    one that was stopped, and says so when it is finished. With --json the result is one JSON object on standard
-    output, and progress goes to standard error.
+    From the recipe to a model that from_pretrained loads, in RUNS/NAME. The same command starts a run, resumes one
+    that was stopped, and says so if the run has already finished. With --json the result is one JSON object on
+    standard output, and progress goes to standard error.
 
     Exit status: 0 done, 1 failed, 2 invalid recipe or command, 3 something is missing here (network, device, disk),
     129, 130 and 143 interrupted with everything saved.
@@ -212,9 +212,9 @@ def _rehearse(
 def schema(output: str, plugin_folders: tuple[Path, ...]) -> None:
     """Write the schema for your editor.
 
-    A JSON Schema, by which editors that know YAML complete and check recipes: every plugin, every option. The first
-    line of a recipe names it: # yaml-language-server: $schema=.toolkit/recipe.schema.json. Write it again when
-    plugins were installed or removed.
+    A JSON Schema with which YAML-aware editors complete and check recipes: every plugin, every option. The first line
+    of a recipe names it: # yaml-language-server: $schema=.toolkit/recipe.schema.json. Write it again after installing
+    or removing plugins.
     """
     from toolkit.recipe import editor
     from toolkit.registry import Registry

@@ -1,6 +1,7 @@
-"""The only module that prints: results to standard output, errors and notes to standard error.
+"""Prints: results to standard output, errors and notes to standard error.
 
-Plain text that a terminal of any width and encoding can show; `watch.py` adds the live display of a run.
+It is plain text that a terminal of any width and encoding can show. The only other module that prints is `watch.py`,
+the live display of a run.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
     from toolkit.rehearsal import StandIn
 
 NARROW = 24
-"""Columns that words beside a name must have; with fewer they go below it."""
+"""Columns that text needs to fit beside a name; with fewer it goes below."""
 SAMPLE_LINES = 3
-"""Of a finished model's text that is shown."""
+"""Lines shown of a finished model's sample text."""
 ENDLESS = 10_000
-"""The width of what is no terminal: nothing wraps there, so that `grep` finds whole lines."""
+"""The width where output is not a terminal: nothing wraps there, so that `grep` finds whole lines."""
 
 
 def text(words: str = "") -> None:
@@ -39,12 +40,12 @@ def text(words: str = "") -> None:
 
 
 def note(words: str) -> None:
-    """Write to standard error: what a person should know and a script should not read."""
+    """Write to standard error: what the user should know, but a script should not parse."""
     click.echo(words, err=True)
 
 
 def error(error: ToolkitError) -> None:
-    """Write what went wrong to standard error; of several problems each on its line, for editors that jump to it."""
+    """Write what went wrong to standard error; several problems one per line, so that editors can jump to each."""
     problems = [problem_line(problem) for problem in error.problems] if isinstance(error, RecipeError) else []
     if len(problems) > 1:
         note(f"error: {len(problems)} problems in the recipe")
@@ -54,26 +55,26 @@ def error(error: ToolkitError) -> None:
 
 
 def problem_line(problem: Problem) -> str:
-    """One problem as file:line:column: path: message; a word of the command line has no line and column."""
+    """One problem as file:line:column: path: message; one in a `--set` has no line and column."""
     if not problem.place.file.startswith("--set"):
         return str(problem)
     return ": ".join(part for part in (problem.place.file, problem.path, problem.message) if part)
 
 
 def as_json(data: Any) -> None:
-    """Write one JSON document to standard output; in ASCII, so that no terminal can fail on it."""
+    """Write one JSON document to standard output, in ASCII, so that it prints on any terminal."""
     text(json.dumps(data, indent=2, default=str))
 
 
 def examples(*lines: str) -> str:
-    """The end of a help text: commands that a person can copy, line by line."""
+    """The end of a help text: commands to copy, one per line."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write rows in columns; on a terminal the last column wraps, and on a narrow one each row is a paragraph.
+    """Write rows in columns; on a terminal the last column wraps, and on a narrow one each row becomes a paragraph.
 
-    Into a file or a pipe nothing wraps, so that `grep` finds whole rows.
+    In a file or a pipe nothing wraps, so that `grep` finds whole rows.
     """
     cells = [list(headings), *([cell or "-" for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(headings) - 1)]
@@ -90,26 +91,26 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def pairs(entries: Mapping[str, Any]) -> None:
-    """Write names and values below each other."""
+    """Write names and values, one pair per line."""
     for line in beside(entries, terminal_width()):
         text(line)
 
 
 def paragraphs(words: str) -> None:
-    """Write prose: lines of a paragraph flow together."""
+    """Write prose, with each paragraph rewrapped."""
     for index, paragraph in enumerate(words.split("\n\n")):
         text("\n" * bool(index) + "\n".join(wrapped(" ".join(paragraph.split()), min(terminal_width(), 100))))
 
 
 def yaml_word(value: Any) -> str:
-    """A value on one line, as a recipe would have it: JSON is YAML, but for the quotes that words do not need."""
+    """A value on one line, as in a recipe: JSON, which is YAML too, without the quotes that plain words do not need."""
     if isinstance(value, str) and re.fullmatch(r"(?!true$|false$|null$)[A-Za-z][\w-]*", value):
         return value
     return json.dumps(value, ensure_ascii=False)
 
 
 def beside(entries: Mapping[str, Any], width: int, *, indent: int = 0) -> list[str]:
-    """Lines of names and values; a long value wraps beside its name, or below it where there is no room."""
+    """Lines of names and values; a long value wraps beside its name, or below it if there is no room."""
     margin = indent + max(map(len, entries)) + 2
     below = width - margin < NARROW
     lines = []
@@ -122,17 +123,17 @@ def beside(entries: Mapping[str, Any], width: int, *, indent: int = 0) -> list[s
 
 
 def wrapped(paragraph: str, width: int) -> list[str]:
-    """Lines of at most this width; but a long word, such as a path that a person may copy, stays whole."""
+    """Lines of at most this width; but a long word, such as a path that the user may copy, stays whole."""
     return textwrap.wrap(paragraph, max(NARROW, width), break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def terminal_width() -> int:
-    """Columns of the terminal; endless where standard output is none."""
+    """Columns of the terminal; `ENDLESS` if standard output is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else ENDLESS
 
 
 def result(result: RunResult, *, recipe: str, rehearsed: bool) -> None:
-    """Write what a run has reached, where its model lies and how to load it."""
+    """Write a run's results, where its model is and how to load it."""
     text()
     text(_headline(result, recipe=recipe, rehearsed=rehearsed))
     entries: dict[str, Any] = reached(
@@ -157,7 +158,7 @@ def result(result: RunResult, *, recipe: str, rehearsed: bool) -> None:
 
 
 def not_tested(stand_ins: Iterable[StandIn], name: str) -> None:
-    """Write what a rehearsal did without, section by section."""
+    """Write what a rehearsal did not test, section by section."""
     sections: dict[str, list[str]] = {}
     for stand_in in stand_ins:
         there, here = (
@@ -200,14 +201,14 @@ def reached(
 
 
 def beginning(sample: str) -> str:
-    """The first lines of a text that a model wrote; the report and --json have all of it."""
+    """The first lines of a generated text; the report and --json have all of it."""
     width = min(terminal_width(), 100) - len("it writes  ")
     lines = [part for line in sample.splitlines() if line.strip() for part in wrapped(line.strip(), width)]
     return "\n".join(lines[:SAMPLE_LINES]) + " ..." * (len(lines) > SAMPLE_LINES)
 
 
 def _known_as(result: RunResult) -> str | Path:
-    """How a command names the run."""
+    """The run as a command would name it: by name, or by folder."""
     return result.name if result.folder.parent.name == "runs" else result.folder
 
 

@@ -1,4 +1,4 @@
-"""`toolkit run`: list, show, report and verify read the files of run directories alone; export loads a model."""
+"""`toolkit run`: list, show, report and verify only read the files of run directories; export loads a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=NamingGroup, epilog=render.examples("toolkit run list", "toolkit run report quickstart"))
 def run() -> None:
-    """Look at runs and what they reached.
+    """Look at runs and their results.
 
     RUN is the name of a run in the folder of runs, or the path of a run's folder.
     """
@@ -37,7 +37,7 @@ def list_(runs: Path, as_json: bool) -> None:
     for directory in found:
         try:
             entries.append(_summary(directory))
-        except UnavailableError as error:  # a later version's
+        except UnavailableError as error:  # written by a later version, say
             render.note(str(error))
     if as_json:
         render.as_json(entries)
@@ -61,7 +61,7 @@ def _row(entry: dict[str, Any]) -> list[str]:
 def show(run: str, runs: Path, as_json: bool) -> None:
     """Show one run.
 
-    Its status, attempts, results, checkpoints, and where its model lies.
+    Its status, attempts, results, checkpoints, and where its model is.
     """
     from toolkit import run_directory
 
@@ -92,7 +92,7 @@ def show(run: str, runs: Path, as_json: bool) -> None:
 
 
 def _results(record: RunRecord) -> dict[str, str]:
-    """What a finished run has reached, as `recipe run` told it at its end."""
+    """A finished run's results, as `recipe run` printed them at its end."""
     results = record["results"]
     if not results:
         return {}
@@ -116,7 +116,7 @@ def _attempt(attempt: AttemptRecord) -> str:
     end = f"{attempt['how']} at step {attempt['step']:,}" if attempt["how"] else "has not said how it ended: killed"
     why = f": {attempt['error']}" if attempt.get("error") else ""
     lost = ""
-    if "lost_steps" in attempt:  # known once the run has gone on
+    if "lost_steps" in attempt:  # known once the run has resumed
         steps, seconds = attempt["lost_steps"], formatting.duration(attempt["lost_seconds"])
         lost = f"; lost {steps:,} steps, {seconds}" if steps else "; nothing lost"
     return f"{formatting.moment(attempt['started'])} from step {attempt['from_step']:,}; {end}{why}{lost}"
@@ -137,9 +137,9 @@ def _step_of(checkpoint: Path) -> int:
 )  # fmt: skip
 @options.runs
 def report(run: str, output: Path | None, runs: Path) -> None:
-    """Write a page about a run.
+    """Write a report on a run.
 
-    One HTML file that opens without a network: curves, the account of the data, samples, settings and their origins.
+    One HTML file that needs no network: curves, the account of the data, samples, settings and their origins.
     """
     from toolkit import report as report_module
     from toolkit import run_directory
@@ -159,7 +159,7 @@ def verify(ctx: click.Context, run: str, runs: Path, as_json: bool) -> None:
     """Check a run's files.
 
     Every checkpoint against its manifest, and every exported folder against what was written: size and SHA-256 of
-    each file. Exit status 1 if anything is not as it was.
+    each file. Exit status 1 if anything has changed.
     """
     from toolkit import checkpoint, run_directory
 
@@ -215,9 +215,9 @@ def export(
 ) -> None:
     """Export a run again, or a checkpoint of it.
 
-    Carries out the exporters of a recipe on a run that has finished, or that was stopped, without training and
-    without its data. The last step of a finished run is exported to the exporter's own folder, another checkpoint to
-    one that ends in its step: model-500.
+    Runs the exporters of a recipe on a run that has finished or was stopped, without training and without its data.
+    The last step of a finished run is exported to the exporter's own folder, any other checkpoint to one that ends in
+    its step: model-500.
     """
     from toolkit import run_directory
     from toolkit.cli.watch import watching
@@ -250,7 +250,7 @@ def _summary(run: RunDirectory) -> dict[str, Any]:
 
 
 def _status(run: RunDirectory) -> str:
-    """The run's status; `stopped` for one that says `running` while no process works on it: it was killed."""
+    """The run's status; `stopped` for one that was killed: it says `running`, but no process holds its lock."""
     if run.status == "running" and not _is_locked(run.folder / "lock"):
         return "stopped"
     return run.status
@@ -264,6 +264,6 @@ def _is_locked(file: Path) -> bool:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-        except OSError:  # a file system without locks: nobody can know
+        except OSError:  # a file system without locks, where it cannot be known
             return False
     return False

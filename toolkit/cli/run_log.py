@@ -1,6 +1,6 @@
-"""A run's own log, run.log in its folder: messages and steps as plain lines with their time.
+"""A run's own log, run.log in its folder: messages and steps as plain lines with a timestamp.
 
-It is kept however the command was started, and whatever becomes of the command's output.
+It is written however the command was started, and whatever happens to the command's output.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def watching_and_logging(*, quiet: bool, on_standard_error: bool) -> Iterator[Listener]:
-    """Give the listener for a run: it is shown and logged, and no output that fails ends it."""
+    """Yield the listener for a run, which shows and logs events; a failing output does not end the run."""
     run_goes_on_without_it()
     log = RunLog()
     with (
@@ -38,7 +38,7 @@ def watching_and_logging(*, quiet: bool, on_standard_error: bool) -> Iterator[Li
 
 
 class RunLog:
-    """Writes what it hears of once the run has a folder; until then it keeps the lines."""
+    """Writes events to the log once the run has a folder; until then it buffers the lines."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
@@ -46,11 +46,11 @@ class RunLog:
         self._file: BinaryIO | None = None
 
     def __call__(self, event: Event) -> None:
-        """Write down an event, or not: as often as a line is shown elsewhere than on a terminal."""
+        """Log an event, if it is due: as often as lines are shown where output is not a terminal."""
         from toolkit.progress import AttemptBegun
 
         if isinstance(event, AttemptBegun):
-            # Unbuffered: what cannot be written is lost, and in nobody's way. A full disk has worse to tell.
+            # Unbuffered: what cannot be written is dropped, and does not block. A full disk is reported elsewhere.
             with contextlib.suppress(OSError):
                 self._file = event.log.open("ab", buffering=0)
         self._plain(event)
@@ -58,7 +58,7 @@ class RunLog:
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """Write down how the command ends, too."""
+        """Also log how the command ends."""
         try:
             yield
         except ToolkitError as error:
@@ -73,7 +73,7 @@ class RunLog:
         self.end("finished")
 
     def end(self, words: str) -> None:
-        """Write the last words."""
+        """Write the last lines, and close the log."""
         self._lines += words.splitlines()
         self._write()
         if self._file is not None:

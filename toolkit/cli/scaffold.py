@@ -1,4 +1,4 @@
-"""Writes the package that a plugin of one's own starts from: one that works, in every file.
+"""Writes the package to start a new plugin from: a complete one that works.
 
 The templates are `string.Template`s, because Python and TOML are full of braces.
 """
@@ -33,7 +33,7 @@ def write(kind: str, name: str, directory: Path) -> Path:
     """Write the package NAME/ into a directory, and return its folder.
 
     Raises:
-        UsageError: the name cannot be a plugin's, is taken, or the folder exists.
+        UsageError: the name is no valid plugin name or is taken, or the folder exists.
         UnavailableError: the folder cannot be written.
     """
     folder, module = directory / name, name.replace("-", "_")

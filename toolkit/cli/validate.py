@@ -1,4 +1,4 @@
-"""`toolkit recipe validate`: whether a recipe is valid, and with --data what the first rows of its dataset show."""
+"""`toolkit recipe validate`: whether recipes are valid; with --data, also what the first rows of the dataset show."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from toolkit.resolve import ResolvedRecipe
 
 SHOWN_CHARACTERS = 80
-"""Of the first document."""
+"""Characters shown of the first document."""
 
 
 @click.command(
@@ -44,15 +44,15 @@ def validate(
 ) -> None:
     """Check recipes without running them.
 
-    Shows everything that is wrong at once: sections, plugins, options, values, and strategies in conflict. With
-    --data also what a run would refuse of the first rows: a file that is missing or empty, a column that is not
-    there, another delimiter. Of a dataset on the Hub, the first rows are fetched.
+    Shows all problems at once: sections, plugins, options, values, and conflicting strategies. With --data, also what
+    a run would refuse about the first rows: a missing or empty file, a missing column, another delimiter. For a
+    dataset on the Hub, the first rows are fetched.
     """
     from toolkit.resolve import check_trackers
 
     verdicts: list[dict[str, Any]] = []
     statuses = set()
-    options.chosen_device(device_name)  # a wrong name is the command's mistake, and no recipe's
+    options.chosen_device(device_name)  # a wrong device name is an error in the command, not in a recipe
     for name in names:
         try:
             resolved = options.resolved(name, overrides, plugin_folders, device_name=device_name)
@@ -92,7 +92,7 @@ def first_rows(resolved: ResolvedRecipe) -> dict[str, Any]:
 
 
 def first_rows_or_refusal(resolved: ResolvedRecipe) -> dict[str, Any]:
-    """The same for who needs no data: a refusal is told, and nothing ends."""
+    """The same for a command that can do without the data: a refusal is reported, but is no error."""
     try:
         return first_rows(resolved)
     except (RecipeError, UnavailableError) as error:
@@ -101,7 +101,7 @@ def first_rows_or_refusal(resolved: ResolvedRecipe) -> dict[str, Any]:
 
 
 def in_words(data: Mapping[str, Any]) -> str:
-    """What they show, in one line."""
+    """What the first rows show, in one line."""
     if "refused" in data:
         return f"a run would be refused: {data['refused']}"
     if data["source"] is None:

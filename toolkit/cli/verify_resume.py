@@ -1,4 +1,4 @@
-"""`toolkit recipe verify-resume`: whether a recipe's runs resume exactly, tried here."""
+"""`toolkit recipe verify-resume`: whether a recipe's runs resume exactly, tested on this machine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def verify_resume(
 ) -> None:
     """Prove that a recipe's runs resume exactly.
 
-    Trains a small copy of the recipe on this machine, with its plugins and strategies, twice: once undisturbed, and
+    Trains a small copy of the recipe on this machine, with its plugins and strategies, twice: once uninterrupted, and
     once killed between two saves and again during a save. Losses, weights, optimizer and random numbers must be the
     same to the last bit. Takes half a minute. Exit status 1 and the first difference if they are not.
     """

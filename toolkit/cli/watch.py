@@ -1,7 +1,7 @@
-"""Shows a run while it goes on: a live bar on a terminal, now and then a line elsewhere, nothing with --quiet.
+"""Shows the progress of a run: a live bar on a terminal, a line now and then elsewhere, nothing with --quiet.
 
-A watcher is the listener that `train.run` calls with events. On a terminal rich prints, because the bar has to
-move out of the way of every line; elsewhere `render` does.
+A watcher is the listener that `train.run` calls with events. On a terminal rich prints, because the bar has to make
+way for every line; elsewhere `render` does.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
     from toolkit.progress import Event, Listener, Progressed, StepDone
 
 LEAST_SECONDS = 5.0
-"""Where each step shown is a line of its own, the lines are at least this far apart, ..."""
+"""Without a live bar, the lines that show steps are at least this far apart, ..."""
 SHARE = 0.05
-"""... and by this share of the time trained, so that a long run does not fill its log, ..."""
+"""... and at least this share of the training time so far, so that a long run does not flood its log, ..."""
 MOST_SECONDS = 60.0
-"""... but no further than this, for whoever waits for the next."""
+"""... but at most this far, so that nobody waits long for the next one."""
 FIRST_PHASE_SECONDS = 2.0
-"""A phase that is no training, such as tokenizing, has its first line when it has lasted so long, ..."""
+"""A phase other than training, such as tokenizing, gets its first line once it has taken this long, ..."""
 PHASE_SECONDS = 15.0
-"""... and then a line this often."""
+"""... and then one this often."""
 STATIC_TERMINALS = frozenset({"", "dumb", "unknown", "xterm-color"})
-"""Values of TERM where the cursor does not move. IPython's kernel sets the last one for the commands in its cells: in
-Jupyter, Colab, Kaggle and VS Code alike, and not in the terminals that they open."""
+"""Values of TERM for terminals that cannot move the cursor. IPython's kernel sets the last one for commands in its
+cells: in Jupyter, Colab, Kaggle and VS Code alike, but not in the terminals that they open."""
 SPINNER = "|/-\\"
 
 
 @contextmanager
 def watching(*, quiet: bool, on_standard_error: bool) -> Iterator[Listener]:
-    """Give the listener for a run; however the run ends, the terminal is then as it was."""
+    """Yield the listener for a run; however the run ends, the terminal is restored."""
     stream = sys.stderr if on_standard_error else sys.stdout
     if quiet:
         yield lambda event: None
@@ -53,20 +53,21 @@ def watching(*, quiet: bool, on_standard_error: bool) -> Iterator[Listener]:
 
 
 def can_repaint(stream: TextIO) -> bool:
-    """Whether the stream is a terminal that moves its cursor, so that a bar can be painted over the one before.
+    """Whether the stream is a terminal that can move its cursor, so that a bar can be redrawn in place.
 
-    A command in a notebook's cell (`!toolkit ...`) writes to a terminal too, of 80 columns, but its output only grows.
+    A command in a notebook cell (`!toolkit ...`) also writes to a terminal, of 80 columns, but its output is
+    append-only.
     """
     if not stream.isatty() or os.environ.get("TERM", "") in STATIC_TERMINALS:
         return False
     if os.environ.get("CI", "").lower() not in ("", "0", "false") or "JPY_PARENT_PID" in os.environ:
         return False
-    # A container's log or a recorder may be a terminal without a window.
+    # A container's log or a session recorder may be a terminal without a size.
     return os.get_terminal_size(stream.fileno()).columns > 0
 
 
 class LogLines:
-    """One line for each thing that happens, and a line now and then for the steps."""
+    """A line for each event, except that steps get one only now and then."""
 
     def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._write = write
@@ -76,7 +77,7 @@ class LogLines:
         self._in_training = False
 
     def __call__(self, event: Event) -> None:
-        """Show an event, or not."""
+        """Show an event, if it is due."""
         from toolkit.progress import Progressed, StepDone, TrainingStarted
 
         if isinstance(event, TrainingStarted):
@@ -97,7 +98,7 @@ class LogLines:
             self._write("  ".join(progress(event, event.loss)))
 
     def _is_worth_a_line(self, event: Progressed) -> bool:
-        """A phase is named when it turns out to last, or at once where it tells no more; and then now and then."""
+        """Whether to show a phase: once it turns out to last, or at once if it reports no progress; then regularly."""
         if event.phase == self._shown_phase:
             return self._clock() - self._shown_at >= PHASE_SECONDS
         if self._in_training:
@@ -111,7 +112,7 @@ class LogLines:
 
 
 class Bar:
-    """A bar and the numbers of the newest step, below the lines of what has happened."""
+    """A progress bar and the numbers of the latest step, below the lines printed so far."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -130,12 +131,12 @@ class Bar:
             self._step = event
             self._loss = event.loss if event.loss is not None else self._loss
         for line in told(event, width=self._console.width):
-            # Wrapped here, and by the terminal only what a person may copy: a long path stays whole.
+            # Wrapped here; the terminal wraps only long words, so that a path stays whole for copying.
             for part in render.wrapped(line, self._console.width):
                 self._console.print(part, soft_wrap=True)
 
     def __rich__(self) -> Text:
-        """What stands below the lines now; rich asks a few times a second."""
+        """The current display below the lines; rich asks for it a few times a second."""
         from rich.text import Text
 
         now = time.monotonic()
@@ -155,7 +156,7 @@ class Bar:
         return Text("\n").join([self._bar(self._step.step / self._step.total_steps), lines])
 
     def _bar(self, share: float) -> Text:
-        """The share done, as wide as the terminal; told apart by shape, for terminals without color."""
+        """A bar as wide as the terminal; done and remaining differ in shape, for terminals without color."""
         from rich.text import Text
 
         done, rest = "\u2501\u2500" if self._console.encoding.startswith("utf") else "#."

@@ -1,5 +1,5 @@
-"""Before a run: what it will take in memory, disk and time, and which strategies make it fit.
+"""Before a run: how much memory, disk and time it will take, and which strategies make it fit.
 
-`step` runs one step of the real trainer on fake tensors, `ledger` writes down every byte and operation, `plan` adds
-what no tensor holds, `compare` and `choose` look at other strategies. NOTES.md says what was tried and did not pay.
+`step` runs the real trainer on fake tensors, `ledger` records every byte and operation, `plan` adds what no tensor
+holds, `compare` and `choose` look at other strategies. NOTES.md says what was tried and did not pay off.
 """

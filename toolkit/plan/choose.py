@@ -1,6 +1,6 @@
-"""Puts concrete memory strategies in the place of `auto`, and says why these.
+"""Replaces `auto` with concrete memory strategies, and says why these.
 
-What `search` finds is written into the recipe, which is what a run records and goes on with.
+What `search` finds becomes part of the recipe; a run records it, and uses it again on resume.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from toolkit.recipe.schema import Component
 from toolkit.resolve import ResolvedRecipe, resolve
 
 SPARE = {"cpu": 0.03, "cuda": 0.08, "mps": 0.25}
-"""Share of the limit that a choice leaves free: what runs have taken more than their plans on a CPU (tests/
-benchmarks/planned_memory.py); on CUDA for fragments, and on a Mac for the programs that share its memory."""
+"""Share of the limit that a choice leaves free: on a CPU, what runs have used beyond their plans (tests/
+benchmarks/planned_memory.py); on CUDA, for fragmentation; on a Mac, for the programs that share its memory."""
 
 
 NOTHING_CHOSEN: Mapping[str, Any] = {"strategies": [], "save_in_background": None}
-"""The record of a run that had nothing to choose."""
+"""The record of a choice of no strategies."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,15 @@ class Choice:
     """What was chosen, and why."""
 
     record: Mapping[str, Any]
-    """What a run notes of it, and goes on with: the strategies as a recipe has them, with plugin and options, and
-    whether a copy of the state has room, for saves in the background; None leaves that to the run."""
+    """What a run records of it, to use again on resume: the strategies as in a recipe, with plugin and options, and
+    whether there is room for a copy of the state, to save in the background; None leaves that to the run."""
     plan: Plan
     why: tuple[str, ...]
-    """Sentences for the person who watches."""
+    """Sentences for the user."""
 
 
 def chooser_of(resolved: ResolvedRecipe) -> Chooser | None:
-    """The recipe's strategy that stands for others, if it has one."""
+    """The recipe's placeholder strategy (`auto`), if it has one."""
     found = (part.plugin for part in resolved.recipe.many("memory") if isinstance(part.plugin, Chooser))
     return next(found, None)
 
@@ -60,15 +60,15 @@ def resolve_auto(
     progress: Progress | None = None,
     seconds: float = math.inf,
 ) -> tuple[ResolvedRecipe, Choice]:
-    """Put concrete strategies in the place of the recipe's chooser, and say why these.
+    """Replace the recipe's chooser with concrete strategies, and say why these.
 
     Args:
         resolved: a recipe with a chooser among its memory strategies.
-        budget: bytes that each process may take, in place of the chooser's limit.
-        rates: of the recipe's device; measured here, if not given.
+        budget: bytes that each process may use, in place of the chooser's limit.
+        rates: those of the recipe's device; measured here, if not given.
         processes: how many devices share a step.
-        progress: is told how the search goes.
-        seconds: that the search may take.
+        progress: receives the progress of the search.
+        seconds: how long the search may take.
 
     Raises:
         RecipeError: nothing that may be chosen fits.
@@ -83,7 +83,7 @@ def resolve_auto(
     if found is None:
         raise resolved.recipe.error(too_small(search, limit, chooser.lowest_fidelity()), _place(resolved))
     peak, with_copy = found.plan.peak_bytes, found.plan.peak_bytes + found.plan.state_bytes
-    # Giving memory back costs more time in each step than a save that is waited for.
+    # Returning memory to the system at every step costs more time than waiting for a save.
     has_room = with_copy <= usable and is_ample(with_copy, limit) >= is_ample(peak, limit)
     record = {
         "strategies": [{"plugin": part.name, **part.plugin.model_dump(mode="json")} for part in found.added],
@@ -95,11 +95,11 @@ def resolve_auto(
 
 
 def with_choice(resolved: ResolvedRecipe, record: Mapping[str, Any]) -> ResolvedRecipe:
-    """The recipe with strategies that were chosen before, by now or by the run that is to go on.
+    """The recipe with strategies that were chosen earlier, just now or by the run that is being resumed.
 
     Args:
         resolved: a recipe with a chooser among its memory strategies.
-        record: a `Choice`'s.
+        record: the `record` of a `Choice`.
     """
     recipe = resolved.recipe
     registry = recipe.registry
@@ -121,12 +121,12 @@ def with_choice(resolved: ResolvedRecipe, record: Mapping[str, Any]) -> Resolved
 
 
 def usable_bytes(limit: int, device: Device) -> int:
-    """What a plan may take of a limit."""
+    """The bytes of a limit that a plan may use."""
     return int(limit * (1 - SPARE[device.kind]))
 
 
 def too_small(search: Search, limit: int, fidelity: Fidelity) -> str:
-    """Say what would be needed where nothing fits, and which size of model would fit."""
+    """For when nothing fits: say what would be needed, and which model size would fit."""
     least = search.smallest().plan
     chosen_from = "was tried" if search.cut_short else "may be chosen"
     words = [
@@ -150,7 +150,7 @@ def too_small(search: Search, limit: int, fidelity: Fidelity) -> str:
 
 
 def not_all_was_tried(search: Search) -> str:
-    """That the time for the search was over, and what gives it more."""
+    """Say that the search ran out of time, and how to give it more."""
     return (
         f"the search ended after {formatting.duration(search.seconds)}, with {counted(search.tried, 'set')} of "
         f"strategies tried: --search-seconds gives it longer"
@@ -158,7 +158,7 @@ def not_all_was_tried(search: Search) -> str:
 
 
 def _why(found: Option, made: Plan, search: Search) -> Iterator[str]:
-    """What was chosen, what it costs, and what more memory would allow."""
+    """What was chosen, how much memory it needs, and what more memory would allow."""
     names = listed(named(found.added))
     peak = f"{formatting.size(made.peak_bytes)} of {formatting.size(made.limit_bytes)}"
     yield f"{names}: planned peak {peak}, in the {made.peak_phase} phase"

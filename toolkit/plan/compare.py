@@ -1,7 +1,7 @@
-"""Rows for a person who chooses: each strategy alone, and the sets that make sense, beside the recipe as it is.
+"""The rows of a comparison to choose from: the recipe as it is, each strategy alone, and the sets that make sense.
 
-Sets are: all exact strategies, and on top of them each that changes the numbers, and all that change them as little.
-Every pair would be a table that nobody reads.
+For each fidelity, from exact to different, these are: everything of the higher fidelities plus each strategy of this
+one, and everything down to this one. A table of every pair would be too long to read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from toolkit.recipe.schema import Component
 
 
 def rows(search: Search) -> Iterator[Option]:
-    """The options to show, in order; the first is the recipe without more strategies."""
+    """The options to show, in order; the first is the recipe with no added strategies."""
     smallest = search.batches[0] if search.batches else None
     shown: set[tuple[str, ...]] = set()
     for added, batch in _sets(search, smallest):

@@ -1,7 +1,7 @@
-"""The devices that a plan can be made for without having one: memory, and the rates that their makers publish.
+"""The devices that a plan can be made for without having one: their memory and published rates.
 
-Rates are those of dense products (makers like to print twice as much, for matrices half of which is zeros), with sums
-in float32, at the usual clock. Memory is what `nvidia-smi` reports, which is what a run has.
+Rates are dense (vendors like to print twice as much, with 2:4 sparsity), with float32 accumulation, at boost clock.
+Memory is what `nvidia-smi` reports, which is what a run has.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ TERA, GIGA, MEBI = 10**12, 10**9, 2**20
 
 @dataclass(frozen=True)
 class Published:
-    """A device that one can rent or buy."""
+    """A device to rent or buy, by its datasheet."""
 
     device: Device
     bandwidth: float
-    """Bytes of its memory that it reads or writes in a second."""
+    """Memory bandwidth, in bytes per second."""
     flops: dict[str, float] = field(default_factory=dict)
-    """Floating-point operations a second in products of matrices, by number format."""
+    """FLOP/s in matrix multiplications, by number format."""
 
 
 def _cuda(
@@ -35,7 +35,7 @@ def _cuda(
     fp16: float,
     bf16: float | None = None,
 ) -> Published:
-    """A GPU; its rates in TFLOP/s and GB/s."""
+    """A GPU, with `bandwidth` in GB/s and the other rates in TFLOP/s."""
     rates = {"fp32": fp32, "bf16": bf16, "fp16": fp16}
     return Published(
         Device("cuda", name, mebibytes * MEBI, bf16=bf16 is not None, compute_capability=capability),
@@ -68,8 +68,8 @@ KNOWN: dict[str, Published] = {
     "rtx-3090": _cuda("NVIDIA GeForce RTX 3090", 24576, (8, 6), bandwidth=936, fp32=35.6, bf16=71, fp16=71),
     "rtx-3060": _cuda("NVIDIA GeForce RTX 3060", 12288, (8, 6), bandwidth=360, fp32=12.7, bf16=25, fp16=25),
     # https://research.google.com/colaboratory/faq.html names no machine; a session without a GPU shows 12.67 GiB and
-    # two hyperthreads of one Xeon core at 2.2 GHz: 32 operations a cycle with AVX2, and about 10 GB/s. bfloat16 is not
-    # in its hardware, and 40 times slower (plugins/toolkit_plugins/optimizer/muon.py).
+    # two hyperthreads of one Xeon core at 2.2 GHz: 32 operations per cycle with AVX2, and about 10 GB/s. It has no
+    # bfloat16 in hardware, which is 40 times slower (plugins/toolkit_plugins/optimizer/muon.py).
     "colab-cpu": Published(
         Device("cpu", "Colab's processor", 12_977 * MEBI),
         bandwidth=10 * GIGA,

@@ -1,4 +1,4 @@
-"""Makes fake tensors take the course that real ones would take on the run's device, where the two differ."""
+"""Makes operations on fake tensors dispatch as they would on the run's device, where the two differ."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def as_on(device_kind: str, *, documents_masked: bool) -> Iterator[None]:
-    """Operations with the memory and the work that they have on this kind of device.
+    """Give operations the memory and the work that they have on this kind of device.
 
     Args:
         device_kind: "cpu", "cuda" or "mps".
-        documents_masked: whether the batches say by their positions where a document begins.
+        documents_masked: whether the position ids of a batch restart at each document.
     """
     from torch.overrides import TorchFunctionMode
 
@@ -26,8 +26,8 @@ def as_on(device_kind: str, *, documents_masked: bool) -> Iterator[None]:
 
             kwargs = dict(kwargs or {})
             if func is torch.nn.functional.scaled_dot_product_attention and device_kind == "cuda":
-                # With dropout, torch has no fused attention on a CPU and holds every score; CUDA's fused kernels have
-                # dropout. A fake CUDA tensor would know that, and cannot be made where torch has no CUDA.
+                # With dropout, torch has no fused attention on a CPU and materializes all scores; CUDA's fused kernels
+                # support dropout. A fake CUDA tensor would know, but cannot be made where torch has no CUDA.
                 kwargs["dropout_p"] = 0.0
             if func is torch._grouped_mm:
                 return _through_one_expert(*args)
@@ -38,26 +38,26 @@ def as_on(device_kind: str, *, documents_masked: bool) -> Iterator[None]:
 
 
 def _through_one_expert(tokens: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
-    """What a mixture of experts computes: each token goes through one matrix, so any of them will do.
+    """A stand-in for a mixture of experts: each token goes through one matrix, so any of them will do.
 
-    The fake kernel of the real call takes bfloat16 alone, and counts no work.
+    The fake kernel of the real call accepts only bfloat16, and counts no work.
 
     Args:
-        tokens: shape (tokens, in), each as often as it has experts.
+        tokens: shape (tokens, in), each repeated once per expert that it is routed to.
         experts: shape (experts, in, out).
     """
     import torch
 
-    with torch.autocast(tokens.device.type, enabled=False):  # it does not reach the real call either
+    with torch.autocast(tokens.device.type, enabled=False):  # autocast does not reach the real call either
         return tokens @ experts[0]
 
 
 @contextlib.contextmanager
 def _positions_believed(documents_masked: bool) -> Iterator[None]:
-    """Attention as with real positions, which say whether documents are kept apart.
+    """Build attention masks as for real position ids, whose values say whether documents are packed in a block.
 
-    transformers reads that from the values of `position_ids`; of fake ones it believes the worst, and would hold a
-    mask and every copy of shared keys that a real step does not.
+    transformers reads that from the values of `position_ids`. For fake ones it assumes the worst case: it would hold a
+    mask and expanded copies of shared keys that a real step does not have.
     """
     from transformers import masking_utils
 

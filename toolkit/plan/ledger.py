@@ -1,8 +1,8 @@
-"""Writes down every storage's beginning and end, and what each operation computes and moves.
+"""Records when every storage is allocated and freed, and what each operation computes and moves.
 
-A dispatch mode sees all that autograd, autocast and checkpointing really do, in the backward pass too. What it
-cannot see is inside one kernel: scratch memory there is a few kilobytes for each thread, because the operations
-that are made of others (attention without a fused kernel, cross entropy) arrive here as those others.
+A dispatch mode sees everything that autograd, autocast and gradient checkpointing really do, in the backward pass too.
+What it cannot see is the inside of a kernel: scratch memory there is a few kilobytes per thread, because composite
+operations (attention without a fused kernel, cross entropy) arrive here already decomposed.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from toolkit.formatting import duration
 from toolkit.plan.trace import Event, Kind, Phase, Trace, Work
 
 ELSEWHERE = "meta"
-"""A strategy puts a plan's tensors there that would leave the device: copies on the host, say."""
+"""Where a strategy puts fake tensors that would leave the device: copies on the host, say."""
 MOST_SECONDS = 300.0
-"""Of the processor's time: a model of 32 layers takes about ten of them, and one of thousands would take hours."""
+"""Limit on CPU time: a model of 32 layers takes about ten seconds, and one of thousands would take hours."""
 SAME_WORK = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: torch.ops.aten._scaled_dot_product_flash_attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
         torch.ops.aten._scaled_dot_product_flash_attention_backward
     ),
 }
-"""Operations for which torch has no formula, and such that begin with the same arguments."""
+"""Operations for which torch has no FLOP formula, mapped to ones with a formula and the same leading arguments."""
 
 
 class Ledger(TorchDispatchMode):
-    """The books of a step, kept while it is the current dispatch mode."""
+    """Keeps the record of a step while it is the active dispatch mode."""
 
     def __init__(self, *, vocabulary_size: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch has no annotation for it
@@ -43,7 +43,7 @@ class Ledger(TorchDispatchMode):
         self._vocabulary_size = vocabulary_size
         self._kinds: list[Kind] = []
         self._alive: dict[int, tuple[int, int, weakref.ref[torch.UntypedStorage]]] = {}
-        """By address: number, size, and a reference that tells the end."""
+        """By address: number, size, and a weak reference whose callback records the release."""
         self._before: dict[int, int] = {}
         self._events: list[Event] = []
         self._work: list[Work] = []
@@ -57,18 +57,18 @@ class Ledger(TorchDispatchMode):
         result = func(*args, **kwargs)
         outputs = list(_tensors(result))
         new = [tensor for tensor in outputs if tensor.device.type != ELSEWHERE and self._entered(tensor)]
-        if new or func._schema.is_mutable:  # else it is a view, which costs nothing
+        if new or func._schema.is_mutable:  # otherwise it is a view, which costs nothing
             self._count(func, args, kwargs, result, outputs, new)
         return result
 
     def enter(self, tensors: Iterable[torch.Tensor], kind: Kind) -> None:
-        """Write storages down, or say what those are that are written down."""
+        """Record these tensors' storages, or set the kind of those that are already recorded."""
         for tensor in tensors:
             self._entered(tensor)
             self._kinds[self._alive[tensor.untyped_storage()._cdata][0]] = kind
 
     def new_page(self) -> None:
-        """The step before is over: what it left is what this one finds, and is counted as optimizer state."""
+        """Start recording a new step: what the previous one left behind is live from now on, as optimizer state."""
         for number, _, _ in self._alive.values():
             if self._kinds[number] in ("activations", "logits"):
                 self._kinds[number] = "optimizer"
@@ -77,7 +77,7 @@ class Ledger(TorchDispatchMode):
         self._work.clear()
 
     def trace(self, *, micro_batch_size: int, passes: int, model: torch.nn.Module, built_bytes: int) -> Trace:
-        """What was written down since the new page."""
+        """What was recorded since the last `new_page`."""
         parameters = list(model.parameters())
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         return Trace(
@@ -100,7 +100,7 @@ class Ledger(TorchDispatchMode):
         return "backward" if in_backward else self.phase
 
     def _entered(self, tensor: torch.Tensor) -> bool:
-        """Write the tensor's storage down; False if it is there already."""
+        """Record the tensor's storage; False if it is recorded already."""
         storage = tensor.untyped_storage()
         address = storage._cdata
         if address in self._alive:
@@ -143,5 +143,5 @@ def _tensors(values: Any) -> Iterator[torch.Tensor]:
 
 
 def _size(tensor: torch.Tensor) -> int:
-    """Bytes that reading the tensor takes; an expanded one is read as often as it is small."""
+    """Bytes that reading the tensor moves; those of an expanded one are its storage's."""
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())

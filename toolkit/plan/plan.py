@@ -1,7 +1,7 @@
-"""ResolvedRecipe -> Plan: what a run will take of its device, of the disk and of a person's time.
+"""ResolvedRecipe -> Plan: how much memory, disk and time a run will take.
 
-Decides nothing: `choose` does. The bytes of tensors are traced (`step`), the rest is added here, each for a reason
-that the plan names.
+Decides nothing: `choose` does. The bytes of tensors are traced (`step`); the rest is added here, each part under its
+own name.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from toolkit.plan.words import named
 from toolkit.resolve import ResolvedRecipe
 
 PARTS = ("framework", *KINDS, "gradient buckets", "snapshot", "exported copies")
-"""What memory goes to, in the order of a table."""
+"""What memory goes to, in the order of the table's rows."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will take."""
+    """How much memory, disk and time a run will take."""
 
     recipe: str
     strategies: tuple[str, ...]
-    """The memory strategies, each with the options that are not its defaults."""
+    """The memory strategies, each with the options that differ from their defaults."""
     fidelity: Fidelity
     device: Device
     limit_bytes: int
-    """What the run may take of the device's memory."""
+    """How much of the device's memory the run may use."""
     parameters: int
     trained_parameters: int
 
     peak_bytes: int
     peak_phase: str
-    """When in the run the peak comes."""
+    """The phase of the run in which the peak comes."""
     parts: Mapping[str, int]
-    """What is held at the peak; together the peak."""
+    """What is held at the peak; adds up to it."""
     phases: Mapping[str, int]
     """The peak of each phase."""
     weights_bytes: int
     gradients_bytes: int
     optimizer_bytes: int
     state_bytes: int
-    """What a checkpoint copies: the trained weights and the optimizer's state."""
+    """What a save in the background copies: the trained weights and the optimizer state."""
     snapshot_bytes: int
-    """The copy of the state that is written in the background; 0 where a save waits for the disk."""
+    """The copy of the state that is written in the background; 0 where training waits for each save."""
 
     micro_batch_size: int
     accumulation: int
@@ -57,18 +57,18 @@ class Plan:
     sequences_per_step: int
     tokens_per_step: int
     steps: int | None
-    """None while it is not known how many tokens there are."""
+    """None as long as the number of tokens is unknown."""
     tokens: int | None
 
     checkpoint_bytes: int
     disk_bytes: int
-    """Checkpoints that are kept, one more while it is written, and the exported model."""
+    """The checkpoints kept, one more while it is being written, and the exported model."""
 
     flops_per_step: int
     """Floating-point operations of one step on one device, counted in the traced step."""
     seconds_per_step: float
     seconds: float | None
-    """Of all steps, without evaluations and saves."""
+    """Time of all steps, without evaluations and saves."""
     how_memory: str
     how_time: str
 
@@ -80,7 +80,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How a step is cut into passes."""
+    """How a step is split into micro-batches."""
 
     micro_batch_size: int
     accumulation: int
@@ -88,7 +88,7 @@ class Sizes:
 
     @classmethod
     def of(cls, resolved: ResolvedRecipe, *, processes: int = 1) -> Sizes:
-        """As the run will cut it.
+        """As the run will split it.
 
         Raises:
             RecipeError: the processes cannot share the global batch, or a step.
@@ -118,14 +118,14 @@ def plan(
     processes: int = 1,
     training_blocks: int | None = None,
 ) -> Plan:
-    """Trace the recipe's step and reckon what the run takes.
+    """Trace the recipe's step and work out what the run takes.
 
     Args:
         resolved: the recipe, for the device that it will run on.
-        rates: of that device.
-        limit_bytes: what it may take; the device's memory if not given.
+        rates: those of that device.
+        limit_bytes: what it may use; the device's memory, if not given.
         processes: how many of these devices share each step.
-        training_blocks: blocks of one epoch, where they are known.
+        training_blocks: blocks per epoch, where that is known.
 
     Raises:
         RecipeError, UnavailableError: a plugin refuses, as it would in a run.
@@ -136,7 +136,7 @@ def plan(
 
 
 def peak_bytes(resolved: ResolvedRecipe, *, processes: int = 1) -> int:
-    """The peak alone, which needs no rates of the device.
+    """The peak alone, for which the device's rates are not needed.
 
     Raises:
         RecipeError, UnavailableError: a plugin refuses, as it would in a run.
@@ -150,7 +150,7 @@ def peak_bytes(resolved: ResolvedRecipe, *, processes: int = 1) -> int:
 def _traced(resolved: ResolvedRecipe, processes: int) -> tuple[Trace, Sizes]:
     from toolkit.plan.step import trace
 
-    framework_bytes(resolved.device)  # measured before the trace leaves something behind
+    framework_bytes(resolved.device)  # measured before the trace adds to the process's memory
     sizes = Sizes.of(resolved, processes=processes)
     return trace(resolved, micro_batch_size=sizes.micro_batch_size, accumulation=sizes.accumulation), sizes
 
@@ -164,7 +164,7 @@ def reckon(
     limit_bytes: int | None = None,
     training_blocks: int | None = None,
 ) -> Plan:
-    """The plan that a trace of this recipe makes."""
+    """The plan that follows from a trace of this recipe."""
     device, training, totals = resolved.device, resolved.training, traced.totals()
     limit = limit_bytes or device.memory_bytes
     optimizer = totals["optimizer"]
@@ -214,24 +214,24 @@ def reckon(
 
 
 def _held(resolved: ResolvedRecipe, traced: Trace, sizes: Sizes, *, snapshot: int) -> dict[str, dict[str, int]]:
-    """What is held at the fullest moment of each phase."""
+    """What is held at the peak of each phase."""
     device = resolved.device
     beside: dict[str, int] = {
         "framework": framework_bytes(device),
-        # DistributedDataParallel copies the gradients into buckets to send them.
+        # DistributedDataParallel copies the gradients into buckets for the all-reduce.
         "gradient buckets": traced.totals()["gradients"] if sizes.processes > 1 else 0,
-        "snapshot": 0 if device.kind == "cuda" else snapshot,  # it lies in the host's memory
+        "snapshot": 0 if device.kind == "cuda" else snapshot,  # with CUDA it is in host memory
     }
     moments = traced.fullest(rounding=CUDA_ROUNDING if device.kind == "cuda" else 1)
     held = {str(phase): {**beside, **_by_name(moment)} for phase, moment in moments.items()}
-    if device.kind != "cuda":  # where the model is built and exported in the host's memory
+    if device.kind != "cuda":  # with CUDA the model is built and exported in host memory
         held["load"] = {"framework": beside["framework"], "weights": traced.built_bytes}
         held["export"] = {**beside, **_held_at_export(resolved, traced)}
     return held
 
 
 def _snapshot_bytes(resolved: ResolvedRecipe, traced: Trace, limit: int) -> int:
-    """The copy of what is trained, if saves are written in the background: as asked, or where memory allows."""
+    """The copy of the training state, if saves are written in the background: as set, or where memory allows."""
     from toolkit.snapshot import SHARE_OF_MEMORY
 
     asked, device, totals = resolved.training.save_in_background, resolved.device, traced.totals()
@@ -245,7 +245,7 @@ def _by_name(moment: Moment) -> dict[str, int]:
 
 
 def _held_at_export(resolved: ResolvedRecipe, traced: Trace) -> dict[str, int]:
-    """When training is over the optimizer is still there, and an exporter loads what it has written."""
+    """What is held during export: the optimizer state is still live, and an exporter reloads what it has written."""
     totals, exporters = traced.totals(), [cast(Exporter, part.plugin) for part in resolved.recipe.many("exporters")]
     copies = [
         exporter.export_bytes(weights=totals["weights"], saved=traced.saved_weights_bytes) for exporter in exporters

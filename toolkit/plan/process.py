@@ -1,7 +1,7 @@
-"""What a process takes beside its tensors: the libraries on a CPU, the driver's context on a GPU.
+"""Memory that a process takes beside its tensors: the libraries on a CPU, the CUDA context on a GPU.
 
-On a CPU this is measured, in the process that plans: it has imported what a run imports. It is small beside a model
-of a hundred million parameters and most of all beside one of a million.
+On a CPU it is measured in the planning process, which has imported what a run imports. It is small compared with a
+model of a hundred million parameters, and most of the total with one of a million.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import functools
 from toolkit.api import Device
 
 LOADED_LATER = 45 * 2**20
-"""What a run touches after its imports: Arrow's tables, the tokenizer, pages of code that its kernels are in."""
+"""What becomes resident after the imports: Arrow tables, the tokenizer, code pages of the kernels that run."""
 CONTEXT = 500 * 2**20
-"""CUDA's context with the kernels that training loads; 300 to 600 MB by driver and architecture."""
+"""The CUDA context with the kernels that training loads: 300 to 600 MB, depending on driver and architecture."""
 WORKSPACE = 32 * 2**20
-"""What cuBLAS keeps for itself among torch's allocations: 8 MiB, on Hopper 32 MiB."""
+"""The cuBLAS workspace among torch's allocations: 8 MiB, on Hopper 32 MiB."""
 CUDA_ROUNDING = 512
-"""torch's allocator on CUDA rounds every allocation up to this."""
+"""torch's CUDA caching allocator rounds every allocation up to this."""
 
 
 def framework_bytes(device: Device) -> int:
-    """Memory of the device that is taken before the first tensor."""
+    """Device memory in use before the first tensor."""
     if device.kind == "cuda":
         return CONTEXT + WORKSPACE
     return _resident_after_imports() + LOADED_LATER
@@ -29,7 +29,7 @@ def framework_bytes(device: Device) -> int:
 
 @functools.cache
 def _resident_after_imports() -> int:
-    """Measured once, before the first plan leaves its own traces."""
+    """Resident memory, measured once, before the first plan itself adds to it."""
     import datasets  # noqa: F401 - a run imports it
 
     import toolkit.trainer  # noqa: F401 - what it imports is what is measured
@@ -39,7 +39,7 @@ def _resident_after_imports() -> int:
 
 
 def how_reckoned(device: Device) -> str:
-    """Where the bytes come from, in a sentence."""
+    """How the bytes were determined, in a sentence."""
     if device.kind == "cuda":
         return (
             "traced on fake CPU tensors, whose storages are those of CUDA, each rounded up to 512 bytes; with "

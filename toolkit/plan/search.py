@@ -1,7 +1,7 @@
-"""Looks for the best set of memory strategies: exact before approximate before different, in each the fastest first.
+"""Searches for the best set of memory strategies: exact before approximate before different, and then the fastest.
 
-It begins with everything that saves memory and lets go of what costs time for as long as the rest fits; so it plans a
-few sets, and not all that there are.
+It starts from everything that saves memory, and drops what costs time for as long as the rest still fits; so it plans
+a few sets rather than all of them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from toolkit.recipe.schema import Component
 from toolkit.resolve import ResolvedRecipe
 
 WORTH_IT = 0.05
-"""Where none is needed, a strategy has to be faster by this."""
+"""Where no strategy is needed, one has to make the step faster by this."""
 AS_FAST = 0.01
-"""Steps that differ by less than this are equally fast, and the one with fewer strategies is taken."""
+"""Steps whose times differ by less than this are equally fast, and the one with fewer strategies is taken."""
 
 
 def choose(options: Iterable[Option], *, limit_bytes: int, fidelity: Fidelity = "different") -> Option | None:
@@ -42,7 +42,7 @@ def choose(options: Iterable[Option], *, limit_bytes: int, fidelity: Fidelity = 
 
 
 class Search:
-    """Looks for the best set of strategies for one recipe."""
+    """A search for the best set of strategies for one recipe."""
 
     def __init__(
         self,
@@ -55,21 +55,21 @@ class Search:
         seconds: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Nothing is looked for yet.
+        """Set the search up; it starts with `best`.
 
         Args:
             resolved: the recipe, whose own strategies stay.
-            rates: of its device.
+            rates: those of its device.
             limit_bytes: what a plan may take.
             processes: how many devices share a step.
-            progress: is told of each set of strategies that was planned.
-            seconds: that `best` may look for what fits, where the recipe as it is does not.
-            clock: what these are counted by.
+            progress: called for each set of strategies that is planned.
+            seconds: how long `best` may search, where the recipe as it is does not fit.
+            clock: what the seconds are measured with.
         """
         self.limit_bytes = limit_bytes
         self.seconds = seconds
         self.cut_short = False
-        """Whether the time was over before everything of interest was planned."""
+        """Whether time ran out before everything of interest was planned."""
         self._progress = progress
         self._phase = "planning memory"
         self._clock = clock
@@ -80,13 +80,13 @@ class Search:
         self.batches = [part for part in offered if cuts_the_batch_alone(part, resolved)]
         self.others = [part for part in offered if part not in self.batches]
         self.seen: dict[tuple[str, ...], Option] = {}
-        """Everything planned so far, by the strategies' words."""
+        """Every valid option planned so far, by its strategies in words."""
 
     def best(self, *, fidelity: Fidelity) -> Option | None:
-        """The best option that fits, with strategies of at least this fidelity."""
+        """The best option that fits, with strategies of at least this fidelity; None if there is none."""
         whole = self.planned(frozenset(), None)
         if whole and whole.plan.peak_bytes <= self.limit_bytes:
-            return self._if_worth_it(whole)  # most often: nothing is needed
+            return self._if_worth_it(whole)  # the usual case: nothing is needed
         self._until = self._clock() + self.seconds
         if whole:
             needed, room = formatting.size(whole.plan.peak_bytes), formatting.size(self.limit_bytes)
@@ -101,11 +101,11 @@ class Search:
         return None
 
     def smallest(self) -> Option:
-        """The option with the lowest peak of those that were planned."""
+        """The option with the lowest peak among those planned."""
         return min(self.seen.values(), key=lambda option: option.plan.peak_bytes)
 
     def _if_worth_it(self, whole: Option) -> Option:
-        """An exact strategy that is faster than none, though none is needed: a loss in chunks on a CPU, say."""
+        """An exact strategy that is faster than none, though none is needed: chunked-loss on a CPU, say."""
         alone = [self.planned(frozenset({part}), None) for part in self.others if rank(part) == 0]
         faster = [
             option
@@ -116,10 +116,10 @@ class Search:
         return min(faster, key=lambda option: option.plan.seconds_per_step, default=whole)
 
     def _let_go(self, usable: Sequence[Component]) -> Option | None:
-        """The best that is found from the smallest cut of the batch; or from none, for what goes with no cut."""
+        """The best option with the smallest micro-batch; or with the whole batch, for strategies that need it."""
         for batch in (*self.batches[:1], None):
             parts, everything = usable, self.everything(usable, batch)
-            if self.planned(everything, batch) is None:  # one of them refuses the model, or what is built of it
+            if self.planned(everything, batch) is None:  # one of them does not go with this model
                 parts = self.accepted(usable, batch)
                 everything = self.everything(parts, batch)
             if found := self._let_go_from(everything, parts, batch):
@@ -127,11 +127,11 @@ class Search:
         return None
 
     def _let_go_from(self, everything: Set, usable: Sequence[Component], batch: Component | None) -> Option | None:
-        """From everything together, drop or exchange one strategy at a time while that is faster and fits.
+        """Starting from everything together, drop or exchange one strategy at a time while that is faster and fits.
 
-        All with one cut of the batch, which is made larger at the end: how it is cut matters less than
-        what is computed twice. Where it matters most, in steps that the start of kernels takes the time of,
-        everything together with the largest cut may be the fastest, and is compared.
+        The micro-batch size stays fixed meanwhile and is raised at the end: it matters less than what is recomputed.
+        It matters most in steps dominated by kernel launches, where everything together with the largest micro-batch
+        may be fastest; so that is compared too.
         """
         current = everything
         best = self.planned(current, batch)
@@ -151,18 +151,18 @@ class Search:
         return choose(filter(None, ends), limit_bytes=self.limit_bytes)
 
     def accepted(self, parts: Sequence[Component], batch: Component | None) -> list[Component]:
-        """Those which the model, and what is built of it, does not refuse."""
+        """Those of the strategies that go with this model."""
         return [part for part in parts if self.planned(frozenset({part}), batch)]
 
     def everything(self, usable: Sequence[Component], batch: Component | None) -> Set:
-        """As many strategies as go together; of those that exclude each other the one that is named last."""
+        """As many strategies as go together; of those that exclude each other, the last one listed."""
         together: Set = frozenset()
         for part in reversed(usable):
             together = self.joined(together, part, batch)
         return together
 
     def joined(self, together: Set, part: Component, batch: Component | None) -> Set:
-        """The set with one more strategy, if it goes with the others and this cut of the batch."""
+        """The set with one more strategy, if it goes with the others and this micro-batch size."""
         with_cut = together | {part} | ({batch} if batch else set())
         if any(_exclude(part, other) for other in together) or not self.planner.is_valid(with_cut):
             return together
@@ -176,9 +176,9 @@ class Search:
                     yield (current - {part}) | {other}
 
     def _best_batch(self, added: Set) -> Option | None:
-        """The fastest cut of the batch with which these strategies fit."""
+        """The fastest micro-batch size with which these strategies fit."""
         fitting = []
-        for batch in (*self.batches, None):  # from the smallest to the whole, each of which takes less than the next
+        for batch in (*self.batches, None):  # from the smallest to the whole batch: each takes less than the next
             option = self.planned(added, batch)
             if option and option.plan.peak_bytes > self.limit_bytes:
                 break
@@ -187,11 +187,11 @@ class Search:
 
     @property
     def tried(self) -> int:
-        """Sets of strategies that were planned, or refused."""
+        """How many sets of strategies were planned or refused."""
         return len(self._options)
 
     def planned(self, added: Set, batch: Component | None) -> Option | None:
-        """The plan with these strategies; None if they do not go together, or the time is over."""
+        """The plan with these strategies; None if they do not go together, or time has run out."""
         key = added, batch
         if key not in self._options:
             if self._clock() >= self._until:
@@ -206,7 +206,7 @@ class Search:
 
 
 def rank(part: Component) -> int:
-    """The place of a strategy's fidelity, 0 for exact."""
+    """The rank of a strategy's fidelity, 0 for exact."""
     return FIDELITIES.index(cast(Memory, part.plugin).fidelity)
 
 

@@ -1,7 +1,7 @@
 """ResolvedRecipe -> Components that take no memory: the recipe's own plugins, under torch's fake tensors.
 
-Nothing here knows an architecture. The model comes from its plugin's `skeleton`, which is its `build` unless it
-says otherwise, and the strategies are applied as in a run. No document is read and no weight is downloaded.
+Nothing here depends on an architecture. The model comes from its plugin's `skeleton`, which is its `build` unless
+overridden, and the strategies are applied as in a run. No documents are read and no weights are downloaded.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SHOWN_TO_THE_TRAINER = 1_000_000
-"""Blocks of the data set that the trainer is shown; it asks how many there are, and reads none."""
+"""Length of the dataset that the trainer is given; it asks for the length, and reads no block."""
 
 
 class NoBlocks:
-    """A data set that has a length and nothing in it."""
+    """A dataset that has a length but no contents."""
 
     def __len__(self) -> int:
         return SHOWN_TO_THE_TRAINER
@@ -37,14 +37,15 @@ class NoBlocks:
 
 @contextlib.contextmanager
 def fake_tensors() -> Iterator[FakeTensorMode]:
-    """Tensors that have a shape, a type and a device, and no memory."""
+    """Make every new tensor fake: with a shape, a dtype and a device, but no memory."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     mode = FakeTensorMode()
-    # The converter remembers every fake tensor by a weak reference, for real ones that it may meet again. Here are
-    # none, and `Module.to` swaps tensors in place, which torch refuses for one that a weak reference points to.
+    # The converter keeps a weak reference to every fake tensor, in case it meets the same real one again. Here it does
+    # not, and `Module.to` swaps tensors in place, which torch refuses for a tensor that has weak references.
     mode.fake_tensor_converter.set_tensor_memo = lambda *_: None  # type: ignore[method-assign]  # torch offers no switch for it
-    # It logs the traceback of whatever passes through it, which is told elsewhere: a plugin's failure, or Ctrl-C.
+    # It logs the traceback of every exception that passes through, though a plugin's failure or Ctrl-C is reported
+    # elsewhere.
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before, log.disabled = log.disabled, True
     try:
@@ -55,7 +56,7 @@ def fake_tensors() -> Iterator[FakeTensorMode]:
 
 
 def components(resolved: ResolvedRecipe, context: RunContext) -> tuple[Components, int]:
-    """What `assemble` builds, without contents, and the bytes that its model had before any strategy.
+    """What `assemble` builds, without contents, and the bytes that its model had before any memory strategy.
 
     To be called under `fake_tensors`.
 
@@ -89,19 +90,19 @@ def components(resolved: ResolvedRecipe, context: RunContext) -> tuple[Component
 
 
 def batch(built: Components, context: RunContext, *, size: int) -> dict[str, torch.Tensor]:
-    """A batch from the objective's own collator, of one document that fills every block."""
+    """A batch from the objective's own collator, with blocks that are each filled by a single document."""
     import numpy
 
     blocks: list[Any] = [
         {"input_ids": numpy.zeros(context.block_size, dtype="int64"), "seed": seed} for seed in range(size)
     ]
-    with real_tensors():  # a collator may look at what it gets
+    with real_tensors():  # a collator may look at the values
         return built.objective.collator(built.tokenizer)(blocks)
 
 
 @contextlib.contextmanager
 def real_tensors() -> Iterator[None]:
-    """Tensors with contents again, inside `fake_tensors`."""
+    """Make tensors real again, inside `fake_tensors`."""
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     with unset_fake_temporarily():
@@ -110,7 +111,7 @@ def real_tensors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def needs_no_values(what: str, plugin: type[Any] | None) -> Iterator[None]:
-    """Say what a plugin has to do whose code asks a fake tensor for a number.
+    """Say what to do about a plugin whose code reads the values of a fake tensor.
 
     Raises:
         PluginError: it failed where it would not have with real tensors.
@@ -131,7 +132,7 @@ def needs_no_values(what: str, plugin: type[Any] | None) -> Iterator[None]:
 
 
 def _tokenizer(plugin: Tokenizer, context: RunContext) -> PreTrainedTokenizerBase:
-    """The tokenizer's stand-in; kept, because a comparison asks for the same one many times."""
+    """The tokenizer's stand-in; cached, because a comparison asks for the same one many times."""
     key = (type(plugin), repr(plugin), context.task, context.block_size)
     if key not in _TOKENIZERS:
         _TOKENIZERS.clear()
@@ -143,6 +144,6 @@ _TOKENIZERS: dict[Any, PreTrainedTokenizerBase] = {}
 
 
 class _Data:
-    """What the trainer sees of the data."""
+    """The datasets, as the trainer sees them."""
 
     train = validation = NoBlocks()

@@ -1,9 +1,9 @@
 """How long a step takes: each operation as long as its arithmetic or its memory traffic, whichever is longer.
 
-That is the roofline (Williams, Waterman and Patterson 2009, https://doi.org/10.1145/1498765.1498785). Rates are the
-maker's, of which a large product reaches about four fifths, or measured here in a second. The absolute figure is an
-estimate that leaves out waiting for data and for other processes; between two plans for one device the ratio is what
-counts, and it needs no list of what each strategy is said to cost.
+That is the roofline model (Williams, Waterman and Patterson 2009, https://doi.org/10.1145/1498765.1498785). Rates are
+the vendor's, of which a large matrix multiplication reaches about four fifths, or measured here in a second. The
+absolute figure is an estimate that leaves out waiting for data and for other processes. What counts is the ratio
+between two plans for one device, which needs no table of what each strategy is supposed to cost.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ if TYPE_CHECKING:
     import torch
 
 REACHED = 0.8
-"""Share of the published rates that large operations reach: 790 of 989 TFLOP/s in a bf16 product on an H200."""
+"""Share of the published rates that large operations reach: 790 of 989 TFLOP/s in a bf16 matmul on an H200."""
 SECONDS_PER_KERNEL = {"cuda": 5e-6, "mps": 1e-5, "cpu": 1e-5}
-"""What starting an operation costs, however small it is."""
+"""Launch overhead of an operation, however small it is."""
 SECONDS_PER_FRESH_BYTE = 2e-10
-"""On a processor that is not here: just under a microsecond for a page of 4 KiB."""
+"""Page-fault cost on a CPU that cannot be measured here: just under a microsecond per 4 KiB page."""
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 PROBE_SIDE, PROBE_BYTES, PROBE_SECONDS = 1024, 64 * 2**20, 0.2
 BUSY, BUSY_PROBE_SECONDS = 0.5, 0.6
-"""From so many threads of others a processor on, a measurement takes longer, to find a moment without them."""
+"""At or above this load of other programs per CPU, the probe runs longer, to find a moment without them."""
 OWN_LOAD = 1.0
-"""Of the system's load, what this process has just added with its imports."""
+"""The part of the load average that this process has just caused with its imports."""
 SLOW_SIDE = 128
-"""Where bfloat16 is not in the hardware, a product of the other size may take seconds."""
+"""Probe size where the hardware has no bfloat16: a product of PROBE_SIDE may take seconds there."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a device does in a second."""
+    """How fast a device is."""
 
     flops: Mapping[str, float]
     bandwidth: float
     seconds_per_kernel: float
     source: str
-    """Where these numbers are from, in words."""
+    """Where these numbers come from, in words."""
     seconds_per_fresh_byte: float = 0.0
-    """What memory costs that the system has to hand out first: on a CPU each page is cleared, on a GPU none."""
+    """Extra cost of newly allocated memory: on a CPU the system zeroes each page first; on a GPU there is none."""
 
     def seconds(self, operations: Iterable[tuple[Work, int]], *, half: str = "bf16") -> float:
-        """How long these operations take one after the other.
+        """How long these operations take, one after the other.
 
         Args:
-            operations: with how often each happens.
-            half: the 16-bit format that the device computes in, whatever the trace had.
+            operations: each with its count.
+            half: the 16-bit format that the device computes in, whatever the trace used.
         """
         total = 0.0
         for work, count in operations:
@@ -68,7 +68,7 @@ class Rates:
 
 
 def published(entry: Published) -> Rates:
-    """The rates of a device that is not here."""
+    """The rates of a device that this machine does not have."""
     return Rates(
         flops={precision: rate * REACHED for precision, rate in entry.flops.items()},
         bandwidth=entry.bandwidth * REACHED,
@@ -80,7 +80,7 @@ def published(entry: Published) -> Rates:
 
 @functools.lru_cache(maxsize=2)
 def measured(device: Device) -> Rates:
-    """The rates of this machine's device, tried for about a second."""
+    """The rates of this machine's device, from a benchmark of about a second."""
     import torch
 
     busy = _others_load()
@@ -105,7 +105,7 @@ def measured(device: Device) -> Rates:
 
 
 def _others_load() -> float:
-    """How many threads of other programs want each processor, on average over the last minute."""
+    """Runnable threads of other programs per CPU, on average over the last minute."""
     return max(0.0, os.getloadavg()[0] - OWN_LOAD) / (os.cpu_count() or 1)
 
 
@@ -117,7 +117,7 @@ def _caution(busy: float, device: Device) -> str:
 
 
 def _product_rate(dtype: torch.dtype, side: int, device: Device, seconds: float) -> float:
-    """Floating-point operations per second in the product of two square matrices."""
+    """FLOP/s in the product of two square matrices."""
     import torch
 
     square = torch.ones(side, side, dtype=dtype, device=device.kind)
@@ -125,7 +125,7 @@ def _product_rate(dtype: torch.dtype, side: int, device: Device, seconds: float)
 
 
 def _seconds(work: Callable[[], object], device: Device, for_seconds: float) -> float:
-    """The shortest of a few tries, which other processes disturb least."""
+    """The shortest time of a few tries, which is the one least disturbed by other processes."""
     import torch
 
     waits: dict[str, Callable[[], object]] = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}

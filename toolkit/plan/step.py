@@ -1,8 +1,8 @@
 """ResolvedRecipe -> Trace: a step of the real trainer, on fake tensors.
 
 The forward pass, the loss, the backward pass, clipping, the optimizer and the evaluation are the trainer's own
-methods, so that whatever changes there is in the plan. Traced is the second step, because the first one finds no
-optimizer state; in it at most two passes, because the third finds what the second found.
+methods, so that the plan follows whatever changes there. The second step is traced, because the first one starts
+without optimizer state; and at most two of its micro-batches, because a third behaves like the second.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def trace(resolved: ResolvedRecipe, *, micro_batch_size: int, accumulation: int) -> Trace:
-    """Run a step in which every tensor is fake, and return what it would have taken.
+    """Run a step in which every tensor is fake, and return what it would take.
 
     Raises:
         RecipeError, UnavailableError: a plugin refuses, as it would in a run.
@@ -45,12 +45,12 @@ def trace(resolved: ResolvedRecipe, *, micro_batch_size: int, accumulation: int)
     with (
         variables.set_aside(),
         held_back(),  # for as long as a trace takes: seconds
-        tempfile.TemporaryDirectory(prefix="planned-") as folder,  # the Trainer makes its folder at once
+        tempfile.TemporaryDirectory(prefix="planned-") as folder,  # the Trainer creates its output folder at once
         random_state_preserved(),
         _as_one_process(),
         skeleton.fake_tensors() as mode,
     ):
-        context = replace(context_of(resolved, Path(folder)), log=_UNHEARD)  # the run's own build is told
+        context = replace(context_of(resolved, Path(folder)), log=_UNHEARD)  # the run's own build logs these messages
         built, built_bytes = skeleton.components(resolved, context)
         ledger = Ledger(vocabulary_size=_vocabulary_size(built))
         objective = type(built.objective)
@@ -113,7 +113,7 @@ _UNHEARD.disabled = True
 
 
 class _NoGuard:
-    """A guard reads numbers, and a plan has none."""
+    """Stands in for the guard, which reads values; fake tensors have none."""
 
     def judge(self, **_: Any) -> bool:
         return False
@@ -126,7 +126,7 @@ class _NoGuard:
 
 
 def _prepared(trainer: RecipeTrainer, ledger: Ledger) -> torch.nn.Module:
-    """The model and the optimizer as the trainer prepares them, watched."""
+    """The model and the optimizer as the trainer prepares them, with hooks that report to the ledger."""
     import torch
 
     trainer._tr_loss = torch.zeros(())
@@ -151,7 +151,7 @@ def _begin(ledger: Ledger, phase: Any) -> None:
 def _step(
     trainer: RecipeTrainer, model: torch.nn.Module, ledger: Ledger, batch: dict[str, torch.Tensor], *, passes: int
 ) -> None:
-    """One step of the optimizer, as the trainer's loop has it."""
+    """One optimizer step, as in the trainer's loop."""
     import torch
 
     tokens = torch.tensor(batch["labels"].numel())
@@ -176,7 +176,7 @@ def _vocabulary_size(built: Components) -> int:
 
 @contextlib.contextmanager
 def _as_one_process() -> Iterator[None]:
-    """Keep the trainer from meeting the run's other processes: a plan is made by one alone."""
+    """Hide the run's other processes from the trainer: a plan is made by one process alone."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
     names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")

@@ -1,7 +1,7 @@
-"""What a traced step leaves behind: when each byte came and went, and the work of each operation. No torch.
+"""The record of a traced step: when each byte was allocated and freed, and the work of each operation. No torch.
 
-The bytes that are alive at any moment are a plain function of the size of the micro-batch, a + b x sequences, as
-long as the operations are the same. So two traces give all sizes: `at_micro_batch`.
+The bytes that are live at any moment are a linear function of the micro-batch size, a + b x sequences, as long as the
+operations are the same. So two traces give every size: `at_micro_batch`.
 """
 
 from __future__ import annotations
@@ -25,69 +25,70 @@ class Work:
     precision: str
     """Number format of the inputs: float32, bfloat16, ..."""
     flops: int
-    """0 for those that are no products of matrices."""
+    """0 for operations that multiply no matrices."""
     moved_bytes: int
-    """Read and written."""
+    """Bytes read and written."""
     fresh_bytes: int = 0
-    """Of the storages that the operation has made."""
+    """Bytes of the storages that the operation allocated."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """An allocation, or with a negative size the end of one."""
+    """An allocation, or, with a negative size, its release."""
 
     storage: int
-    """The number of the storage, in the order of their allocation."""
+    """The number of the storage; storages are numbered in the order of allocation."""
     size: int
     phase: Phase
 
 
 @dataclass(frozen=True)
 class Moment:
-    """The fullest moment of something."""
+    """The moment of peak memory, of a phase or of a step."""
 
     phase: Phase
     held: Mapping[Kind, int]
 
     @property
     def size(self) -> int:
-        """All bytes of tensors."""
+        """Bytes of all tensors held."""
         return sum(self.held.values())
 
 
 @dataclass(frozen=True)
 class Trace:
-    """A step in the middle of a run: all that was alive when it began, and what happened in it."""
+    """A step in the middle of a run: the storages that were live when it began, and what happened in it."""
 
     micro_batch_size: int
     passes: int
-    """Forward and backward passes that were traced: 1, or 2 for a step of any more, whose later ones are alike."""
+    """Forward and backward passes that were traced: 1, or 2 for a step of two or more, whose later ones are alike."""
     kinds: tuple[Kind, ...]
     """What each storage is, by number."""
     before: Mapping[int, int]
-    """Sizes of the storages that the step finds, by number."""
+    """Sizes of the storages that were live when the step began, by number."""
     events: tuple[Event, ...]
     work: tuple[Work, ...]
     """Every operation, in order."""
     built_bytes: int
-    """Of the model before any strategy has made it smaller."""
+    """Bytes of the model as built, before any memory strategy."""
     parameters: int
     trained_parameters: int
     trained_bytes: int
-    """Of the trained parameters."""
+    """Bytes of the trained parameters."""
     saved_weights_bytes: int
-    """Of the weights that a checkpoint holds: an adapter's alone, where there is one."""
+    """Bytes of the weights in a checkpoint: only the adapter's, where there is one."""
 
     @property
     def lies_on_a_line(self) -> bool:
-        """Whether traces of other sizes may be told from this one.
+        """Whether other micro-batch sizes may be interpolated from this trace.
 
-        Of one sequence alone a tensor may be contiguous that is not of two; and a step of one pass has one size.
+        With a single sequence, tensors may be contiguous that otherwise are not; and without gradient accumulation
+        there is only one size.
         """
         return self.micro_batch_size > 1 and self.passes > 1
 
     def totals(self) -> dict[Kind, int]:
-        """The whole size of weights, gradients and optimizer state, whether or not they are there at one moment."""
+        """The total bytes of each kind (weights, gradients, ...), whether or not they are ever live together."""
         sizes = dict(self.before)
         sizes |= {event.storage: event.size for event in self.events if event.size > 0}
         totals = dict.fromkeys(KINDS, 0)
@@ -96,7 +97,7 @@ class Trace:
         return totals
 
     def fullest(self, *, rounding: int = 1) -> dict[Phase, Moment]:
-        """The fullest moment of each phase, in the order of the phases.
+        """The moment of peak memory of each phase, in the order of the phases.
 
         Args:
             rounding: what the allocator rounds each allocation up to.
@@ -116,7 +117,7 @@ class Trace:
         return {phase: moments[phase] for phase in PHASES if phase in moments}
 
     def operations(self, *, accumulation: int) -> Iterator[tuple[Work, int]]:
-        """The operations of one step, alike ones together with how many they are; without the evaluation."""
+        """The operations of one step without the evaluation; identical ones are grouped, with their count."""
         for work, count in Counter(self.work).items():
             if work.phase == "optimizer step":
                 yield work, count
@@ -124,9 +125,9 @@ class Trace:
                 yield work, count * accumulation // self.passes
 
     def at_micro_batch(self, size: int, *, other: Trace) -> Trace | None:
-        """The same step with micro-batches of another size, by the line through two traces.
+        """The same step with another micro-batch size, on the line through two traces.
 
-        None where the two did not do the same operations in the same order: then there is no such line.
+        None where the two did not run the same operations in the same order: then there is no such line.
         """
         if not self._same_course(other):
             return None

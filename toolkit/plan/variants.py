@@ -1,7 +1,7 @@
 """A recipe with other memory strategies: which there are, which go together, and what a run takes with them.
 
-Knows no strategy by name. A plugin's `candidates` says what may be tried, its claims say what excludes what, and
-`resolve` is the judge of whether a recipe with it is valid.
+Knows no strategy by name. A plugin's `candidates` says what may be tried, its claims say which exclude each other, and
+`resolve` decides whether a recipe with them is valid.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Set = frozenset[Component]
 
 @dataclass(frozen=True)
 class Option:
-    """A valid set of strategies beside the recipe's own, and what the run takes with it."""
+    """A valid set of strategies on top of the recipe's own, and the plan of the run with them."""
 
     added: tuple[Component, ...]
     resolved: ResolvedRecipe
@@ -35,7 +35,7 @@ class Option:
 
 
 def without_choosers(recipe: Recipe) -> Recipe:
-    """The recipe without the strategies that stand for others."""
+    """The recipe without its placeholder strategies, such as `auto`."""
     components = {path: part for path, part in recipe.components.items() if not isinstance(part.plugin, Chooser)}
     return replace(recipe, components=components)
 
@@ -50,7 +50,7 @@ def with_added(recipe: Recipe, added: Iterable[Component]) -> Recipe:
 
 
 def candidates(resolved: ResolvedRecipe) -> list[Component]:
-    """What the plugins offer for this recipe and device, each valid beside what the recipe has."""
+    """What the plugins offer for this recipe and device, each valid with the recipe's own strategies."""
     recipe = without_choosers(resolved.recipe)
     registry = recipe.registry
     present = {part.name for part in recipe.many("memory")}
@@ -72,7 +72,7 @@ def candidates(resolved: ResolvedRecipe) -> list[Component]:
 
 
 def is_valid(recipe: Recipe, like: ResolvedRecipe) -> bool:
-    """Whether a recipe can be run on that device."""
+    """Whether a recipe can run on the device of `like`."""
     try:
         resolve(recipe, like.device)
     except RecipeError:
@@ -81,16 +81,16 @@ def is_valid(recipe: Recipe, like: ResolvedRecipe) -> bool:
 
 
 def cuts_the_batch_alone(part: Component, resolved: ResolvedRecipe) -> bool:
-    """Whether all that a strategy does is to say how many sequences go through at a time."""
+    """Whether all that a strategy does is set the micro-batch size."""
     strategy = cast(Memory, part.plugin)
     changes = strategy.changes(resolved.recipe.training.model_dump(), resolved.device)
     return changes.keys() == {"micro_batch_size"} and type(strategy).apply is Memory.apply
 
 
 class Planner:
-    """Plans sets of strategies, each traced as seldom as can be.
+    """Plans sets of strategies with as few traces as possible.
 
-    Of one set, all sizes of the micro-batch lie on a line through two traced ones; see `Trace.at_micro_batch`.
+    For one set, every micro-batch size lies on a line through two traced ones; see `Trace.at_micro_batch`.
     """
 
     def __init__(self, resolved: ResolvedRecipe, *, rates: Rates, limit_bytes: int, processes: int = 1) -> None:
@@ -101,10 +101,10 @@ class Planner:
         self._traces: dict[tuple[Set, int], Trace] = {}
 
     def option(self, added: Set, batch: Component | None = None) -> Option | None:
-        """The plan with these strategies and this cut of the batch; None if they do not go together.
+        """The plan with these strategies and this micro-batch size; None if they do not go together.
 
         Raises:
-            RecipeError, PluginError: the recipe is refused without any of them.
+            RecipeError, PluginError: the recipe is refused even without any of them.
         """
         parts = tuple(sorted(added, key=lambda part: part.name)) + ((batch,) if batch else ())
         recipe = with_added(without_choosers(self.resolved.recipe), parts)
@@ -116,7 +116,7 @@ class Planner:
                 raise
             return None
         if resolved.training.save_in_background is None:
-            # Whether a copy of the state has room is asked when the strategies are chosen.
+            # Whether there is room for a copy of the state is decided once the strategies are chosen.
             resolved = replace(resolved, training=resolved.training.model_copy(update={"save_in_background": False}))
         try:
             traced = self._traced(added, resolved, sizes)

@@ -1,4 +1,4 @@
-"""Plans and choices in words; imports nothing, so that the command line can."""
+"""Plans and choices in words; imports nothing at run time, so that the command line can import it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def named(parts: Iterable[Component]) -> tuple[str, ...]:
-    """Strategies by name, each with the options that are not as they are by default."""
+    """Strategies by name, each with the options that differ from their defaults."""
     words = []
     for part in parts:
         given = part.plugin.model_dump(mode="json", exclude_defaults=True)
@@ -20,5 +20,5 @@ def named(parts: Iterable[Component]) -> tuple[str, ...]:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names one after the other."""
+    """The names, separated by commas."""
     return ", ".join(names) or "no strategy"

@@ -1,1 +1,1 @@
-"""Recipes: YAML text with places, the schema that validates it, and where recipes live."""
+"""Recipes: YAML text with source positions, the schema that validates it, and where recipes live."""

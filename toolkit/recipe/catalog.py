@@ -1,4 +1,4 @@
-"""Where recipes live: the ones that come with the toolkit, and files of one's own."""
+"""Where recipes live: those that come with the toolkit, and the user's own files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from toolkit.errors import UsageError, nearest
 
 
 def shipped() -> dict[str, Path]:
-    """The recipes that come with the toolkit, by name, in the order of names."""
+    """The recipes that come with the toolkit, by name, in alphabetical order."""
     package = Path(toolkit.__file__).parent
     inside_wheel, checkout = package / "_recipes", package.parent / "recipes"
     folder = inside_wheel if inside_wheel.is_dir() else checkout
@@ -21,10 +21,10 @@ def find(name: str) -> Path:
     """Return the file of a recipe: a path to a file, or the name of one that comes with the toolkit.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such recipe.
     """
     if name.endswith((".yaml", ".yml")) or "/" in name:
-        with contextlib.suppress(OSError):  # a name that is too long, say
+        with contextlib.suppress(OSError):  # the name is too long, say
             if Path(name).is_file():
                 return Path(name)
         raise UsageError(f"there is no recipe file {name}")

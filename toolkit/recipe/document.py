@@ -1,7 +1,7 @@
-"""Reads a recipe's text into plain data, and remembers the line and column of every key and value.
+"""Parses a recipe's text into plain data, and keeps the line and column of every key and list item.
 
-YAML 1.2, so that `5e-4` is a number and `off` a string; duplicate keys are refused, and so are anchors,
-because a recipe that says everything once in its place needs none.
+YAML 1.2, so that `5e-4` is a number and `off` a string. Duplicate keys are refused, and so are anchors: in a recipe
+every value is written out in its place.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from ruamel.yaml.reader import ReaderError
 from toolkit.errors import Place, Problem, RecipeError, UsageError
 
 Path_ = tuple[str | int, ...]
-"""The way to a value: ("memory", 0, "micro_batch_size")."""
+"""The path to a value: ("memory", 0, "micro_batch_size")."""
 
 COMMAND_LINE = "--set"
-"""The `file` of places that are not in a file but on the command line."""
+"""The `file` of places that are on the command line instead of in a file."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """A recipe's plain data and where each key of it stands."""
+    """A recipe's plain data, and where each of its keys is."""
 
     source: str
     text: str
     data: Mapping[str, Any]
     places: Mapping[Path_, Place]
-    """The place of the key, for keys of mappings, and of the item, for items of lists."""
+    """The place of the key for mappings, and of the item for lists."""
 
     def place(self, path: Path_) -> Place:
-        """The place of this value or, if it is not in the text, of the nearest thing around it."""
+        """The place of this value or, if it is not in the text, of the nearest value that encloses it."""
         while path and path not in self.places:
             path = path[:-1]
         return self.places.get(path, Place(self.source, 1, 1))
@@ -59,7 +59,7 @@ def read(file: Path, *, shown_as: str | None = None) -> Document:
 
 
 def parse(text: str, source: str) -> Document:
-    """Turn YAML text into a document.
+    """Parse YAML text into a document.
 
     Raises:
         RecipeError: it is not a YAML mapping; the message has line and column.
@@ -76,10 +76,10 @@ def parse(text: str, source: str) -> Document:
 
 
 def with_override(document: Document, assignment: str) -> Document:
-    """Return the document with one `a.b=c` of the command line applied; `c` is read as YAML.
+    """Return the document with one `a.b=c` from the command line applied; `c` is parsed as YAML.
 
     Raises:
-        UsageError: it is not of that form, or leads through something that is not a mapping or a list.
+        UsageError: it is not of that form, or its path goes through something that is not a mapping or a list.
     """
     key, equals, text = assignment.partition("=")
     if not equals or not key:
@@ -95,7 +95,7 @@ def with_override(document: Document, assignment: str) -> Document:
 
 
 def _assigned(data: Any, path: Path_, value: Any, assignment: str) -> Any:
-    """Copy of the data with the value at the path; mappings on the way are made, list items must exist."""
+    """A copy of the data with the value at the path; missing mappings on the way are created, list items must exist."""
     if not path:
         return value
     head, *rest = path
@@ -139,7 +139,7 @@ def _explain(error: MarkedYAMLError, text: str, place: Place) -> str:
 
 
 class _Reader:
-    """Walks YAML nodes into plain data, noting the place of each."""
+    """Converts YAML nodes to plain data, recording the place of each."""
 
     def __init__(self, source: str) -> None:
         self.source = source

@@ -1,7 +1,7 @@
-"""The JSON Schema of recipes, by which editors complete and check them: every plugin with all its options.
+"""The JSON Schema of recipes, with which editors complete and check them: every plugin with all its options.
 
-The one place that loads all plugins. One that cannot be loaded is offered by name, its options unchecked, and
-reported: an editor should go on helping with the others.
+It loads every plugin. One that cannot be loaded is offered by name with its options unchecked, and is reported, so
+that the editor still helps with the others.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DESCRIPTIONS = {
 
 
 def schema(registry: Registry) -> tuple[dict[str, Any], list[PluginError]]:
-    """Return the JSON Schema of recipes that may use these plugins, and why some plugins could not be loaded."""
+    """Return the JSON Schema of recipes that may use these plugins, and the errors of plugins that did not load."""
     definitions: dict[str, Any] = {}
     failures: list[PluginError] = []
     for kind in KINDS:
@@ -76,7 +76,7 @@ def schema(registry: Registry) -> tuple[dict[str, Any], list[PluginError]]:
 
 
 def write(document: Mapping[str, Any], target: Path) -> None:
-    """Write the schema where editors look for it, in place of an older one.
+    """Write the schema where editors look for it, replacing an older one.
 
     Raises:
         UnavailableError: it cannot be written.
@@ -89,7 +89,7 @@ def write(document: Mapping[str, Any], target: Path) -> None:
 
 
 def _plugin(registry: Registry, kind: str, name: str, definitions: dict[str, Any]) -> dict[str, Any]:
-    """The schema of `{plugin: NAME, ...}`; puts what it refers to among the definitions."""
+    """The schema of `{plugin: NAME, ...}`; adds what it refers to to the definitions."""
     prefix = f"{kind}.{name}"
     loaded = registry.load(kind, name)
     written, nested = _without_definitions(loaded.model_json_schema(ref_template=f"#/$defs/{prefix}.{{model}}"))

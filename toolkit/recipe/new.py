@@ -1,4 +1,4 @@
-"""Starts a recipe of one's own: a copy of another one, comments and all. There is no inheritance between recipes."""
+"""Creates a new recipe as a copy of another one, comments included. There is no inheritance between recipes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from toolkit.recipe import catalog, document
 
 
 def write_copy(origin: str, new_name: str) -> str:
-    """Copy the recipe `origin` to NEW_NAME.yaml, and return the path as a command would have it: ./NEW_NAME.yaml.
+    """Copy the recipe `origin` to NEW_NAME.yaml, and return the path as commands take it: ./NEW_NAME.yaml.
 
     Raises:
-        UsageError: there is no such recipe, the new file exists, or its name cannot be one.
+        UsageError: there is no such recipe, the new file exists already, or its name is not valid.
         UnavailableError: it cannot be written.
     """
     source = catalog.find(origin)
@@ -22,7 +22,7 @@ def write_copy(origin: str, new_name: str) -> str:
         raise UsageError(f"{new_name!r} cannot be a recipe's name: use letters, digits, - and _")
     shown = str(target) if target.is_absolute() else f"./{target}"
     text = document.read(source).text
-    # The comments tell the command that runs the recipe, and should tell the new one's.
+    # The comments name the command that runs the recipe; in the copy they should name the new recipe.
     named = rf"\btoolkit recipe run (?:[\w./-]*/)?{re.escape(source.stem)}(?:\.ya?ml)?(?![\w.-])"
     text = re.sub(named, lambda _: f"toolkit recipe run {shown}", text)
     try:

@@ -1,7 +1,7 @@
 """Validates a document against the plugins that it names: Document + Registry -> Recipe.
 
-All problems are found at once, each with its place and its cure. Only the plugins that the recipe names are
-imported, and no plugin method is called.
+All problems are reported at once, each with its place and its fix. Only the plugins that the recipe names are imported,
+and none of their methods is called but the validators of their options.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ ONE = {
     "objective": "objective",
     "optimizer": "optimizer",
 }
-"""Sections that hold one plugin, and its kind."""
+"""Sections that hold one plugin, with its kind."""
 MANY = {"memory": "memory", "callbacks": "callback", "exporters": "exporter"}
-"""Sections that hold a list of plugins, and their kind."""
+"""Sections that hold a list of plugins, with their kind."""
 DEFAULTS: Mapping[str, Any] = {
     "description": "",
     "plugin_paths": [],
@@ -41,7 +41,7 @@ DEFAULTS: Mapping[str, Any] = {
     "exporters": ["model-folder"],
     "training": {},
 }
-"""What a recipe may leave out, and what stands there then."""
+"""The sections that a recipe may leave out, and their defaults."""
 SECTIONS = ("recipe", "description", "plugin_paths", *ONE, *MANY, "training")
 
 
@@ -56,16 +56,16 @@ class Component:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A valid recipe: what a person wrote, checked, with every option's value."""
+    """A valid recipe: what the user wrote, checked, with a value for every option."""
 
     document: Document
     description: str
     plugin_paths: tuple[str, ...]
     components: Mapping[Path_, Component]
-    """By place in the recipe: ("dataset",), ("memory", 0), ..."""
+    """By path in the recipe: ("dataset",), ("memory", 0), ..."""
     training: Training
     registry: Registry = field(repr=False, compare=False)
-    """Where its plugins were found, and others can be."""
+    """Where its plugins were found, and where others can be."""
 
     def one(self, section: str) -> Any:
         """The plugin of a section that holds one; its type is the contract of that kind."""
@@ -76,7 +76,7 @@ class Recipe:
         return [component for path, component in self.components.items() if path[0] == section]
 
     def error(self, message: str, path: Path_) -> RecipeError:
-        """The error for one problem at this place of the recipe."""
+        """The error for one problem at this path in the recipe."""
         return RecipeError([Problem(self.document.place(path), dotted(path), message)])
 
 
@@ -84,7 +84,7 @@ def validate(document: Document, registry: Registry) -> Recipe:
     """Check every section of the document.
 
     Raises:
-        RecipeError: with everything that is wrong.
+        RecipeError: with every problem found.
     """
     return _Validation(document, registry).recipe()
 
@@ -177,7 +177,7 @@ def plugin_paths(document: Document) -> tuple[str, ...]:
     """The plugin folders that a document names, needed before it can be validated.
 
     Raises:
-        RecipeError: it is not a list of texts.
+        RecipeError: `plugin_paths` is not a list of strings.
     """
     paths = document.data.get("plugin_paths", [])
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
@@ -187,7 +187,7 @@ def plugin_paths(document: Document) -> tuple[str, ...]:
 
 
 def _message(error: ErrorDetails, model: type[BaseModel]) -> str:
-    """Pydantic's error in the words of a recipe."""
+    """A pydantic error, in the terms of a recipe."""
     field = str(error["loc"][-1]) if error["loc"] else ""
     given = error["input"]
     match error["type"]:

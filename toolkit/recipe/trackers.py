@@ -1,6 +1,6 @@
-"""Experiment trackers that the Trainer reports to: their names, and whether their packages are here.
+"""Experiment trackers that the Trainer reports to: their names, and whether their packages are installed.
 
-Without importing any of them: some take seconds, and some open a connection.
+None of them is imported for this: some take seconds, and some open a connection.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 """Each name of transformers' `INTEGRATION_TO_CALLBACK`, and the modules that it imports."""
 SUBSTITUTES = {"tensorboard": "tensorboardX"}
 INSTALLED_AS = {"azureml": "azureml-core azureml-mlflow", "comet_ml": "comet-ml"}
-"""What `pip install` takes, where it is another name than the module's."""
+"""What `pip install` takes, where it differs from the module's name."""
 
 
 def missing(tracker: str) -> tuple[str, ...]:
-    """What has to be installed for this tracker, by the names that pip takes."""
+    """The packages that are missing for this tracker, under the names that pip takes."""
     return tuple(
         INSTALLED_AS.get(module, module)
         for module in PACKAGES[tracker]

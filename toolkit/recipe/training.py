@@ -1,6 +1,7 @@
-"""The `training` section of a recipe: what belongs to the run, not to a plugin.
+"""The `training` section of a recipe: the settings of the run that belong to no plugin.
 
-Names are those of `transformers.TrainingArguments` wherever it has one. Imports pydantic alone.
+Names are those of `transformers.TrainingArguments` wherever it has one. Of third-party packages, only pydantic is
+imported.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from toolkit.recipe import trackers
 
 
 class UnfitSettingError(ValueError):
-    """A setting that does not go with the others."""
+    """A setting that is incompatible with the others."""
 
     def __init__(self, message: str, *, setting: str) -> None:
         super().__init__(message)
@@ -44,14 +45,14 @@ class Training(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     num_train_epochs: float = Field(default=1.0, gt=0)
-    """Passes over the training tokens; `max_steps` goes before it."""
+    """Passes over the training tokens; `max_steps` takes precedence."""
     max_steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps in all; if not given, `num_train_epochs` decides."""
+    """Total optimizer steps; if not given, `num_train_epochs` decides."""
     global_batch_size: int = Field(default=8, ge=1)
     """Sequences per optimizer step, over all devices. No memory strategy changes it."""
     micro_batch_size: int | None = Field(default=None, ge=1)
-    """Sequences per forward pass on one device; the rest of the global batch is accumulated. Default: as many
-    as the global batch gives each device."""
+    """Sequences per forward pass on one device; gradient accumulation makes up the rest of the global batch. Default:
+    each device's whole share of the global batch."""
     learning_rate: float = Field(default=5e-5, gt=0)
     """Peak learning rate."""
     lr_scheduler_type: Literal[
@@ -64,60 +65,61 @@ class Training(BaseModel):
         "warmup_stable_decay",
         "cosine_with_min_lr",
     ] = "linear"
-    """The course of the learning rate after the warm-up."""
+    """The learning-rate schedule after the warmup."""
     lr_scheduler_kwargs: dict[str, float | int | str] = Field(default_factory=dict)
     """Further arguments of that schedule: `num_decay_steps` of warmup_stable_decay, say."""
     warmup_steps: float = Field(default=0, ge=0)
-    """Steps of linear warm-up; a number below 1 is a share of all steps."""
+    """Steps of linear learning-rate warmup; a number below 1 is a share of all steps."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Weight decay of the matrices; biases and norms have none."""
+    """Weight decay of the matrices; biases and norms are not decayed."""
     max_grad_norm: float = Field(default=1.0, ge=0)
-    """Gradients are clipped to this norm; 0 does not clip."""
+    """Gradients are clipped to this norm; 0 turns clipping off."""
     seed: int = Field(default=42, ge=0)
-    """Seed of the weights, of dropout and of the order of the data."""
+    """Seed of the weights, of dropout and of the data order."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Number format of the matrix products; the weights and the optimizer stay in float32."""
+    """Number format of the matrix multiplications; the weights and the optimizer state stay in float32."""
     gradient_checkpointing: bool = False
-    """Keep only the activations at the borders of layers and compute the others again: less memory, same numbers."""
+    """Keep only the activations between layers and recompute those inside: less memory, same numbers."""
     gradient_checkpointing_every: int = Field(default=1, ge=1)
-    """Compute again the activations of every so-manieth layer only, from the first on; 1 is all of them."""
+    """Recompute the activations of every n-th layer only, starting with the first; 1 is all of them."""
     loss_chunk_size: int | None = Field(default=None, ge=1)
-    """Compute the loss from the logits of so many tokens at a time; if not given, of a whole micro-batch."""
+    """Compute the loss from the logits of this many tokens at a time; if not given, of a whole micro-batch."""
     optim: str | None = None
-    """An optimizer by transformers' name for it (adafactor, adamw_8bit, ...), in place of the recipe's `optimizer`."""
+    """An optimizer by its name in transformers (adafactor, adamw_8bit, ...), in place of the recipe's `optimizer`."""
     optim_args: str | None = None
-    """Further arguments of that optimizer, as transformers takes them: rank=64, say."""
+    """Further arguments of that optimizer, in transformers' format: rank=64, say."""
     release_gradients: bool = False
-    """Step each parameter in the backward pass and free its gradient at once; for steps of one forward pass on one
-    device, without clipping."""
+    """Update each parameter inside the backward pass (optimizer step in backward) and free its gradient at once; only
+    on one device, without gradient accumulation and without clipping."""
     stochastic_rounding: bool = False
-    """Round the steps of bfloat16 weights up or down at random, in proportion, so that small ones are not lost."""
+    """Stochastic rounding: round updates of bfloat16 weights up or down at random, so that small ones are not lost."""
     torch_compile: bool = False
-    """Compile the model: faster steps after a first one that takes a minute. Needs a C++ compiler on a CPU."""
+    """Compile the model with torch.compile: faster steps, after a first one that takes a minute. On a CPU it needs a
+    C++ compiler."""
     eval_steps: int | None = Field(default=None, ge=1)
-    """Evaluate every so many steps; if not given, three to ten times in the run, as its length affords. The end is
-    always evaluated."""
+    """Evaluate every N steps; if not given, three to ten times in the run, depending on its length. The end is always
+    evaluated."""
     save_steps: int | None = Field(default=None, ge=1)
-    """Save a checkpoint every so many steps. The end is always saved."""
+    """Save a checkpoint every N steps. The end is always saved."""
     save_minutes: float | None = Field(default=5.0, gt=0)
-    """Save a checkpoint whenever so many minutes have passed since the last."""
+    """Save a checkpoint once this many minutes have passed since the last one."""
     save_total_limit: int = Field(default=2, ge=1)
-    """Keep so many checkpoints; older ones are removed once a newer one is safe on disk."""
+    """Keep this many checkpoints; older ones are removed once a newer one is safe on disk."""
     keep_every: int | None = Field(default=None, ge=1)
-    """Save every so many steps, and keep those checkpoints for good beside the newest: milestones to go back to."""
+    """Also save every N steps, and keep those checkpoints for good beside the newest: milestones to go back to."""
     save_in_background: bool | None = None
-    """Copy the state in memory and write it while training goes on, or wait for the disk; if not given, as a
-    quarter of the free memory allows."""
+    """Copy the state in memory and write it while training continues (true), or wait for the disk (false); if not
+    given, in the background where the copy fits into a quarter of the free memory."""
     on_spike: Literal["stop", "skip-batch", "warn"] = "warn"
-    """What to do when a step's loss is far above those of the hundred before it (six standard deviations, and a
-    tenth): stop before the step is taken, leave its batch out, or only record it."""
+    """What to do about a loss spike, a step whose loss is far above the hundred before it (by six standard deviations
+    and by a tenth): stop before the step is taken, skip its batch, or only record it."""
     logging_steps: int | None = Field(default=None, ge=1)
-    """Record the loss every so many steps; if not given, about two hundred times in the run."""
+    """Log the loss every N steps; if not given, about two hundred times in the run."""
     dataloader_num_workers: int = Field(default=0, ge=0)
-    """Processes that prepare batches. The data is packed and memory-mapped, so 0 is usually fastest."""
+    """Worker processes that prepare batches. The data is packed and memory-mapped, so 0 is usually fastest."""
     report_to: Trackers = ()
-    """Trackers that the Trainer knows: tensorboard, wandb, mlflow, ... Their packages must be installed. Without it
-    none is reported to, whatever variables of theirs are set."""
+    """Experiment trackers that the Trainer supports: tensorboard, wandb, mlflow, ... Their packages must be installed.
+    If not given, nothing is reported, even if their environment variables are set."""
 
     @model_validator(mode="after")
     def _released_gradients_are_not_needed_together(self) -> Self:

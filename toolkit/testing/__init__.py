@@ -1,4 +1,4 @@
-"""The conformance kit: tries a plugin against its kind's contract, as the toolkit's own plugins are tried.
+"""The conformance kit: checks a plugin against its kind's contract, as the toolkit's own plugins are checked.
 
 In the tests of a plugin:
 
@@ -7,9 +7,10 @@ In the tests of a plugin:
     def test_it_keeps_its_contract() -> None:
         assert_conforms("memory", "my-strategy", options={"layers": 1})
 
-Everything runs on the processor in seconds, with tiny models and texts that the kit makes; of the network there is
-only what the plugin itself asks for. Without `options` the plugin is tried as `rehearse()` returns it, with its
-defaults; with them, as it is. An option that is required has to be given: what was not tried does not pass.
+Everything runs in seconds, with tiny models and texts that the kit generates; on the CPU, except `apply` of a memory
+strategy that needs an accelerator. The network is used only if the plugin itself uses it. Without `options`, the plugin
+is checked with its defaults, as `rehearse()` returns it; with them, as it is. Required options must be given, or the
+plugin does not pass. A check for which this machine lacks a device or a package does pass, with `tried` False.
 """
 
 from __future__ import annotations
@@ -48,14 +49,14 @@ BEHAVIOUR: Mapping[str, Sequence[tuple[str, Try]]] = {
     "callback": callback.CHECKS,
     "exporter": exporter.CHECKS,
 }
-"""What each kind has to do, in the order in which it is tried."""
+"""The checks of each kind, in the order in which they run."""
 
 
 @variables.set_aside()
 def check_plugin(
     kind: str, name: str, registry: Registry | None = None, options: Mapping[str, Any] | None = None
 ) -> list[Check]:
-    """Try a plugin and return every finding, good or bad.
+    """Check a plugin and return every finding, good or bad.
 
     Args:
         kind: dataset, tokenizer, model, objective, optimizer, memory, callback or exporter.
@@ -64,7 +65,7 @@ def check_plugin(
         options: its options, as a recipe would have them; the defaults, if not given.
 
     Raises:
-        PluginError: nobody offers a plugin of this name.
+        PluginError: there is no plugin of this name.
     """
     registry = registry or Registry.discover()
     return list(_checks(registry.offer(kind, name), registry, options))
@@ -73,11 +74,11 @@ def check_plugin(
 def assert_conforms(
     kind: str, name: str, *, registry: Registry | None = None, options: Mapping[str, Any] | None = None
 ) -> None:
-    """Try a plugin, for its tests.
+    """Check a plugin, for use in its tests.
 
     Raises:
-        AssertionError: it breaks its contract; the message lists every way in which it does.
-        PluginError: nobody offers a plugin of this name.
+        AssertionError: it breaks its contract; the message lists every failed check.
+        PluginError: there is no plugin of this name.
     """
     failed = [check for check in check_plugin(kind, name, registry, options) if not check.passed]
     if failed:
@@ -99,14 +100,14 @@ def _checks(offer: Offer, registry: Registry, options: Mapping[str, Any] | None)
         return
     told = set()
     for check in _behaviour(plugin, offer, rehearsed=options is None):
-        # What breaks one check often breaks the next in the same words, which say nothing new.
+        # What fails one check often fails the next with the same message, which adds nothing.
         if check.passed or check.detail not in told:
             yield check
         told.add(check.detail)
 
 
 def _with_options(loaded: type[Plugin], options: Mapping[str, Any] | None) -> tuple[Plugin | None, Check]:
-    """The plugin, if its options are valid and survive the way through a file."""
+    """The plugin, if its options are valid and survive a JSON round trip; and the finding about them."""
     required = [name for name, info in loaded.model_fields.items() if info.is_required()]
     if missing := [name for name in required if name not in (options or {})]:
         example = ", ".join(f"{name!r}: ..." for name in missing)
@@ -141,7 +142,7 @@ def _behaviour(plugin: Plugin, offer: Offer, *, rehearsed: bool) -> Iterator[Che
                 return
             plugin = small
         for name, try_ in BEHAVIOUR[plugin.kind]:
-            # A plugin's prints must not mix with the findings, which a script may read.
+            # What a plugin prints must not mix with the findings on stdout, which a script may parse.
             with random_state_preserved(), contextlib.redirect_stdout(sys.stderr), _quiet_libraries(), _one_thread():
                 check = _tried(name, try_, plugin, bench)
             yield check
@@ -170,7 +171,7 @@ def _tried(name: str, try_: Try, plugin: Plugin, bench: Bench) -> Check:
 
 @contextlib.contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """No progress bars and advice of transformers, whose models here are not worth the words."""
+    """Silence the progress bars and warnings of transformers: they say nothing useful about the kit's tiny models."""
     from transformers.utils import logging
 
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -178,7 +179,7 @@ def _quiet_libraries() -> Iterator[None]:
     logging.set_verbosity_error()
     try:
         with warnings.catch_warnings():
-            # peft 0.21 reads a property that transformers 5.23 calls by a new name.
+            # peft 0.21 reads a property that transformers 5.23 has renamed.
             warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated", category=FutureWarning)
             yield
     finally:
@@ -189,7 +190,7 @@ def _quiet_libraries() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Models of this size only lose by sharing their work among threads: on a busy machine, seconds a step."""
+    """Run torch on one thread: multithreading only slows models of this size, on a busy machine by seconds a step."""
     import torch
 
     threads = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""What plugins are tried with: tiny real models, a tokenizer and texts, made here and the same every time."""
+"""What plugins are checked with: tiny real models, a tokenizer and texts, generated here and the same every time."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ SENTENCE = "the cat sat on a mat and 12 dogs ran far from their old home while b
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was tried, and what was found."""
+    """One check, and its finding."""
 
     name: str
     passed: bool
     detail: str
-    """What was seen; where it failed, what is wrong."""
+    """What was seen; for a failure, what is wrong."""
     tried: bool = True
-    """Whether it was tried; `detail` says why not."""
+    """Whether the check ran; if not, `detail` says why."""
 
 
 class Fault(Exception):  # noqa: N818 - it is a finding, which becomes a failed Check
@@ -46,22 +46,22 @@ class Fault(Exception):  # noqa: N818 - it is a finding, which becomes a failed 
 
 
 class NotTriedHere(Exception):  # noqa: N818 - it is a finding: a Check that passes untried
-    """The machine lacks what the check needs."""
+    """The machine lacks what a check needs."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A place to try one plugin."""
+    """Everything needed to check one plugin."""
 
     folder: Path
     """Empty at first, and removed afterwards."""
     rehearsal: bool
-    """Whether the plugin is told that this is a rehearsal."""
+    """Whether `run.rehearsal` is set for the plugin."""
     offer: Offer | None = None
-    """Where the plugin comes from; a plugin that is to answer in another process needs one."""
+    """Where the plugin comes from; needed for checks in another process."""
 
     def run(self, task: Task = "causal-lm", *, rehearsal: bool = False, device: Device | None = None) -> RunContext:
-        """A run with a folder and a cache of its own; both exist, and the cache is empty."""
+        """The context of a run, with a run folder and a cache of its own; both exist and are empty."""
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         (folder / "run").mkdir()
         (folder / "cache").mkdir()
@@ -84,7 +84,7 @@ class Bench:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Byte-level, learned from the texts, with every special token that an objective may look for."""
+        """A byte-level BPE, trained on the texts, with every special token that an objective may look for."""
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
         from transformers import PreTrainedTokenizerFast
 
@@ -105,7 +105,7 @@ class Bench:
         return tokenizer
 
     def model(self, family: str) -> PreTrainedModel:
-        """A new model of about 30,000 parameters, the same every time: gpt2, llama or bert."""
+        """A new model of about 30,000 parameters, the same every time; its family is gpt2, llama or bert."""
         import torch
         from transformers import (
             AutoModelForCausalLM,
@@ -127,7 +127,7 @@ class Bench:
             "eos_token_id": self.tokenizer.eos_token_id,
             "pad_token_id": self.tokenizer.pad_token_id,
         }
-        # No dropout: two passes over the same batch then have to agree.
+        # No dropout, so that two passes over the same batch agree.
         still: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         configs: dict[str, Callable[[], PreTrainedConfig]] = {
             "gpt2": lambda: GPT2Config(**common, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
@@ -137,7 +137,7 @@ class Bench:
         head: Any = AutoModelForMaskedLM if family == "bert" else AutoModelForCausalLM
         set_seed(SEED)
         model: PreTrainedModel = head.from_config(configs[family](), dtype=torch.float32)
-        model.loss_type = "ForMaskedLM" if family == "bert" else "ForCausalLM"  # GPT-2's class does not tell it
+        model.loss_type = "ForMaskedLM" if family == "bert" else "ForCausalLM"  # GPT-2's class name does not show it
         return model
 
     def batch(self, size: int = 4) -> torch.Tensor:
@@ -154,7 +154,7 @@ class Bench:
         end: tuple[int, ...] | None = None,
         frame: tuple[tuple[int, ...], tuple[int, ...]] = ((), ()),
     ) -> list[Block]:
-        """Blocks as the toolkit packs them: the texts, one after the other, each closed by `end` (EOS), in a frame."""
+        """Blocks as the toolkit packs them: the texts in sequence, each closed by `end` (EOS), within a frame."""
         import numpy
 
         before, after = frame
@@ -162,7 +162,7 @@ class Bench:
         documents = [[*text, *((self.tokenizer.eos_token_id,) if end is None else end)] for text in self._encoded]
         stream = [token for text in documents for token in text]
         ids = numpy.resize(numpy.array(stream, dtype="int64"), (count, room))
-        # Seeds as those of a run: any number of 56 bits.
+        # Seeds like those of a run: any 56-bit number.
         draw = random.Random(SEED)
         return [
             {"input_ids": numpy.array([*before, *row, *after], dtype="int64"), "seed": draw.getrandbits(56)}
@@ -175,7 +175,7 @@ class Bench:
 
 
 def first_accepted(names: Iterable[N], attempt: Callable[[N], T]) -> tuple[N, T]:
-    """The first name whose attempt the plugin does not refuse: not every plugin is for every model or task.
+    """The first name whose attempt the plugin does not refuse: not every plugin supports every model or task.
 
     Raises:
         Fault: it refuses all of them.
@@ -190,7 +190,7 @@ def first_accepted(names: Iterable[N], attempt: Callable[[N], T]) -> tuple[N, T]
 
 
 def described(error: BaseException, plugin: type[Plugin] | None = None) -> str:
-    """An exception in one line, with the line of the plugin that it came from."""
+    """An exception in one line, with the line of the plugin's file that it came from."""
     if isinstance(error, ToolkitError):
         return f"it refuses: {error}"
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -200,7 +200,7 @@ def described(error: BaseException, plugin: type[Plugin] | None = None) -> str:
 
 
 def require(condition: object, message: str) -> None:
-    """Go on only if the condition holds.
+    """Continue only if the condition holds.
 
     Raises:
         Fault: it does not.
@@ -210,7 +210,7 @@ def require(condition: object, message: str) -> None:
 
 
 def disturb_random_numbers(seed: int) -> None:
-    """Put all global generators somewhere else, as another run would have them."""
+    """Move all global random generators to another state, as another run would have them."""
     from transformers import set_seed
 
     set_seed(seed)

@@ -1,4 +1,4 @@
-"""What a callback has to do."""
+"""The checks of a callback plugin."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ STEPS = 2
 
 
 def callbacks(plugin: Callback, bench: Bench) -> str:
-    """It returns what the Trainer takes."""
+    """It returns a list of TrainerCallbacks."""
     made = _made(plugin, bench.run())
     return f"{', '.join(type(one).__name__ for one in made)}" if made else "none, for this task"
 
 
 def run(plugin: Callback, bench: Bench) -> str:
-    """A real Trainer takes two steps with it, logs, evaluates, saves and ends; and trains what it trains without it."""
+    """A real Trainer takes two steps with it, logs, evaluates, saves and ends; the weights are those without it."""
     import torch
 
     context = bench.run()
@@ -49,7 +49,7 @@ def run(plugin: Callback, bench: Bench) -> str:
 
 
 def _trained(bench: Bench, context: RunContext, callbacks: list[TrainerCallback]) -> Any:
-    """A Trainer that has taken its steps."""
+    """A Trainer that has finished its steps."""
     from transformers import PrinterCallback, Trainer
     from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 

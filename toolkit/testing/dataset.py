@@ -1,4 +1,4 @@
-"""What a dataset has to do."""
+"""The checks of a dataset plugin."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "validation")
 NUMBERED = 5000
-"""Documents of a split that are compared one by one, so that the first difference can be named; the others as one."""
+"""Documents per split that are compared one by one, to name the first difference; the rest are compared as one."""
 
 
 def documents(plugin: Dataset, bench: Bench) -> str:
-    """It loads documents in the splits that are read."""
+    """It loads documents, and only in the splits that are read."""
     from datasets import DatasetDict
 
     disturb_random_numbers(1)
@@ -37,7 +37,7 @@ def documents(plugin: Dataset, bench: Bench) -> str:
 
 
 def peek(plugin: Dataset, bench: Bench) -> str:
-    """What a validation is shown of the documents is what a run reads."""
+    """The document that `peek` shows before a run is one that `load` returns."""
     shown = plugin.peek(bench.run())
     if shown is None:
         return "it shows nothing before a run"
@@ -49,7 +49,7 @@ def peek(plugin: Dataset, bench: Bench) -> str:
 
 
 def loaded_again(plugin: Dataset, bench: Bench) -> str:
-    """The same ones in the same order: a run that goes on loads them again, in another process on another day."""
+    """Another process loads the same documents in the same order, as a resume on another day has to."""
     disturb_random_numbers(2)
     here, there = contents(plugin, bench), answer_elsewhere(plugin, bench, contents)
     require(set(here) == set(there), f"it loads the splits {sorted(here)}, and in another process {sorted(there)}")
@@ -71,7 +71,7 @@ def loaded_again(plugin: Dataset, bench: Bench) -> str:
 
 
 def contents(plugin: Dataset, bench: Bench) -> dict[str, dict[str, Any]]:
-    """Of each split the number of documents, the digests of the first ones, and one of all of them."""
+    """For each split, the number of documents, the digests of the first ones, and a digest of all of them."""
     data = plugin.load(bench.run())
     return {str(split): _digests(data, str(split)) for split in data}
 

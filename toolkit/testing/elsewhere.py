@@ -1,7 +1,7 @@
-"""What a plugin answers in another process: with another hash seed, at a later time, where folders list otherwise.
+"""Asks a plugin in another process: with another hash seed, a later clock and another directory order.
 
-A run loads its documents and learns its tokenizer again whenever it goes on, in another process on another day. What
-depends on the order of a set, on the clock or on the order in which a folder lists its files is then another run's.
+A resumed run loads its documents and trains its tokenizer again, in another process on another day. Whatever depends on
+the order of a set, on the clock or on the order of a directory listing would then differ.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LATER = datetime.timedelta(days=400, hours=7, minutes=13)
 
 
 def answer_elsewhere(plugin: Plugin, bench: Bench, answer: Callable[[Any, Bench], Any]) -> Any:
-    """Return what `answer`, a function of a module, gives for the plugin in another process; it has to be JSON.
+    """Return what `answer`, a module-level function, returns for the plugin in another process; it has to be JSON.
 
     Raises:
         Fault: it fails there.
@@ -67,7 +67,7 @@ def _answer(question: dict[str, Any]) -> Any:
     offer = Offer(question["kind"], question["name"], "another process", found)
     module, name = question["answer"]
     answer = getattr(importlib.import_module(module), name)
-    for library in ("datasets", "transformers"):  # these keep the clock that they know
+    for library in ("datasets", "transformers"):  # imported before the patch, so they keep the real clock
         importlib.import_module(library)
     with _later(), _listed_backwards(), tempfile.TemporaryDirectory(prefix="toolkit-check-") as folder:
         loaded = offer.load()
@@ -79,7 +79,7 @@ def _answer(question: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def _later() -> Iterator[None]:
-    """Python's clocks are ahead; those that libraries read in C are not."""
+    """Set Python's clocks ahead; libraries that read the clock in C still see the real time."""
     seconds, clock, localtime, gmtime = LATER.total_seconds(), time.time, time.localtime, time.gmtime
     with (
         patch.multiple(
@@ -99,7 +99,7 @@ def _later() -> Iterator[None]:
 
 
 def _ahead(real: Any, *methods: str) -> Any:
-    """A class that is taken for the real one, and whose now is later."""
+    """A class that passes for the real one, but whose current time is later."""
 
     class Kind(type):
         def __instancecheck__(cls, instance: Any) -> bool:
@@ -116,7 +116,7 @@ def _ahead(real: Any, *methods: str) -> Any:
 
 @contextlib.contextmanager
 def _listed_backwards() -> Iterator[None]:
-    """Folders list their files the other way round: an operating system promises no order."""
+    """List directories in reverse order: an operating system guarantees none."""
     listdir, scandir = os.listdir, os.scandir
 
     class Backwards:

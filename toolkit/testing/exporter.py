@@ -1,4 +1,4 @@
-"""What an exporter has to do."""
+"""The checks of an exporter plugin."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SET_BY_SAVING = ("architectures", "dtype", "transformers_version", "_name_or_path")
-"""Entries of a config that `save_pretrained` itself sets."""
+"""Config entries that `save_pretrained` itself sets."""
 RESULTS = Results(
     recipe="recipe: 1\ndataset: {plugin: python-docs}\n",
     data={"train": {"documents": 200, "tokens": 4800, "blocks": 100}},
@@ -28,7 +28,7 @@ RESULTS = Results(
 
 
 def folder(plugin: Exporter, bench: Bench) -> str:
-    """It fills a folder of the run directory, or none."""
+    """It names a plain folder in the run directory, or none."""
     if plugin.folder is None:
         return "it writes no folder, and gets the newest exported one"
     name = plugin.folder
@@ -38,7 +38,7 @@ def folder(plugin: Exporter, bench: Bench) -> str:
 
 
 def export(plugin: Exporter, bench: Bench) -> str:
-    """It writes there, touches nothing else, and leaves the model as it is: other exporters get it too."""
+    """It writes to its folder, touches nothing else, and leaves the model unchanged for the exporters after it."""
     family, told = first_accepted(("gpt2", "lora"), lambda name: _exported(plugin, bench, name))
     return told if family == "gpt2" else f"{told}, of a model with LoRA"
 
@@ -85,7 +85,7 @@ def _model(bench: Bench, family: str) -> PreTrainedModel:
 
 
 def _target(plugin: Exporter, bench: Bench, run: RunContext) -> Path:
-    """The empty folder to fill, under the name that it has while it is not whole yet; or an exported one."""
+    """The empty folder to fill, under the name that it has until it is complete; or an exported folder to read."""
     if plugin.folder is not None:
         target = run.folder / f".{plugin.folder}.partial"
         target.mkdir()
@@ -97,13 +97,13 @@ def _target(plugin: Exporter, bench: Bench, run: RunContext) -> Path:
 
 
 def _files(root: Path, *, but: Path | None = None) -> dict[str, str]:
-    """The digest of each file under a folder, by its path there."""
+    """The digest of each file under a folder, by relative path."""
     files = (file for file in root.rglob("*") if file.is_file() and not (but and file.is_relative_to(but)))
     return {str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def _settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[Any]:
-    """What an exporter after this one would find changed."""
+    """Everything besides the weights that the next exporter would find changed."""
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     generation = getattr(model, "generation_config", None)
@@ -113,14 +113,14 @@ def _settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> lis
 
 @contextlib.contextmanager
 def connections_watched() -> Iterator[list[str]]:
-    """Let nothing out, and note where Python would have connected to."""
+    """Refuse all connections, and record where Python code tried to connect."""
     seen: list[str] = []
 
     def refused(address: Any) -> None:
         seen.append(str(address[0] if isinstance(address, tuple) else address))
         raise ConnectionRefusedError("plugin check lets nothing out in a rehearsal")
 
-    # An audit hook would see more, and could not be removed again.
+    # An audit hook would see more, but cannot be removed again.
     with (
         patch.object(socket.socket, "connect", lambda self, address: refused(address)),
         patch.object(socket, "getaddrinfo", lambda host, *more, **named: refused(host)),

@@ -1,4 +1,4 @@
-"""Whether importing a plugin stays cheap: listing and validating must not wait for torch."""
+"""The check that importing a plugin is cheap: listing and validating must not wait for torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from toolkit.registry import Offer
 from toolkit.testing.bench import Check
 
 HEAVY = ("torch", "transformers", "datasets", "numpy", "peft", "accelerate", "tokenizers")
-"""Libraries that a plugin's methods import, and its module does not."""
+"""Libraries that a plugin's methods may import, but its module may not."""
 
 PROBE = """
 import importlib, json, sys
@@ -29,7 +29,7 @@ print(json.dumps([name for name in heavy if name in sys.modules and name not in 
 
 
 def check_imports(offer: Offer) -> Check:
-    """Import the plugin's module in a fresh interpreter, and see what came with it."""
+    """Import the plugin's module in a fresh interpreter, and see which heavy libraries it pulls in."""
     file = str(offer.target.resolve()) if isinstance(offer.target, Path) else None
     module = None if isinstance(offer.target, Path) else offer.target.module
     question = json.dumps([sys.path, HEAVY, offer.kind, module, file])

@@ -1,4 +1,4 @@
-"""What a memory strategy has to do."""
+"""The checks of a memory strategy."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ DEVICES = (
     Device("cuda", "a newer GPU", 80 << 30, bf16=True, compute_capability=(9, 0)),
     Device("mps", "an Apple GPU", 16 << 30),
 )
-"""A strategy decides by the device before anything starts, so it has to answer for each of them."""
+"""A strategy decides from the device alone, before anything starts, so it has to have an answer for each of these."""
 GLOBAL_BATCH = 720_720
-"""Divisible by every number up to 16, so that any usual micro-batch goes with it."""
+"""Divisible by every number up to 16, so that any usual micro-batch size divides it."""
 ROUNDING = 1e-5
-"""What the order of a floating-point sum may change in a logit."""
+"""How much the floating-point summation order may change a logit or a gradient."""
 
 
 def changes(plugin: Memory, bench: Bench) -> str:
-    """It sets settings that there are, to values that they may have, and leaves the recipe's own alone."""
+    """It sets only existing settings, to valid values, and none that belongs to the recipe alone."""
     settings = Training(global_batch_size=GLOBAL_BATCH, max_grad_norm=0).model_dump()
     every: dict[str, set[str]] = {}
     for device in DEVICES:
@@ -59,7 +59,7 @@ def _require_valid(setting: str, value: Any) -> None:
 
 
 def apply(plugin: Memory, bench: Bench) -> str:
-    """The model still learns; and `exact` means the same numbers and the same trained parameters."""
+    """After `apply` the model still learns; if `exact`, with the same numbers and the same trained parameters."""
     import torch
 
     from toolkit.loss import token_mean_loss
@@ -75,7 +75,7 @@ def apply(plugin: Memory, bench: Bench) -> str:
         return plugin.apply(bench.model(family), bench.run(device=device if accelerator else None))
 
     family, model = first_accepted(("gpt2", "llama"), attempt)
-    usable = isinstance(model, torch.nn.Module) and hasattr(model, "config")  # what peft returns is no PreTrainedModel
+    usable = isinstance(model, torch.nn.Module) and hasattr(model, "config")  # peft's is no PreTrainedModel
     require(usable, f"apply returns a {type(model).__name__}, which is no model")
     Watched.of(bench.model(family), "causal-lm").then(model, "causal-lm", name="apply")
     batch = bench.batch().to(place)
@@ -93,7 +93,7 @@ def apply(plugin: Memory, bench: Bench) -> str:
 
 
 def lacking_here(plugin: Memory, device: Device) -> str:
-    """What this machine lacks of the strategy's needs, in words."""
+    """Which of the strategy's needs this machine lacks, in words."""
     devices = [f"a {need} device" for need in ("cuda", "mps") if need in plugin.needed() and need != device.kind]
     packages = [need[8:] for need in plugin.needed() if need.startswith("package:") and find_spec(need[8:]) is None]
     return " and ".join([*devices, *sorted(packages)])

@@ -1,4 +1,4 @@
-"""What a model has to do."""
+"""The checks of a model plugin."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TOLERANCE = 1e-4
-"""Relative to the largest logit: a batch of another size may sum in another order."""
+"""Relative to the largest logit: another batch size may change the summation order."""
 TASKS: tuple[Task, ...] = ("causal-lm", "masked-lm")
 
 
@@ -27,7 +27,7 @@ def _built(plugin: Model, bench: Bench) -> tuple[Task, PreTrainedModel]:
 
 
 def build(plugin: Model, bench: Bench) -> str:
-    """A model in float32 on the CPU, with a row for every token."""
+    """`build` returns a model in float32 on the CPU, with an embedding row for every token."""
     import torch
     from transformers import PreTrainedModel
 
@@ -43,7 +43,7 @@ def build(plugin: Model, bench: Bench) -> str:
 
 
 def forward(plugin: Model, bench: Bench) -> str:
-    """A whole block goes through it."""
+    """A forward pass takes a whole block, and gives finite logits."""
     import torch
 
     _, model = _built(plugin, bench)
@@ -61,7 +61,7 @@ def forward(plugin: Model, bench: Bench) -> str:
 
 
 def behaviour(plugin: Model, bench: Bench) -> str:
-    """What it gives for a text depends on nothing but its past, and its loss is the one that is trained."""
+    """Logits depend on the preceding tokens alone, survive saving and loading, and the loss is the one trained."""
     import torch
 
     from toolkit.without_effect import check_built

@@ -1,4 +1,4 @@
-"""What an objective has to do."""
+"""The checks of an objective plugin."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 COUNT = 4
 BATCHES = 400
-"""Of COUNT blocks. A fault in 2 % of the batches stays unseen once in 3,000 times."""
+"""Of COUNT blocks each. A fault in 2 % of the batches is missed once in 3,000 times."""
 LEAST = 0.01
-"""Of the tokens a share that has a label; with less a run would cost a hundred times what it teaches."""
+"""Smallest share of tokens that have a label; below it, training would waste more than 99 % of its compute."""
 
 
 def tokens(plugin: Objective, bench: Bench) -> str:
-    """What closes documents and frames blocks are tokens of the tokenizer."""
+    """The document end and the block frame consist of tokens of the tokenizer."""
     end = plugin.document_end(bench.tokenizer)
     before, after = plugin.block_frame(bench.tokenizer)
     for what, ids in (("document_end", end), ("block_frame", (*before, *after))):
@@ -32,7 +32,7 @@ def tokens(plugin: Objective, bench: Bench) -> str:
 
 
 def batch(plugin: Objective, bench: Bench) -> str:
-    """Inputs and labels, and nothing that a model would not look at."""
+    """A batch has inputs and labels, and nothing that the model would ignore."""
     from toolkit.without_effect import check_batch
 
     made = _collated(plugin, bench, _blocks(plugin, bench))
@@ -54,7 +54,7 @@ def batch(plugin: Objective, bench: Bench) -> str:
 
 
 def labels(plugin: Objective, bench: Bench) -> str:
-    """A label is the token of its own place, and what is to be predicted cannot be read off the inputs."""
+    """A label is the token at its own position, and what is to be predicted does not show in the inputs."""
     import torch
 
     causal = plugin.task == "causal-lm"
@@ -77,7 +77,7 @@ def labels(plugin: Objective, bench: Bench) -> str:
             require(False, why)
         if causal and end:
             left_out = (given == end[0]) & ~known
-            left_out[:, 0] = False  # nobody predicts the first token
+            left_out[:, 0] = False  # the first token is never predicted
             require(
                 not left_out.any(),
                 f"{int(left_out.sum())} of the {int((given == end[0]).sum())} document ends in a batch have no label, "
@@ -95,7 +95,7 @@ def labels(plugin: Objective, bench: Bench) -> str:
 
 
 def seeded(plugin: Objective, bench: Bench) -> str:
-    """A block's own seed is all that its row depends on, in whichever batch and however often it is asked for."""
+    """A row of a batch depends only on its block and the block's seed, in whichever batch, however often collated."""
     from toolkit.random_state import RandomState
 
     disturb_random_numbers(1)
@@ -114,7 +114,7 @@ def seeded(plugin: Objective, bench: Bench) -> str:
     require(first == again, "the same blocks with the same seeds give another batch; draw from block['seed'] alone")
     every = [block for blocks in _batches(plugin, bench) for block in blocks]
     collate = plugin.collator(bench.tokenizer)
-    for start in range(1, len(every), len(every) // 20):  # with other neighbours, and alone
+    for start in range(1, len(every), len(every) // 20):  # alone, and beside other blocks
         for size in (1, 3):
             rows = _rows(collate(every[start : start + size]))
             require(

@@ -1,4 +1,4 @@
-"""What an optimizer has to do."""
+"""The checks of an optimizer plugin."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LEARNING_RATES = (1e-3, 1e-2, 1e-1)
-"""One of these has to suit it: what Adam, Muon and plain gradient descent want differs by a factor of a hundred."""
+"""One of these has to work: Adam, Muon and plain SGD want learning rates that differ by a factor of a hundred."""
 STEPS = 8
 
 
 def parameters(plugin: Optimizer, bench: Bench) -> str:
-    """It takes each parameter that requires a gradient once, and has learning rates for the schedule to scale."""
+    """It has each parameter that requires a gradient exactly once, and an lr in every group for the schedule."""
     model = bench.model("gpt2")
     frozen = model.get_input_embeddings().requires_grad_(False)
     built = _built(plugin, bench, model)
@@ -48,10 +48,10 @@ def steps(plugin: Optimizer, bench: Bench) -> str:
 
 
 def settings(plugin: Optimizer, bench: Bench) -> str:
-    """It uses what the recipe says: the learning rate, as the schedule moves it, and the weight decay."""
+    """It uses the recipe's learning rate, as scaled by the schedule, and its weight decay."""
 
     def moved(*, learning_rate: float, weight_decay: float, schedule: float = 1.0) -> float:
-        """How far one step moves the parameters, in all."""
+        """How far one step moves the parameters in total."""
         model = bench.model("gpt2")
         before = [parameter.detach().clone() for parameter in model.parameters()]
         run = bench.run()
@@ -74,7 +74,7 @@ def settings(plugin: Optimizer, bench: Bench) -> str:
 
 
 def state(plugin: Optimizer, bench: Bench) -> str:
-    """Saved and loaded, it takes the step that it would have taken: a resumed run depends on it."""
+    """With its state saved and loaded, it takes the same steps: resuming a run depends on it."""
     import torch
 
     model = bench.model("gpt2")
@@ -85,7 +85,7 @@ def state(plugin: Optimizer, bench: Bench) -> str:
     torch.save(built.state_dict(), file)
     file.seek(0)
     resumed = _built(plugin, bench, twin)
-    # The Trainer reads checkpoints so: tensors and plain values, no pickled code.
+    # This is how the Trainer loads checkpoints: tensors and plain values, no pickled code.
     resumed.load_state_dict(torch.load(file, weights_only=True))
     _trained(model, built, bench, 2)
     _trained(twin, resumed, bench, 2)
@@ -106,7 +106,7 @@ def _built(
 
 
 def _trained(model: PreTrainedModel, built: torch.optim.Optimizer, bench: Bench, count: int) -> list[float]:
-    """Train on one batch, and return the loss before each step and after the last."""
+    """Train on one batch, and return the loss before each step and after the last one."""
     from toolkit.loss import token_mean_loss
 
     batch, losses = bench.batch(), []

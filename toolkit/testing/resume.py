@@ -1,4 +1,4 @@
-"""A run with the plugin in it, killed and resumed, ends as if it had never stopped."""
+"""The check that a run with the plugin, killed and resumed, ends as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ RECIPE: Mapping[str, Any] = {
     "memory": [],
     "training": {"global_batch_size": 4, "learning_rate": 1e-3},
 }
-"""What stands beside the plugin that is tried."""
+"""The recipe around the plugin that is checked."""
 LOADED_AGAIN = ("dataset", "tokenizer")
-"""Kinds that the small copy of a recipe has others of; a run meets them only when it begins or goes on."""
+"""Kinds that the small copy of the recipe replaces; a run uses them only when it starts or resumes."""
 COMPANIONS: tuple[Mapping[str, Any], ...] = (
     {},
     {"model": {"plugin": "llama", "num_hidden_layers": 2, "hidden_size": 64}},
     {"memory": [{"plugin": "lora", "r": 2}]},
     {"model": {"plugin": "pretrained", "path": "."}, "objective": "masked-lm"},
 )
-"""What a plugin may need beside it: the first with which it does not refuse is the one that it is tried with."""
+"""Changes to RECIPE that a plugin may need; it is checked with the first that it does not refuse."""
 
 
 def check_resume(
     kind: str, name: str, options: Mapping[str, Any] | None = None, plugin_folders: Iterable[Path] = ()
 ) -> Check:
-    """Train a small recipe with the plugin in it, kill it with SIGKILL and resume it. Takes half a minute."""
+    """Train a small recipe with the plugin, kill it with SIGKILL and resume it. Takes half a minute."""
     if kind in LOADED_AGAIN:
         return Check("resume", True, f"not needed: of a {kind} a resume asks what was tried in another process above")
     registry = Registry.discover(plugin_folders)
@@ -83,7 +83,7 @@ def _verdict(recipe: Mapping[str, Any], plugin_folders: Iterable[Path]) -> Verdi
 
 
 def _write_bert(folder: str) -> None:
-    """No plugin builds a model with this head from scratch."""
+    """Write a small BERT: no plugin builds a model with a masked-lm head from scratch."""
     from transformers import BertConfig, BertForMaskedLM
 
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}

@@ -1,4 +1,4 @@
-"""What a tokenizer has to do."""
+"""The checks of a tokenizer plugin."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ TASKS: tuple[Task, ...] = ("causal-lm", "masked-lm")
 
 
 def _built(plugin: Tokenizer, bench: Bench) -> PreTrainedTokenizerBase:
-    # A generator, as in a run: it can be read once.
+    # An iterator, as in a run: it can be read only once.
     return first_accepted(TASKS, lambda task: plugin.build(iter(bench.texts), bench.run(task)))[1]
 
 
 def build(plugin: Tokenizer, bench: Bench) -> str:
-    """The same texts give the same tokenizer."""
+    """The same texts give the same tokenizer, in another process too."""
     from transformers import PreTrainedTokenizerBase
 
     disturb_random_numbers(1)
@@ -40,14 +40,14 @@ def build(plugin: Tokenizer, bench: Bench) -> str:
 
 
 def content(plugin: Tokenizer, bench: Bench) -> dict[str, str]:
-    """What tells one tokenizer from another."""
+    """What distinguishes one tokenizer from another: vocabulary and token ids."""
     built = _built(plugin, bench)
     vocabulary = hashlib.blake2b(repr(sorted(built.get_vocab().items())).encode("utf-8", "surrogatepass"))
     return {"vocabulary": vocabulary.hexdigest(), "ids": repr([_ids(built, text) for text in bench.texts])}
 
 
 def encoding(plugin: Tokenizer, bench: Bench) -> str:
-    """A text has the same tokens each time and in whatever company, and a long one has all of them."""
+    """A text gets the same tokens each time, alone or in a batch, and a long one is not truncated."""
     tokenizer: Any = _built(plugin, bench)
     one = [_ids(tokenizer, text) for text in bench.texts]
     again = [_ids(tokenizer, text) for text in bench.texts]
@@ -62,7 +62,7 @@ def encoding(plugin: Tokenizer, bench: Bench) -> str:
 
 
 def round_trip(plugin: Tokenizer, bench: Bench) -> str:
-    """Plain English comes back from its tokens; a tokenizer may fold case and set spaces its own way."""
+    """Plain English survives encoding and decoding; a tokenizer may change case and spacing."""
     tokenizer = _built(plugin, bench)
     ids = _ids(tokenizer)
     highest = highest_id(tokenizer)
@@ -76,7 +76,7 @@ def round_trip(plugin: Tokenizer, bench: Bench) -> str:
 
 
 def saved(plugin: Tokenizer, bench: Bench) -> str:
-    """What is saved with the model has to be the tokenizer that it was trained with."""
+    """Saved and loaded again, it is the tokenizer that the model was trained with."""
     tokenizer = _built(plugin, bench)
     folder = bench.run().folder
     tokenizer.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Stops when the evaluation loss stops falling."""
+"""Early stopping on the evaluation loss."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 
 class EarlyStopping(Callback):
-    """End the training once the evaluation loss has not improved for a while; the model stays as it is then."""
+    """End training once the evaluation loss has stopped improving; the model is the last one, not the best."""
 
     patience: int = Field(default=3, ge=1)
-    """Evaluations in a row without improvement that end the training."""
+    """Training ends after this many evaluations in a row without improvement."""
     threshold: float = Field(default=0.0, ge=0)
-    """An improvement is a loss that is lower than the best so far by more than this."""
+    """An improvement is a loss below the best so far by more than this."""
 
     def callbacks(self, run: RunContext) -> list[TrainerCallback]:
-        """One callback, whose count and best loss travel in the checkpoint."""
+        """One callback, whose count and best loss are saved in the checkpoint."""
         return [_early_stopping(self, run)]
 
 
 def _early_stopping(options: EarlyStopping, run: RunContext) -> TrainerCallback:
-    """Why not transformers' own: its best is the Trainer's, lowered by any improvement however small, so that many
-    small ones never reach a threshold; and after a resume it counts from zero, unless the Trainer rebuilds every
+    """Why not transformers' own: its best is the Trainer's, which any improvement lowers however small, so that many
+    small ones never reach the threshold; and after a resume it counts from zero, unless the Trainer restores every
     callback from the checkpoint.
     """
     from transformers import TrainerCallback
@@ -43,18 +43,18 @@ def _early_stopping(options: EarlyStopping, run: RunContext) -> TrainerCallback:
             return {"args": {}, "attributes": {"best": self.best, "waited": self.waited}}
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            """Take the count up where the checkpoint has it; a training from the start begins with none."""
+            """Restore the count from the checkpoint; training from scratch starts at zero."""
             name = type(self).__name__
             saved = state.stateful_callbacks.get(name, {}).get("attributes", {}) if state.global_step else {}
             self.best, self.waited = saved.get("best"), saved.get("waited", 0)
-            # The Trainer saves into an entry that must exist; a checkpoint from before this callback has none.
+            # The Trainer saves into an existing entry, and a checkpoint from before this callback has none.
             state.stateful_callbacks[name] = self.state()
 
         def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             loss = kwargs["metrics"].get("eval_loss")
             if loss is None:
                 return
-            # A loss that is not a number is below nothing, and nothing may be measured against it.
+            # NaN compares as lower than nothing, so it never becomes the best.
             if loss < (math.inf if self.best is None else self.best - options.threshold):
                 self.best, self.waited = loss, 0
                 return

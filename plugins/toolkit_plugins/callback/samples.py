@@ -1,4 +1,4 @@
-"""Shows what the model writes while it learns."""
+"""Sample texts from the model during training."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ if TYPE_CHECKING:
 
 FILE = "samples.jsonl"
 SHOWN = 160
-"""Characters of a sample that the person sees; the file has all of it."""
+"""Characters of a sample that are shown; the file has all of it."""
 
 
 class Samples(Callback):
-    """Let the model write a text now and then: shown as it trains, and kept in samples.jsonl.
+    """Generate a sample text now and then: shown as the model trains, and kept in samples.jsonl.
 
-    The same step gives the same text: the random numbers are those of the run's seed and the step.
+    The same step gives the same text: sampling is seeded with the run's seed and the step.
     """
 
     every_steps: int | None = Field(default=None, ge=1)
-    """Write a text every so many optimizer steps; if not given, ten times in the run."""
+    """Generate a text every N optimizer steps; if not given, ten times in the run."""
     prompt: str | None = None
-    """The beginning of the text; if not given, the start of a document."""
+    """The beginning of the text; if not given, it starts like a new document."""
     max_new_tokens: int = Field(default=64, ge=1)
-    """Length of the text; shorter where the model ends the document, or cannot read further."""
+    """Tokens to generate; fewer where the model ends the document or runs out of positions."""
     temperature: float = Field(default=0.8, ge=0)
-    """How freely tokens are drawn: 1 as the model has it, 0 always the likeliest."""
+    """Sampling temperature: 1 samples from the model's distribution, 0 always takes the likeliest token."""
 
     def callbacks(self, run: RunContext) -> list[TrainerCallback]:
-        """One callback; none for masked-lm, whose models do not write."""
+        """One callback; none for masked-lm, whose models do not generate text."""
         if run.task != "causal-lm":
             run.log.info("samples: a %s model fills in words and writes no text, so there are none", run.task)
             return []
         return [_sampler(self, run)]
 
     def sample(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> str:
-        """Return what the model writes after the prompt. Global random state and the model's mode stay as they are."""
+        """Return the text after the prompt. The global random state and the model's mode are left unchanged."""
         import torch
 
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
@@ -66,7 +66,7 @@ class Samples(Callback):
                     attention_mask=torch.ones_like(input_ids),
                     max_new_tokens=min(self.max_new_tokens, room),
                     pad_token_id=end if pad is None else pad,
-                    suppress_tokens=None if pad in (None, end) else [pad],  # which no text has taught it to avoid
+                    suppress_tokens=None if pad in (None, end) else [pad],  # never trained, so it may be sampled
                     use_cache=True,
                     **drawing,
                 )
@@ -95,7 +95,7 @@ def _sampler(options: Samples, run: RunContext) -> TrainerCallback:
             try:
                 with (run.folder / FILE).open("a", encoding="ascii") as file:
                     file.write(line)
-            except OSError as error:  # a full disk is no reason to end a run for
+            except OSError as error:  # a full disk is no reason to end a run
                 run.log.info("step %s: its text is not in %s: %s", state.global_step, FILE, error.strerror)
             whole = " ".join(f"{options.prompt or ''}{text}".split())
             run.log.info("step %s wrote: %s", state.global_step, whole[:SHOWN] + ("…" if len(whole) > SHOWN else ""))

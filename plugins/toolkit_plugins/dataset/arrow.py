@@ -1,6 +1,6 @@
-"""Writes documents into an Arrow file, once, and reads them back from there without holding them in memory.
+"""Writes documents to an Arrow file once, and memory-maps them from there.
 
-It does not know where documents come from; whoever calls it says, with a key, when they are the same.
+It does not know where documents come from; the caller's key says whether they are the same as before.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 CHARACTERS_PER_BATCH = 1 << 24
-"""Characters that are held before they are written: 16 million, or one document that is longer."""
+"""Characters held before they are written: 16 million, or one document that is longer."""
 DOCUMENTS_PER_BATCH = 10_000
 
 
@@ -39,7 +39,7 @@ def dataset_of(documents: Iterable[str], *, key: Iterable[object], cache: Path) 
 def _write(documents: Iterable[str], file: Path) -> None:
     import pyarrow as pa
 
-    # 64-bit offsets: a thousand files of two megabytes are more than a string column of 32 bits can hold.
+    # 64-bit offsets: a thousand documents of two megabytes overflow the 32-bit offsets of a string column.
     schema = pa.schema({"text": pa.large_string()})
     with file.open("xb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for texts in _batches(documents):

@@ -1,4 +1,4 @@
-"""What is in a file: its bytes without compression, its characters, and what its first bytes give away."""
+"""The contents of a file: its decompressed bytes, its encoding, and what its first bytes reveal about the format."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ ENDINGS: dict[str, Format] = {
 
 BYTES_PER_READ = 1 << 20
 HEAD_BYTES = 4096
-"""What is looked at to see what a file is."""
+"""How much of a file is read to tell what it is."""
 
-BYTE_ORDER_MARKS = {  # UTF-32's little-endian mark begins with that of UTF-16
+BYTE_ORDER_MARKS = {  # UTF-32 first: its little-endian mark begins with that of UTF-16
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -55,7 +55,7 @@ TAR_SIGNATURE = slice(257, 262)
 
 
 class Fault(Exception):  # noqa: N818 - it is a finding, which text_files.py turns into an error
-    """Something is wrong with a file: where in it and what, and which option could put it right."""
+    """Something is wrong with a file: what and where, and which option could fix it."""
 
     def __init__(self, message: str, *, option: str | None = None) -> None:
         self.option = option
@@ -63,16 +63,16 @@ class Fault(Exception):  # noqa: N818 - it is a finding, which text_files.py tur
 
 
 def damaged(error: Exception) -> Fault:
-    """What to say of a file that a library cannot make sense of."""
+    """The fault for a file that a library cannot parse."""
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return Fault(f"damaged, cut off, or not what its ending says: {reason}")
 
 
 def format_of(file: Path, given: Format | None) -> tuple[Format, str]:
-    """How to read a file, and its compression.
+    """The format of a file, and its compression.
 
     Raises:
-        Fault: its name does not say.
+        Fault: neither `given` nor its name says the format, or it is compressed Parquet.
     """
     suffixes = [suffix.lower() for suffix in file.suffixes]
     compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSIONS else ""
@@ -91,7 +91,7 @@ def format_of(file: Path, given: Format | None) -> tuple[Format, str]:
 
 
 def opened(file: BinaryIO, compression: str) -> IO[bytes]:
-    """The bytes of an open file, without its compression."""
+    """The decompressed bytes of an open file."""
     return cast(IO[bytes], DECOMPRESSED[compression](file))
 
 
@@ -111,13 +111,13 @@ DECOMPRESSED: dict[str, Callable[[BinaryIO], Any]] = {
 
 
 def head_of(file: Path, compression: str) -> bytes:
-    """The first bytes of a file, without its compression."""
+    """The first decompressed bytes of a file."""
     with file.open("rb") as raw, opened(raw, compression) as stream:
         return stream.read(HEAD_BYTES)
 
 
 def text_encoding(head: bytes, encoding: str) -> str:
-    """The encoding of a text that begins so: what its byte order mark says, or else the given one.
+    """The encoding of a text with these first bytes: that of its byte order mark, or else the given one.
 
     Raises:
         Fault: these are not the first bytes of a text in that encoding.
@@ -132,10 +132,10 @@ def text_encoding(head: bytes, encoding: str) -> str:
 
 
 def check_signature(head: bytes) -> None:
-    """Refuse what is no text, whatever the file's name says.
+    """Refuse what is not text, whatever the file's name says.
 
     Raises:
-        Fault: it is an archive, say.
+        Fault: the signature is that of an archive, say.
     """
     for signature, what in SIGNATURES.items():
         if head.startswith(signature):
@@ -145,7 +145,7 @@ def check_signature(head: bytes) -> None:
 
 
 def binary_fault(head: bytes) -> Fault:
-    """What to say of NUL characters: every other byte of most texts in UTF-16 is one."""
+    """The fault for NUL characters; in most UTF-16 texts every other byte is one."""
     even, odd = head[::2].count(0), head[1::2].count(0)
     if max(even, odd) > len(head) / 4 > 8 * min(even, odd):
         order = "le" if odd > even else "be"
@@ -166,7 +166,7 @@ def first_bad_byte(file: Path, compression: str, encoding: str) -> tuple[int, in
             except UnicodeDecodeError as error:
                 good = (pending + chunk)[: error.start].decode(encoding, errors="replace")
                 return line + good.count("\n"), position - len(pending) + error.start
-            except UnicodeError:  # there is no byte order mark where utf-16 or utf-32 asks for one
+            except UnicodeError:  # utf-16 or utf-32 without the byte order mark that it requires
                 return 1, 0
             if not chunk:
                 return line, position

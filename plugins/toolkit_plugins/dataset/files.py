@@ -1,4 +1,4 @@
-"""Reads a person's file, whatever its format, compression and encoding: the documents in it, or a `Fault`."""
+"""Reads a user's file in any supported format, compression and encoding: yields its documents, or raises a `Fault`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class FileReader:
-    """Reads files in the way that the options of text-files say."""
+    """Reads files as the options of text-files say."""
 
     format: Format | None
     sample_by: SampleBy
@@ -43,17 +43,17 @@ class FileReader:
     quoting: bool | None
     encoding: str
     longest_row: tuple[LongRow, Path] | None = field(default=None, init=False)
-    """The row of a table that spans the most lines so far, if that is many, and its file."""
+    """The table row that spans the most lines so far, if those are many, and its file."""
 
     def documents(
         self, file: Path, *, characters: int = -1, report: Callable[[int], object] = lambda _: None
     ) -> Iterator[str]:
-        """The documents of a file that have text.
+        """The non-empty documents of a file.
 
         Args:
-            file: which.
-            characters: the most to read of a document that is a whole file; all of it, if -1.
-            report: called with the number of bytes that are read so far, again and again.
+            file: the file to read.
+            characters: how much to read, at most, of a document that is a whole file; all of it if -1.
+            report: called repeatedly with the number of bytes read so far.
 
         Raises:
             Fault: something is wrong with the file.
@@ -80,7 +80,7 @@ class FileReader:
         characters: int,
         report: Callable[[int], object],
     ) -> Iterator[str]:
-        # The csv module wants to see line ends as they are; the other readers get plain ones.
+        # The csv module needs line endings untranslated; the other readers get universal newlines.
         newline = "" if format_ in ("csv", "tsv") else None
         with (
             io.BufferedReader(_Watched(file, report), BYTES_PER_READ) as raw,
@@ -126,7 +126,7 @@ class FileReader:
 
 
 class _Watched(io.FileIO):
-    """A file that reports how far it has been read."""
+    """A file that reports how many bytes have been read."""
 
     def __init__(self, file: Path, report: Callable[[int], object]) -> None:
         super().__init__(file)
@@ -151,6 +151,6 @@ def _explained() -> Iterator[None]:
                 "it is compressed with a window of more than 128 MB; decompress it with zstd -d --long=31 FILE, and "
                 "name the file that this writes"
             ) from error
-        if error.errno is None:  # a library's, about the content
+        if error.errno is None:  # raised by a library, about the content
             raise damaged(error) from error
         raise Fault(f"cannot be read: {error.strerror}") from error

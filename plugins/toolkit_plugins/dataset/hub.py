@@ -1,4 +1,4 @@
-"""Any dataset of the Hugging Face Hub that has text in one of its columns."""
+"""Any dataset on the Hugging Face Hub with a column of text."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
     import datasets
 
 PEEKED_ROWS = 100
-"""Rows of a split that are read to find one with text."""
+"""At most this many rows of a split are read to find one with text."""
 
 
 class Hub(Dataset):
-    """A dataset of the Hugging Face Hub: a row is a document, and its text stands in one column."""
+    """A dataset on the Hugging Face Hub: each row is a document, with its text in one column."""
 
     path: str
     """The dataset's name on the Hub, OWNER/NAME."""
     name: str | None = None
-    """The configuration (the Hub calls it subset), where the dataset has several."""
+    """The configuration (called subset on the Hub), if the dataset has several."""
     revision: str | None = None
-    """A branch, a tag or a commit; a commit makes sure that the data stay the same. The newest, if not given."""
+    """Branch, tag or commit; only a commit ensures that the data stays the same. If not given, the newest."""
     split: str = "train"
     """The split to train on; a slice such as `train[:10%]` works too, except with `streaming`."""
     validation_split: str | None = None
-    """The split to evaluate on; `validation`, if not given and if the dataset has one."""
+    """The split to evaluate on; if not given, `validation`, if the dataset has it."""
     column: str = "text"
     """The column that holds the text."""
     streaming: bool = False
-    """Read the first `max_samples` rows of each split over the network, and leave the rest where it is."""
+    """Stream only the first `max_samples` rows of each split, without downloading the rest."""
 
     @field_validator("path")
     @classmethod
@@ -58,13 +58,13 @@ class Hub(Dataset):
         return self
 
     def load(self, run: RunContext) -> datasets.DatasetDict:
-        """Fetch what is not in the cache yet, and keep the text alone."""
+        """Download what is not in the cache yet, and keep only the text."""
         import datasets
 
         with quiet(datasets), explained(self.path, kind="dataset", revision=self.revision):
             builder = hub_builder(self.path, name=self.name, revision=self.revision, run=run)
             if self.streaming:
-                # A lost connection is looked for first: to the libraries it is a file that cannot be read.
+                # A lost connection is checked for first: to the libraries it looks like an unreadable file.
                 with readable(self.path), explained(self.path, kind="dataset", revision=self.revision):
                     return datasets.DatasetDict(self._first_rows(builder, run))
             available = prepare(builder, self.path, run)
@@ -74,7 +74,7 @@ class Hub(Dataset):
             )
 
     def peek(self, run: RunContext) -> Peek:
-        """Read the first rows over the network, or from the cache where the dataset is there already."""
+        """Read the first rows over the network, or from the cache if the dataset is there already."""
         import datasets
 
         with quiet(datasets), readable(self.path), explained(self.path, kind="dataset", revision=self.revision):
@@ -90,7 +90,7 @@ class Hub(Dataset):
         return Peek(f"{self.path}, {', '.join(words for words, _ in parts)}", parts[0][1])
 
     def _splits(self, available: Iterable[str]) -> list[tuple[str, str, str]]:
-        """Which splits become `train` and `validation`, and the options that say so."""
+        """Which splits become `train` and `validation`, each with the option that names it."""
         splits = [("train", self.split, "split")]
         if self.validation_split is not None:
             splits.append(("validation", self.validation_split, "validation_split"))
@@ -109,7 +109,7 @@ class Hub(Dataset):
 
 
 def hub_builder(path: str, *, name: str | None, revision: str | None, run: RunContext) -> datasets.DatasetBuilder:
-    """Return the builder of a dataset on the Hub, or in the cache where the Hub cannot be reached.
+    """Return the builder of a dataset on the Hub, or in the cache if the Hub cannot be reached.
 
     Raises:
         OptionError: there is no such dataset, configuration or revision, or none that can be read.
@@ -135,7 +135,7 @@ def hub_builder(path: str, *, name: str | None, revision: str | None, run: RunCo
     except RuntimeError as error:
         raise _script(path, error) from error
     except DatasetNotFoundError as error:
-        raise gated(path, "dataset") from error  # it is there, as look_up has just seen, and its files are refused
+        raise gated(path, "dataset") from error  # look_up has just seen it, so it exists and its files are refused
     except (ValueError, DatasetsError, FileNotFoundError) as error:
         raise unwritable(error, path, "dataset") or _bad_configuration(repo, name, error) from error
     if repo.commit is None:
@@ -144,8 +144,8 @@ def hub_builder(path: str, *, name: str | None, revision: str | None, run: RunCo
 
 
 def prepare(builder: datasets.DatasetBuilder, path: str, run: RunContext) -> list[str]:
-    """Download the dataset into the cache of the library datasets, unless it is there; return the splits with rows."""
-    # A lost connection reaches us wrapped up as well, so it is looked for first.
+    """Download the dataset into the cache of `datasets`, unless it is there; return the names of non-empty splits."""
+    # A lost connection may be wrapped in another error too, so it is checked for first.
     written = Path(f"{builder.cache_dir}.incomplete")
     with (
         readable(path),
@@ -165,7 +165,7 @@ def prepare(builder: datasets.DatasetBuilder, path: str, run: RunContext) -> lis
 def split_rows(
     builder: datasets.DatasetBuilder,
 ) -> Mapping[str, datasets.Dataset] | Mapping[str, datasets.IterableDataset]:
-    """The splits of a dataset, to read some rows: from the cache where they are there, or over the network."""
+    """The splits of a dataset, to read a few rows: from the cache if they are there, or else over the network."""
     prepared: Mapping[str, Any] = (
         builder.as_dataset() if Path(builder.cache_dir).is_dir() else builder.as_streaming_dataset()
     )
@@ -174,7 +174,7 @@ def split_rows(
 
 @contextmanager
 def _offline(wanted: bool) -> Iterator[None]:
-    """Let datasets look into its cache at once; it would ask a Hub that is not there for 23 seconds first."""
+    """Let `datasets` go straight to its cache; it would first try an unreachable Hub for 23 seconds."""
     from datasets import config
 
     before = config.HF_HUB_OFFLINE
@@ -186,7 +186,7 @@ def _offline(wanted: bool) -> Iterator[None]:
 
 
 def _check_cached_revision(path: str, revision: str | None, cached: str | None) -> None:
-    """Refuse another revision than the one asked for: without the Hub, datasets takes the newest that it has."""
+    """Refuse any revision but the one asked for: without the Hub, `datasets` takes the newest in its cache."""
     from huggingface_hub import try_to_load_from_cache
 
     if revision is None:

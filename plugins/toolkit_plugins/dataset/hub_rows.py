@@ -1,4 +1,4 @@
-"""The rows of a dataset on the Hub: their text, or a sentence about the column or the file that has none."""
+"""The rows of a dataset on the Hub: their text, or an error about the column or the file that has none."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ STRINGS = ("string", "large_string", "string_view")
 
 @contextmanager
 def readable(path: str) -> Iterator[None]:
-    """Replace what datasets, and the libraries that it reads files with, raise about the content of a dataset."""
+    """Translate what `datasets`, and the libraries that it reads files with, raise about a dataset's content."""
     from datasets.exceptions import DatasetsError
     from pyarrow import ArrowException
 
     try:
         yield
     except OSError as error:
-        if error.errno is not None:  # the machine's, not the content's
+        if error.errno is not None:  # about the machine, not the content
             raise UnavailableError(f"the dataset {path} cannot be read here: {error}", option="path") from error
         raise unreadable(path, error) from error
     except (DatasetsError, ValueError, TypeError, NotImplementedError, ArrowException) as error:
@@ -40,7 +40,7 @@ def readable(path: str) -> Iterator[None]:
 
 
 def unreadable(path: str, error: BaseException) -> OptionError:
-    """What to say of a dataset that a library cannot read."""
+    """The error for a dataset that a library cannot read."""
     what = first_line(error)
     if twice := re.match(r"Multiple matches for FieldRef\.Name\((.*?)\)", what):
         what = f"it has two columns {twice[1]!r}"
@@ -52,7 +52,7 @@ def unreadable(path: str, error: BaseException) -> OptionError:
 
 
 def text_column(rows: datasets.Dataset, column: str) -> datasets.Dataset:
-    """The rows with their text alone, in a column called `text`."""
+    """The rows that have text, with that alone, in a column named `text`."""
     _check_column(rows.features, column)
     texts = rows.select_columns([column])
     if column != "text":
@@ -64,7 +64,7 @@ def text_column(rows: datasets.Dataset, column: str) -> datasets.Dataset:
 
 
 def texts(split: datasets.Dataset | datasets.IterableDataset, column: str, rows: int | None) -> Iterator[str]:
-    """The texts of the first rows, without those that are missing."""
+    """The texts of the first rows, without nulls; of all rows if `rows` is None."""
     features = split.features or dict.fromkeys(next(iter(split), {}))
     _check_column(features, column)
     for row in itertools.islice(split.select_columns([column]), rows):
@@ -92,5 +92,5 @@ def _check_column(features: dict[str, object], column: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what a library says, which often goes on."""
+    """The first line of a library's error message, which often has many."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""Finds the files that patterns name."""
+"""Finds the files that patterns match."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from toolkit.api import OptionError
 from toolkit_plugins.dataset.contents import ENDINGS
 
 LOOKED_AT = 10_000
-"""Files of a folder that are looked at for their endings."""
+"""At most this many files of a folder are looked at for their endings."""
 
 
 def found(patterns: str | list[str], option: str) -> list[Path]:
-    """The files that the patterns match, each once, in the order of their names.
+    """The files that the patterns match, each once, sorted by path.
 
     Raises:
-        OptionError: one of them matches none, or cannot be looked at.
+        OptionError: a pattern matches no file, or cannot be expanded.
     """
     if not patterns:
         raise OptionError("it names no file", option=option)
@@ -27,7 +27,7 @@ def found(patterns: str | list[str], option: str) -> list[Path]:
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         try:
             files |= {file.resolve(): file for file in _matches(pattern, option)}
-        except (OSError, ValueError, RuntimeError) as error:  # a name too long, NUL in it, a home that is unknown
+        except (OSError, ValueError, RuntimeError) as error:  # a name too long, with a NUL, or of an unknown home
             reason = (error.strerror if isinstance(error, OSError) else None) or error
             raise OptionError(f"{pattern!r} cannot be looked for: {reason}", option=option) from error
     return sorted(files.values())
@@ -48,7 +48,7 @@ def _matches(pattern: str, option: str) -> list[Path]:
 
 
 def _expanded(pattern: Path) -> Iterator[Path]:
-    """The paths that a pattern matches; a part of it that is the name of something is that name, whatever is in it."""
+    """The paths that a pattern matches; a part that is the name of an existing file or folder is taken literally."""
     places = [Path(pattern.anchor)]
     parts = pattern.parts[1:] if pattern.anchor else pattern.parts
     for part in parts:
@@ -61,7 +61,7 @@ def _step(place: Path, part: str) -> Iterator[Path]:
         return iter([place / part])
     if not glob.has_magic(part):
         return iter(())
-    # Brackets are a set of characters, or those of a name: `corpus [v1]*` means both.
+    # Brackets may be a character set or part of a name: `corpus [v1]*` is tried as both.
     names = {*_names(part, place), *_names(part.replace("[", "[[]"), place)}
     return itertools.chain([place] if part == "**" else [], (place / name for name in names))
 
@@ -71,7 +71,7 @@ def _names(part: str, place: Path) -> list[str]:
 
 
 def _usual(folder: Path) -> str:
-    """The pattern of the files that a folder has the most of."""
+    """The pattern for the kind of files that a folder has most of."""
     names = (file.name.lower() for file in itertools.islice(folder.rglob("*"), LOOKED_AT))
     endings = Counter(ending for name in names for ending in ENDINGS if f"{name}.".find(f"{ending}.") > 0)
     return f"*{endings.most_common(1)[0][0]}" if endings else "*.txt"

@@ -1,4 +1,4 @@
-"""English that every CPython carries: the language reference and the documentation of its library."""
+"""English text that comes with every CPython: the language reference and the docs of its standard library."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import datasets
 
 EXCLUDED_PACKAGES = frozenset({"encodings", "idlelib", "test", "tests", "turtledemo"})
-"""Tables that share one sentence, programs and tests: their docstrings are labels rather than prose."""
+"""Encoding tables that share one sentence, programs and tests: their docstrings are labels rather than prose."""
 REHEARSAL_SAMPLES = 400
 
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -27,18 +27,18 @@ class PythonDocs(Dataset):
     """About two million characters of English that come with Python itself: no network, no account, no files.
 
     A document is a topic of the language reference, a module with its functions, or a class with its methods. The
-    text is that of the running Python, so other versions give slightly other data. Nothing is imported or executed.
+    text is the running Python's, so other versions give slightly different data. Nothing is imported or executed.
     """
 
     licenses: ClassVar[tuple[str, ...]] = ("PSF-2.0",)
     languages: ClassVar[tuple[str, ...]] = ("en",)
 
     def rehearse(self) -> Self:
-        """A few hundred documents are enough to see that everything works."""
+        """The same with a few hundred documents, enough to see that everything works."""
         return self.model_copy(update={"max_samples": min(REHEARSAL_SAMPLES, self.max_samples or REHEARSAL_SAMPLES)})
 
     def load(self, run: RunContext) -> datasets.DatasetDict:
-        """Read the sources of the standard library, unless this Python's have been read before."""
+        """Read the sources of the standard library, or the cache if this Python's have been read before."""
         from datasets import DatasetDict
 
         library = Path(sysconfig.get_path("stdlib"))
@@ -54,7 +54,7 @@ class PythonDocs(Dataset):
 
 
 def _documents(library: Path) -> Iterator[str]:
-    """All documents, in the order of the files' names, without docstrings that have been there before."""
+    """All documents, in the order of the files' names, without repeated docstrings."""
     if not (library / "ast.py").is_file():
         raise UnavailableError(
             f"this Python comes without the sources of its library (there is no {library / 'ast.py'}), and python-docs "
@@ -70,7 +70,7 @@ def _documents(library: Path) -> Iterator[str]:
 
 
 def _sources(library: Path) -> Iterator[Path]:
-    # Going by sys.stdlib_module_names leaves out what a distribution or a build adds: site-packages, build settings.
+    # sys.stdlib_module_names leaves out what a distribution or a build adds: site-packages, build settings.
     for module in sorted(sys.stdlib_module_names - EXCLUDED_PACKAGES):
         files = [library / f"{module}.py", *sorted((library / module).rglob("*.py"))]
         for file in files:
@@ -86,7 +86,7 @@ def _parsed(source: Path) -> ast.Module:
 
 
 def _topics(source: Path) -> Iterator[str]:
-    """The topics of `help()`: a dictionary written out in the source."""
+    """The topics of `help()`, which are a dictionary literal in the source."""
     for statement in _parsed(source).body:
         if isinstance(statement, ast.Assign):
             topics: dict[str, str] = ast.literal_eval(statement.value)
@@ -94,7 +94,7 @@ def _topics(source: Path) -> Iterator[str]:
 
 
 def _docstrings(node: ast.Module | ast.ClassDef, name: str, seen: set[str]) -> Iterator[str]:
-    """The document of a module or a class: what it is and what its functions do; then those of its classes."""
+    """The document of a module or a class: its own docstring and its functions'; then those of its classes."""
     heading = f"{'class' if isinstance(node, ast.ClassDef) else 'module'} {name}"
     sections = [text] if (text := _new_docstring(node, seen)) else []
     for child in node.body:

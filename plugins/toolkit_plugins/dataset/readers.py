@@ -1,4 +1,4 @@
-"""Reads the documents of one file, or raises a `Fault` that says where in it something is wrong."""
+"""Reads the documents of one file, or raises a `Fault` that says what is wrong, and where."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ SampleBy = Literal["line", "paragraph", "document"]
 CHARACTERS_PER_READ = 1 << 20
 ROWS_PER_BATCH = 1000
 LONGEST_ESCAPE = 12
-"""Characters of a surrogate pair in JSON: a fault nearer to the end may be one of reading no further."""
+"""Characters of a surrogate pair in JSON: an error closer to the end may only mean that more has to be read."""
 UNTERMINATED = "Unterminated string"
 JSON_SPACE = re.compile(r"[ \t\r\n]*")
 JSON_NAMES = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
 
 
 def samples(stream: IO[str], sample_by: SampleBy, characters: int = -1) -> Iterator[str]:
-    """The documents of a text; of one that is a whole file, `characters` at most."""
+    """The documents of a text; where one is the whole file, at most `characters` of it."""
     for sample in _cut(stream, sample_by, characters):
         if "\0" in sample:
             raise Fault("it holds NUL characters, so it is no text, or text in another encoding", option="encoding")
@@ -76,13 +76,13 @@ def _not_json_lines(line: str, number: int, error: Exception) -> Fault:
 
 
 def json_documents(stream: IO[str], column: str) -> Iterator[str]:
-    """The texts of a list of objects, or of objects one after the other."""
+    """The texts of a list of objects, or of concatenated objects."""
     for number, (line, item) in enumerate(_json_items(stream), start=1):
         yield from _value(item, column, f"item {number:,} (line {line:,})")
 
 
 def _json_items(stream: IO[str]) -> Iterator[tuple[int, Any]]:
-    """The items of a list, or values one after the other, each with its line; read as far as they are asked for."""
+    """The items of a list, or concatenated values, each with its line; read lazily."""
     source = _JSONSource(stream)
     in_list = source.skip("[")
     if in_list and source.skip("]"):
@@ -101,7 +101,7 @@ def _json_items(stream: IO[str]) -> Iterator[tuple[int, Any]]:
 
 
 class _JSONSource:
-    """JSON values from a stream, of which no more than one is held in memory."""
+    """JSON values from a stream, with no more than one in memory at a time."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -112,20 +112,20 @@ class _JSONSource:
         self.line = 1
 
     def has_more(self) -> bool:
-        """Go to the next thing that is no white space; whether there is one."""
+        """Skip white space; whether anything follows."""
         while True:
-            self._advance(JSON_SPACE.match(self._text, self._at).end())  # type: ignore[union-attr] # matches nothing as well
+            self._advance(JSON_SPACE.match(self._text, self._at).end())  # type: ignore[union-attr] # it matches "" too
             if self._at < len(self._text) or not self._read():
                 return self._at < len(self._text)
 
     def skip(self, mark: str) -> bool:
-        """Go past this mark, if it comes next."""
+        """Skip this mark if it comes next; whether it did."""
         if found := self.has_more() and self._text[self._at] == mark:
             self._advance(self._at + 1)
         return found
 
     def value(self) -> Any:
-        """The value that comes next."""
+        """The next value."""
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
@@ -137,13 +137,13 @@ class _JSONSource:
             except (ValueError, RecursionError) as error:
                 raise self.fault(str(error)) from error
             else:
-                # A number at the end of what was read may go on.
+                # A number at the end of what was read so far may continue.
                 if end < len(self._text) or not self._read():
                     self._advance(end)
                     return value
 
     def fault(self, what: str) -> Fault:
-        """What is wrong, here."""
+        """The fault for what is wrong at this position."""
         return Fault(f"it is not JSON: {what} in line {self.line:,}")
 
     def _advance(self, to: int) -> None:
@@ -151,7 +151,7 @@ class _JSONSource:
         self._at = to
 
     def _read(self) -> bool:
-        """Read as much again as is held, so that a value of any size is tried few times; whether there was more."""
+        """Double what is held, so that even a large value is parsed only a few times; whether there was more."""
         held = len(self._text) - self._at
         if not self._ended:
             more = self._stream.read(max(CHARACTERS_PER_READ, held))
@@ -160,7 +160,7 @@ class _JSONSource:
 
 
 def _value(row: Any, column: str, place: str) -> Iterator[str]:
-    """The text of a row; nothing for null."""
+    """The text of a row; no text for null."""
     if not isinstance(row, dict):
         what = JSON_NAMES.get(type(row), "null" if row is None else "a string")
         raise Fault(f"{place} is {what} where an object with the key {column!r} is needed")
@@ -173,12 +173,12 @@ def _value(row: Any, column: str, place: str) -> Iterator[str]:
             option="column",
         )
     if value is not None:
-        # JSON can escape half of a surrogate pair, as in a text that was cut inside an emoji; UTF-8 cannot hold it.
+        # JSON can escape half of a surrogate pair, as in a text cut inside an emoji; UTF-8 cannot encode it.
         yield (value.encode("utf-8", "surrogatepass").decode("utf-8", "replace") if _has_surrogate(value) else value)
 
 
 def _nested(row: dict[str, Any], column: str) -> str:
-    """How to take the documents out of a list in an object."""
+    """How to extract the documents from a list inside an object."""
     for key, value in row.items():
         first = value[0] if isinstance(value, list) and value else None
         if isinstance(first, str) or (isinstance(first, dict) and (column in first or key == column)):
@@ -192,7 +192,7 @@ def _has_surrogate(text: str) -> bool:
 
 
 def parquet_column(file: Path, column: str) -> Iterator[str]:
-    """The column of a Parquet file, some rows at a time."""
+    """The column of a Parquet file, read in batches of rows."""
     import pyarrow
     from pyarrow import parquet
 
@@ -218,7 +218,7 @@ def _check_schema(schema: pyarrow.Schema, column: str) -> None:
 
 
 def _decoded(texts: pyarrow.Array, column: str, row: int) -> Iterator[str]:
-    """The texts that are there; the first is in this row of the file."""
+    """The texts that are not null; `row` is the file's row of the first value."""
     try:
         values = texts.to_pylist()
     except UnicodeDecodeError as error:

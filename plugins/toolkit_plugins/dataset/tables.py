@@ -1,4 +1,4 @@
-"""Reads the column of a table in text, CSV or TSV, and says in which line something is wrong with it."""
+"""Reads a column of a CSV or TSV file, and says in which line something is wrong with it."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from toolkit_plugins.dataset.contents import Fault
 from toolkit_plugins.hub_errors import choice
 
 DELIMITERS = {",": "','", "\t": "a tab", ";": "';'", "|": "'|'"}
-"""What mostly stands between cells, and its name in a sentence."""
+"""Common delimiters, and their names in a sentence."""
 NO_DELIMITER = re.compile(r"[\w\s\"'.-]")
-"""What stands beside a word in a column's name, and not between names."""
+"""Characters that may be part of a column's name, and so are not taken for delimiters."""
 NOTE_TO_EXCEL = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
-"""A first line that tells Excel the delimiter; some web applications write it."""
+"""A first line that tells Excel the delimiter; some web applications write one."""
 MANY_LINES = 10
-"""A row of more lines is worth a word."""
+"""A row that spans more lines than this is reported."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a table is written."""
+    """The format of a table."""
 
     delimiter: str
     quoting: bool
-    """Whether a cell may stand in double quotes."""
+    """Whether a cell may be in double quotes."""
     certain: bool
-    """Whether the delimiter is a person's word, and no default."""
+    """Whether the delimiter was given explicitly, as opposed to a default."""
 
 
 @dataclass
@@ -45,19 +45,19 @@ class LongRow:
 
     @property
     def is_long(self) -> bool:
-        """Whether its quoted cell may have swallowed other rows."""
+        """Whether a quoted cell in it may have swallowed other rows."""
         return self.lines > MANY_LINES
 
 
 class _Lines:
-    """Hands lines to a csv reader, and knows in which of them the newest quoted cell of its row opens."""
+    """Passes lines to a csv reader, and tracks in which of them the latest quoted cell of the current row opens."""
 
     def __init__(self, stream: Iterable[str], delimiter: str, *, read_before: int) -> None:
         self._stream = stream
         self._opening = re.compile(rf'(?:^|{re.escape(delimiter)})"')
         self._ends_cell = (delimiter, "\r", "\n", "")
         self._row: int | None = None
-        """The first line of the row at hand."""
+        """The first line of the current row."""
         self._line = ""
         self.number = read_before
         self.opens_at = 0
@@ -73,15 +73,15 @@ class _Lines:
                 self.look()
 
     def row_is_read(self) -> int:
-        """Return the first line of the row that was read; another begins."""
+        """Return the first line of the row just read, and get ready for the next."""
         first, self._row = self._row or self.number, None
         return first
 
     def look(self) -> None:
-        """Find out whether a quoted cell opens in the newest line that goes beyond it, or is at fault in it."""
+        """Find out whether the latest line opens a quoted cell that continues on the next line, or is malformed."""
         text = self._line.replace('""', "")
         at = 0
-        if self.number != self._row:  # it begins within quotes
+        if self.number != self._row:  # the line begins inside quotes
             at = text.find('"') + 1
             if not at or text[at : at + 1] not in self._ends_cell:
                 return
@@ -93,7 +93,7 @@ class _Lines:
 
 
 def table_column(stream: IO[str], column: str, layout: Layout, longest: LongRow) -> Iterator[str]:
-    """The column of a table whose first row names the columns; the row of the most lines is noted in `longest`."""
+    """The column of a table whose first row names the columns; `longest` records the row that spans the most lines."""
     header, read_before = stream.readline(), 0
     if note := NOTE_TO_EXCEL.fullmatch(header):
         layout = layout if layout.certain else replace(layout, delimiter=note[1], certain=True)
@@ -130,7 +130,7 @@ def table_column(stream: IO[str], column: str, layout: Layout, longest: LongRow)
 
 
 def _check_delimiter(header: str, column: str, layout: Layout) -> None:
-    """Refuse a delimiter that does not cut a header which another one does."""
+    """Refuse a delimiter that does not split the header, if another one does."""
     if len(next(csv.reader([header], delimiter=layout.delimiter), [])) != 1:
         return
     rare = dict.fromkeys(mark for mark in header if not NO_DELIMITER.match(mark) and mark not in DELIMITERS)
@@ -146,7 +146,7 @@ def _check_delimiter(header: str, column: str, layout: Layout) -> None:
 
 
 def _index(names: list[str], column: str) -> int:
-    """Which cell of a row it is."""
+    """The position of the column in a row."""
     if column not in names:
         raise Fault(f"its first row names no column {column!r}; {choice(column, names)}", option="column")
     if names.count(column) > 1:
@@ -171,7 +171,7 @@ def _named(delimiter: str) -> str:
 
 @contextmanager
 def _cells_of_any_size() -> Iterator[None]:
-    # The csv module refuses cells of more than 131,072 characters, and the limit is one for the whole process.
+    # The csv module refuses cells of more than 131,072 characters, and its limit is global to the process.
     before = csv.field_size_limit(sys.maxsize)
     try:
         yield

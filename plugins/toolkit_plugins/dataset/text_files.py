@@ -1,7 +1,7 @@
-"""Files of one's own.
+"""The user's own files.
 
-Read here rather than by the loaders of the library datasets, so that files of several formats can be mixed and
-everything that is wrong with one is told with its name, line or byte.
+They are read here rather than by the loaders of `datasets`, so that formats can be mixed and every problem is reported
+with its file and line or byte.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ if TYPE_CHECKING:
 
 PEEKED_FILES = 1000
 PEEKED_DOCUMENTS = 3
-"""Documents of a file that are read to see that it can be."""
+"""Documents of a file that are read to check that it is readable."""
 PEEKED_CHARACTERS = 100_000
-"""What is read of a document that is a whole file."""
+"""How much is read of a document that is a whole file."""
 
 
 class TextFiles(Dataset):
-    """Files of your own: txt and md, and a column of jsonl, json, csv, tsv and parquet; gz, bz2, xz, zst as well.
+    """Your own files: txt, md, or a column of jsonl, json, csv, tsv or parquet; also compressed (gz, bz2, xz, zst).
 
-    A byte order mark in a file says how it is encoded, whatever the option `encoding` is.
+    A byte order mark in a file takes precedence over the option `encoding`.
     """
 
     files: str | list[str]
-    """One file, a pattern such as `texts/**/*.txt`, or a list of them, from the current directory; `~` is your home."""
+    """A file, a pattern such as `texts/**/*.txt`, or a list of these, from the current directory; `~` is your home."""
     validation_files: str | list[str] | None = None
-    """Files to evaluate on, in the same way; those that `files` matches too are kept out of training."""
+    """Files to evaluate on, in the same form; those that `files` matches too are kept out of training."""
     format: Format | None = None
-    """How to read the files: text, jsonl, json, csv, tsv or parquet. What each one's ending says, if not given."""
+    """Format of the files: text, jsonl, json, csv, tsv or parquet. If not given, each file's extension decides."""
     sample_by: SampleBy = "document"
-    """What becomes a document in txt and md files: each line, each paragraph (between empty lines), or the file."""
+    """What is a document in txt and md files: each line, each paragraph (between empty lines), or the whole file."""
     column: str = "text"
-    """The column, or key, that holds the text in the other formats."""
+    """The column or key that holds the text in the other formats."""
     delimiter: str | None = None
-    """What stands between the cells of csv and tsv files; a comma and a tab, if not given."""
+    """Delimiter between the cells of csv and tsv files; if not given, a comma in csv and a tab in tsv."""
     quoting: bool | None = None
-    """Whether cells of csv and tsv files may stand in double quotes; in csv they may and in tsv not, if not given."""
+    """Whether cells of csv and tsv files may be in double quotes; if not given, they may in csv but not in tsv."""
     encoding: str = "utf-8"
-    """How the files' characters are encoded, by Python's name for it."""
+    """Character encoding of the files, by its name in Python."""
 
     @field_validator("encoding")
     @classmethod
@@ -73,13 +73,13 @@ class TextFiles(Dataset):
         return delimiter
 
     def load(self, run: RunContext) -> datasets.DatasetDict:
-        """Find the files and read them in the order of their names."""
+        """Find the files and read them, sorted by path."""
         from datasets import DatasetDict
 
         return DatasetDict({part: self._read(files, option, run) for part, files, option in self._parts()})
 
     def peek(self, run: RunContext) -> Peek:
-        """Read the first documents of each file, of a thousand at most."""
+        """Read the first documents of each file, for a thousand files at most."""
         first, sources = "", []
         for part, files, option in self._parts():
             looked_at = files[:PEEKED_FILES]
@@ -97,7 +97,7 @@ class TextFiles(Dataset):
             return list(itertools.islice(documents, PEEKED_DOCUMENTS))
 
     def holds_end_tokens(self) -> bool:
-        """Whether there are txt or md files, which may have no other way to say where a document ends."""
+        """Whether there are txt or md files, which may have no other way to mark where a document ends."""
         for _, files, option in self._parts():
             for file in files:
                 with _faults_placed(file, option):
@@ -106,7 +106,7 @@ class TextFiles(Dataset):
         return False
 
     def _parts(self) -> list[tuple[str, list[Path], str]]:
-        """The splits, with their files and the option that names them."""
+        """The splits, each with its files and the option that names them."""
         held_out = found(self.validation_files, "validation_files") if self.validation_files is not None else []
         kept_out = {file.resolve() for file in held_out}
         files = [file for file in found(self.files, "files") if file.resolve() not in kept_out]
@@ -120,7 +120,7 @@ class TextFiles(Dataset):
         return FileReader(self.format, self.sample_by, self.column, self.delimiter, self.quoting, self.encoding)
 
     def _read(self, files: list[Path], option: str, run: RunContext) -> datasets.Dataset:
-        """Read the files, unless files of these names, sizes and times have been read in this way before."""
+        """Read the files, or the cache if files of these paths, sizes and times have been read the same way before."""
         stats = []
         for file in files:
             with _faults_placed(file, option):
@@ -131,7 +131,7 @@ class TextFiles(Dataset):
         return dataset_of(self._documents(sizes, option, run), key=("text-files", 2, how, stats), cache=run.cache)
 
     def _documents(self, sizes: dict[Path, int], option: str, run: RunContext) -> Iterator[str]:
-        """The documents of all files, with what a person who waits for them should know."""
+        """The documents of all files; reports progress and suspicious rows."""
         reader, empty = self._reader(), True
         before, total = 0, sum(sizes.values())
 
@@ -163,7 +163,7 @@ def _no_text(files: list[Path], option: str) -> OptionError:
 
 @contextmanager
 def _faults_placed(file: Path, option: str) -> Iterator[None]:
-    """Turn what is wrong with a file into a refusal of the option that names it, or of the one that could help."""
+    """Turn a problem with a file into an error of the option that names it, or of the one that could fix it."""
     try:
         yield
     except Fault as fault:

@@ -1,4 +1,4 @@
-"""WikiText, with its lines put together to articles again."""
+"""WikiText, with its lines joined into articles again."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 LINES_PER_BATCH = 1000
 
 TITLE = re.compile(r" = (?!= ).*(?<! =) = ?\n?", re.DOTALL)
-"""A heading of the first level, ` = Title = `; ` = = Section = = ` has one more on both sides."""
+"""A top-level heading, ` = Title = `; a section's, ` = = Section = = `, has one more `=` on each side."""
 
 
 class WikiText(Dataset):
-    """Good and featured articles of Wikipedia, one a document. Merity et al. 2016, https://arxiv.org/abs/1609.07843."""
+    """Wikipedia's good and featured articles, one per document. Merity et al. 2016, https://arxiv.org/abs/1609.07843."""
 
     licenses: ClassVar[tuple[str, ...]] = ("cc-by-sa-3.0", "gfdl")
     languages: ClassVar[tuple[str, ...]] = ("en",)
@@ -31,14 +31,14 @@ class WikiText(Dataset):
     version: Literal["wikitext-2-raw-v1", "wikitext-2-v1", "wikitext-103-raw-v1", "wikitext-103-v1"] = (
         "wikitext-2-raw-v1"
     )
-    """2 has two million words, 103 has 103 million; `raw` keeps the words that the others replace by <unk>."""
+    """wikitext-2 has two million words, wikitext-103 103 million; `raw` keeps words that others replace with <unk>."""
     path: str = "Salesforce/wikitext"
     """The dataset's name on the Hub, OWNER/NAME."""
     revision: str | None = None
-    """A branch, a tag or a commit; the newest, if not given."""
+    """Branch, tag or commit; if not given, the newest."""
 
     def load(self, run: RunContext) -> datasets.DatasetDict:
-        """Fetch the lines, unless they are in the cache, and put articles together."""
+        """Download the lines, unless they are in the cache, and join them into articles."""
         import datasets
 
         with quiet(datasets), explained(self.path, kind="dataset", revision=self.revision):
@@ -59,7 +59,7 @@ class WikiText(Dataset):
             )
 
     def peek(self, run: RunContext) -> Peek:
-        """Read the first article over the network, or from the cache where the dataset is there already."""
+        """Read the first article over the network, or from the cache if the dataset is there already."""
         import datasets
 
         with quiet(datasets), readable(self.path), explained(self.path, kind="dataset", revision=self.revision):
@@ -86,10 +86,10 @@ def _lines(split: datasets.Dataset) -> Iterator[str]:
 
 
 def articles(lines: Iterable[str]) -> Iterator[str]:
-    """Put the lines of each article together; every line of text is in exactly one of them.
+    """Join the lines of each article; every line of text is in exactly one article.
 
-    An article begins at a title that stands between two empty lines. A line of text may look like a title (a
-    formula, a row of a table), but has text beside it.
+    An article begins at a title between two empty lines. A line of text may look like a title (a formula, a row of a
+    table), but has text next to it.
     """
     article: list[str] = []
     for before, line, after in _with_neighbours(lines):
@@ -101,7 +101,7 @@ def articles(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _joined(lines: list[str]) -> Iterator[str]:
-    """The article as it stands in the original file, where an empty line separates paragraphs."""
+    """The article as in the original file, where an empty line separates paragraphs."""
     if text := "".join(line if line.endswith("\n") else f"{line}\n" for line in lines).strip("\n"):
         yield f"{text}\n"
 

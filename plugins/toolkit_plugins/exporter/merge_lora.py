@@ -1,4 +1,4 @@
-"""LoRA's factors multiplied into the model, which then needs no peft."""
+"""LoRA factors merged into the model, which then needs no peft."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ROUNDING = 1e-2
-"""Largest change of a logit by merging: W + BA is rounded once, where Wx + BAx is rounded at each product."""
+"""How much merging may change a logit: W + BA is rounded once, while Wx + BAx is rounded at each product."""
 
 
 def _shared_with(model: PreTrainedModel) -> dict[str, str]:
-    """Modules with factors whose own matrix belongs to another module as well, such as a head tied to the embedding."""
-    from peft.tuners.lora import LoraLayer  # and not of rows of new tokens, which a tied head shares and merges
+    """Adapted modules whose matrix another module shares, such as a head tied to the embedding, with the others."""
+    from peft.tuners.lora import LoraLayer  # not the wrapper of new tokens' rows, which merges into a tied head too
 
     owners: dict[int, list[str]] = {}
     adapted: dict[str, int] = {}
     for name, module in model.named_modules():
         weight = getattr(module.get_base_layer() if isinstance(module, LoraLayer) else module, "weight", None)
-        if weight is None:  # a container, or the stack of a layer's experts
+        if weight is None:  # a container, or a layer's stacked experts
             continue
         if isinstance(module, LoraLayer):
             adapted[name] = id(weight)
@@ -40,19 +40,19 @@ def _short(name: str) -> str:
 
 
 class MergeLoRA(CardedExporter):
-    """Write the model with LoRA's factors merged in: a model like any other, as large as its base."""
+    """Write the model with the LoRA factors merged in: a plain model, as large as its base."""
 
     @property
     def folder(self) -> str:
-        """The folder is called model."""
+        """Always `model`."""
         return "model"
 
     def export_bytes(self, *, weights: int, saved: int) -> int:
-        """The merged model, and what was written of it."""
+        """The merged model, and the written one loaded again."""
         return 2 * weights
 
     def check(self, model: PreTrainedModel, run: RunContext) -> None:
-        """Refuse a model without LoRA, and one whose base has 4 bits."""
+        """Refuse a model without LoRA, a 4-bit base, and an adapted matrix that another module shares."""
         if not hasattr(model, "peft_config"):
             raise OptionError(
                 "the model has no LoRA to merge; take the exporter model-folder, or the memory strategy lora"
@@ -82,7 +82,7 @@ class MergeLoRA(CardedExporter):
         adapted: Any = model
         config = adapted.peft_config["default"]
         device = adapted.device
-        merged = copy.deepcopy(adapted.to("cpu")).merge_and_unload()  # the copy goes where memory is plentiful
+        merged = copy.deepcopy(adapted.to("cpu")).merge_and_unload()  # copied on the CPU, where memory is plentiful
         ids = ids_to_compare(model, tokenizer)
         difference = (logits(adapted, ids) - logits(merged, ids)).abs().max().item()
         adapted.to(device)

@@ -15,7 +15,7 @@ from pydantic import Field
 from toolkit.api import Exporter, Results, RunContext
 
 REPOSITORY = "path/to/this/folder"
-"""Stands in a card's code for where the model lies; an upload puts the repository's name in its place."""
+"""Placeholder for the model's location in a card's code; an upload replaces it with the repository's name."""
 SPLITS = {"train": "trained on", "validation": "held out"}
 
 
@@ -23,10 +23,10 @@ class CardedExporter(Exporter):
     """An exporter that writes a model card."""
 
     license: str | None = Field(default=None, pattern=r"^[a-z0-9.+-]+$")
-    """Licence of the model, as the Hub names it: apache-2.0, cc-by-sa-4.0. If not given, that of the documents of a
-    model from scratch where their source names one, else `unknown`."""
+    """Licence of the model, by its name on the Hub: apache-2.0, cc-by-sa-4.0. If not given, for a model from scratch
+    that of its documents where their source names one, otherwise `unknown`."""
     language: str | tuple[str, ...] = ()
-    """Languages of the model, by ISO 639-1 code: en, or [en, de]. If not given, those that the dataset names."""
+    """Languages of the model, as ISO 639-1 codes: en, or [en, de]. If not given, those that the dataset names."""
 
     def write_card(
         self,
@@ -40,16 +40,16 @@ class CardedExporter(Exporter):
         base: str | None = None,
         loading: str | None = None,
     ) -> None:
-        """Write README.md: what the model is, what it learned from, how well, under which licences, how to load it.
+        """Write README.md: what the model is, its data, results and licences, and how to load it.
 
         Args:
-            folder: to write it into.
-            results: what the run has to say of itself.
+            folder: where to write it.
+            results: what the run reports about itself.
             run: the run.
-            parameters: of what was exported.
-            what: a sentence on what it is.
+            parameters: the number of exported parameters.
+            what: a sentence on what the model is.
             proof: how the folder was checked.
-            base: the published model that it was made of.
+            base: the published model that it was trained from.
             loading: Python that loads it, if not the usual lines; with REPOSITORY for the folder.
         """
         licenses = [self.license] if self.license else [] if base else list(results.licenses)
@@ -87,7 +87,7 @@ class CardedExporter(Exporter):
         from huggingface_hub import ModelCardData
 
         license = licenses[0] if licenses else "unknown"
-        # The Hub's names are lower case; what it has no name for is `other` there, with its own name beside it.
+        # The Hub's names are lower case; a licence without one is `other` there, with its own name in license_name.
         named: dict[str, Any] = (
             {"license": license} if license.islower() else {"license": "other", "license_name": license}
         )
@@ -96,14 +96,14 @@ class CardedExporter(Exporter):
             library_name="peft" if is_adapter else "transformers",
             pipeline_tag="text-generation" if run.task == "causal-lm" else "fill-mask",
             tags=["pretrain-toolkit"],
-            base_model=base if base and not Path(base).is_dir() else None,  # the Hub knows no folders
+            base_model=base if base and not Path(base).is_dir() else None,  # a folder means nothing on the Hub
             **named,
         )
         return data.to_yaml()
 
 
 def as_uploaded(card: str, repository: str) -> str:
-    """A card whose code loads the model from a repository of the Hub."""
+    """The card with code that loads the model from a repository on the Hub."""
     return card.replace(f'"{REPOSITORY}"', json.dumps(repository))
 
 

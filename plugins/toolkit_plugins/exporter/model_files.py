@@ -1,6 +1,6 @@
 """Writes a model folder, and proves that it loads.
 
-Used by every exporter that leaves a model; what model that is, is theirs to decide.
+Used by every exporter that writes a model; which model that is, the exporter decides.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TEXT = "The quick brown fox jumps over the lazy dog, and 42 naïve cafés wait — \n\tdef f(x): return x\n"
-"""What the reloaded folder has to read as the trained model does: words, digits, accents, white space."""
+"""The text that the reloaded tokenizer and model are compared on: words, digits, accents, white space."""
 
 COMPARED = 32
-"""Tokens whose logits are compared: every weight is anyway, and 50,257 logits of each token take their memory twice."""
+"""Tokens whose logits are compared: few, as every weight is compared anyway, and with two models 50,257 logits per
+token are held twice."""
 
 
 def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write weights as safetensors, tokenizer, configs; readable by whom the umask lets read."""
+    """Write the weights as safetensors, the tokenizer and the configs, with the permissions that the umask allows."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     add_old_names(folder, tokenizer)
@@ -33,14 +34,14 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
 
 
 def readable(folder: Path) -> None:
-    """Give all files the mode that a new file has; safetensors writes its own so that only the owner can read it."""
+    """Give all files the mode of a newly created file; safetensors writes files that only the owner can read."""
     probe = folder / ".mode"
     probe.touch()
     mode = probe.stat().st_mode & 0o777
     probe.unlink()
     for file in folder.rglob("*"):
         if file.is_file():
-            with contextlib.suppress(OSError):  # a file system without modes
+            with contextlib.suppress(OSError):  # a file system without permission bits
                 file.chmod(mode)
 
 
@@ -51,10 +52,10 @@ def prove(
     *,
     reload: Callable[[Path], PreTrainedModel],
 ) -> str:
-    """Load the folder again, compare what it computes with what the model computes, and say the outcome.
+    """Load the folder again, compare weights and logits with the model's, and return the outcome in words.
 
     Raises:
-        ToolkitError: they differ. A folder that loads in silence as something else is worse than none.
+        ToolkitError: they differ. A folder that silently loads as something else is worse than none.
     """
     import torch
     from transformers import AutoTokenizer
@@ -77,7 +78,7 @@ def prove(
     difference = (ours - theirs).abs().max().item()
     if difference == 0.0:
         return f"loaded again, it has the same weights and logits, bit for bit (over {len(ids)} tokens)"
-    # Another device sums in another order, so the last half of a number's digits may differ.
+    # Another device sums in another order, so the lower half of a number's digits may differ.
     device: torch.device = model.device
     allowed = torch.finfo(model.dtype).eps ** 0.5 * max(1.0, ours.abs().max().item())
     if device.type == "cpu" or difference > allowed:
@@ -92,13 +93,13 @@ def prove(
 
 
 def ids_to_compare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The first tokens of TEXT; of the vocabulary, where TEXT has none, as with a tokenizer of another script alone."""
+    """The first tokens of TEXT; or of the vocabulary, if the tokenizer covers only another script and TEXT has none."""
     ids = tokenizer.encode(TEXT) or list(range(len(tokenizer)))
     return ids[: min(COMPARED, getattr(model.config, "max_position_embeddings", None) or COMPARED)]
 
 
 def logits(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
-    """The model's logits on the CPU in float32, shape (tokens, vocabulary), without dropout."""
+    """The model's logits in evaluation mode, moved to the CPU in float32, shape (tokens, vocabulary)."""
     import torch
 
     training = model.training
@@ -112,7 +113,7 @@ def logits(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
 
 
 def reload_full(run: RunContext) -> Callable[[Path], PreTrainedModel]:
-    """How a folder with all weights is loaded: by the folder alone, with the task's head."""
+    """The function that loads a folder with all weights: from the folder alone, with the task's head."""
 
     def reload(folder: Path) -> PreTrainedModel:
         from transformers import AutoModelForCausalLM, AutoModelForMaskedLM

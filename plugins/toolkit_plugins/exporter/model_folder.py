@@ -1,4 +1,4 @@
-"""The finished model as a folder that `from_pretrained` loads."""
+"""The trained model as a folder that `from_pretrained` loads."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 
 class ModelFolder(CardedExporter):
-    """Write weights, tokenizer, configs and a model card, then load them again and compare.
+    """Write weights, tokenizer, configs and a model card, then load the model again and compare.
 
-    Of a model with LoRA it writes the adapter, which needs its base beside it; merge-lora writes both as one.
+    For a model with LoRA, only the adapter is written, which needs its base to load; merge-lora writes both as one.
     """
 
     @property
     def folder(self) -> str:
-        """The folder is called model."""
+        """Always `model`."""
         return "model"
 
     def check(self, model: PreTrainedModel, run: RunContext) -> None:
-        """Refuse an adapter whose base exists nowhere but in this run."""
+        """Refuse an adapter whose base exists only in this run."""
         if hasattr(model, "peft_config") and not model.peft_config["default"].base_model_name_or_path:
             raise OptionError(
                 "this adapter's base was made in this run and is saved nowhere, so the adapter alone would be of no "
@@ -41,10 +41,10 @@ class ModelFolder(CardedExporter):
         results: Results,
         run: RunContext,
     ) -> None:
-        """Write, prove, and describe.
+        """Write the folder, prove that it loads, and write its model card.
 
         Raises:
-            OptionError: an adapter's base exists nowhere but in this run.
+            OptionError: the adapter's base exists only in this run.
             ToolkitError: what was written does not load as the same model.
         """
         self.check(model, run)
@@ -88,19 +88,19 @@ class ModelFolder(CardedExporter):
 
 
 def _adapter_on_base(model: Any, folder: Path) -> PreTrainedModel:
-    """The written adapter on the base that is at hand: the network is not asked for what memory holds."""
+    """The written adapter on the base that is in memory, so that nothing is fetched over the network."""
     import copy
 
     from peft import PeftModel
 
     device = model.device
     model.to("cpu")
-    # The frozen weights are shared and not copied: nothing changes them, and they are nearly all of the model.
+    # The frozen weights are shared, not copied: nothing changes them, and they are nearly all of the model.
     frozen = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
     base = copy.deepcopy(model, frozen).unload()
     model.to(device)
     with warnings.catch_warnings():
-        # peft 0.21 reads a property that transformers 5.23 calls by a new name.
+        # peft 0.21 reads a property that transformers 5.23 has renamed.
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated", category=FutureWarning)
         again: Any = PeftModel.from_pretrained(base, folder)
     result: PreTrainedModel = again

@@ -1,4 +1,4 @@
-"""The exported folder on the Hub."""
+"""Uploads the exported folder to the Hub."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 class PushToHub(Exporter):
     """Upload the folder that model-folder or merge-lora wrote, with the token in HF_TOKEN.
 
-    The token is never an option: recipes are shared and kept.
+    The token cannot be an option, because recipes are shared and stored.
     """
 
     repo_id: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
-    """Repository to upload to, OWNER/NAME; made if it does not exist."""
+    """Repository to upload to, OWNER/NAME; created if it does not exist."""
     private: bool = True
-    """Whether a repository that is made now can be seen by its owner alone. An existing one stays as it is."""
+    """Whether to make a newly created repository private. An existing one keeps its visibility."""
 
     def export_bytes(self, *, weights: int, saved: int) -> int:
-        """Files are sent as they lie on the disk."""
+        """Nothing: files are uploaded from the disk."""
         return 0
 
     def check(self, model: PreTrainedModel, run: RunContext) -> None:
-        """Refuse to train for an upload that nobody has a token for."""
+        """Refuse, before training, an upload for which there is no token."""
         if not run.rehearsal and not os.environ.get("HF_TOKEN"):
             raise UnavailableError(f"set HF_TOKEN to a token that may write to {self.repo_id}", option="repo_id")
 
@@ -43,11 +43,11 @@ class PushToHub(Exporter):
         results: Results,
         run: RunContext,
     ) -> None:
-        """Upload all of the folder in one commit.
+        """Upload the whole folder in one commit.
 
         Raises:
-            OptionError: the token may not write there.
-            UnavailableError: there is no token, or the Hub does not take the upload; the folder is as it was.
+            OptionError: the token has no write access there.
+            UnavailableError: there is no token, or the upload failed; the folder is unchanged.
         """
         if run.rehearsal:
             run.log.info("a rehearsal uploads nothing: %s would go to %s", folder.name, self.repo_id)
@@ -56,7 +56,7 @@ class PushToHub(Exporter):
         from huggingface_hub import CommitOperationAdd, HfApi
         from huggingface_hub.errors import HfHubHTTPError
 
-        # Its bases: whatever HTTP library this version of the Hub's uses, and OSError.
+        # Its base classes: the error of whatever HTTP library this version of huggingface_hub uses, and OSError.
         transport: tuple[type[Exception], ...] = HfHubHTTPError.__bases__
         api = HfApi(token=os.environ["HF_TOKEN"])
         try:
@@ -83,7 +83,7 @@ class PushToHub(Exporter):
         run.log.info("%s uploaded to %s", folder.name, url)
 
     def _content(self, file: Path) -> Path | bytes:
-        """What is uploaded of a file: the card says where the model is now."""
+        """What to upload for a file; the card is rewritten to load the model from the Hub."""
         if file.name != "README.md":
             return file
         return as_uploaded(file.read_text(encoding="utf-8"), self.repo_id).encode()

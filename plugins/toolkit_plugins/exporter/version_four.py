@@ -1,7 +1,7 @@
-"""What transformers 4 has to read in a folder that transformers 5 has written.
+"""Makes a folder that transformers 5 has written readable for transformers 4.
 
-Version 5 renamed the class of most tokenizers, a list of their tokens, and the settings of rotary positions. Version 4
-stops at the first two and passes over the third, so that a model computes something else without a word. Version 5
+Version 5 renamed the class of most tokenizers, a list of their tokens, and the settings of rotary position embeddings.
+Version 4 fails on the first two and ignores the third, so that a model silently computes something else. Version 5
 reads the old names as well.
 """
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 OWN_BOS_AND_EOS = {"CodeLlamaTokenizer", "CohereTokenizer", "GemmaTokenizer", "LlamaTokenizer"}
-"""Tokenizers that version 4 frames by these settings, where version 5 reads tokenizer.json."""
+"""Tokenizers to which version 4 adds BOS and EOS by settings, where version 5 goes by tokenizer.json."""
 OF_LOADING = ("backend", "is_local", "local_files_only")
-"""Entries of version 5 that say how the tokenizer was loaded."""
+"""Entries by version 5 that only say how the tokenizer was loaded."""
 BASE = {"gpt_neox": "rotary_emb_base", "modernbert": "global_rope_theta"}
 LOCAL_BASE = {"modernbert": "local_rope_theta"}
 PARTIAL = {"gpt_neox": "rotary_pct"}
-"""Names by model type where they are not the usual ones."""
+"""Old names by model type, where they differ from the usual ones."""
 
 
 def add_old_names(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write the old names beside the new ones, or in their place where version 4 does not stand the new."""
+    """Write the old names beside the new ones, or in their place where version 4 fails on the new ones."""
     file = folder / "tokenizer_config.json"
     settings = json.loads(file.read_text(encoding="utf-8"))
     for name in OF_LOADING:
@@ -47,7 +47,7 @@ def add_old_names(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def with_old_rope(config: dict[str, Any]) -> dict[str, Any]:
-    """A config, and those that it holds, with `rope_parameters` under their old names too."""
+    """The config, and those nested in it, with `rope_parameters` also under their old names."""
     config = {name: with_old_rope(value) if isinstance(value, dict) else value for name, value in config.items()}
     rope, kind = config.get("rope_parameters"), config.get("model_type", "")
     if not isinstance(rope, Mapping):

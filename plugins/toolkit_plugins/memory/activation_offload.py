@@ -1,4 +1,4 @@
-"""Keeps activations in the processor's memory until the backward pass wants them."""
+"""Offloads activations to host memory until the backward pass needs them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 class ActivationOffload(Memory):
-    """Copy what the backward pass will need to the host, and back when it needs it.
+    """Offload the activations that the backward pass needs to host memory, and copy them back when it needs them.
 
-    Exact, and costs time instead of computing: every activation crosses the bus twice, 25 GB/s at best. With
-    gradient-checkpointing only the borders of the layers do, which is the way to use it: the price is then small, and
+    Exact, and costs transfers rather than recomputation: every activation crosses the bus twice, at 25 GB/s at best.
+    Use it with gradient-checkpointing: then only the activations between layers are copied, the price is small, and
     what stays on the GPU hardly grows with the number of layers. Rajbhandari et al. 2021 (ZeRO-Infinity),
-    https://arxiv.org/abs/2104.07857. The host needs the memory: pinned, so that the copies do not wait for each other.
+    https://arxiv.org/abs/2104.07857. The host needs room for the copies: pinned memory, so that they are asynchronous.
     """
 
     claims: ClassVar[frozenset[Claim]] = frozenset({"activation-placement"})
@@ -29,10 +29,10 @@ class ActivationOffload(Memory):
     instead: ClassVar[str] = "gradient-checkpointing, which needs none"
 
     least_bytes: int = Field(default=1 << 20, ge=0)
-    """Tensors smaller than this stay where they are: a copy's start costs more than they take."""
+    """Tensors smaller than this stay on the device: the overhead of a copy outweighs the memory that it saves."""
 
     def apply(self, model: PreTrainedModel, run: RunContext) -> PreTrainedModel:
-        """Return the model with a forward pass that saves its activations on the host."""
+        """Return the model with hooks that offload the activations of its forward pass to the host."""
         copies = HostCopies(least_bytes=self.least_bytes, pinned=run.device.kind == "cuda")
         model.register_forward_pre_hook(copies.begin)
         model.register_forward_hook(copies.end, always_call=True)
@@ -40,10 +40,11 @@ class ActivationOffload(Memory):
 
 
 class HostCopies:
-    """What autograd saves in a forward pass, as copies on the host.
+    """Host copies of the tensors that autograd saves in a forward pass.
 
-    Not `torch.autograd.graph.save_on_cpu`: it copies the weights too, which are saved by every product and are on the
-    device anyway. Both copies are queued on the device's own stream, in order, and so need no waiting of their own.
+    Not `torch.autograd.graph.save_on_cpu`: it copies the weights too, which every matrix multiplication saves and which
+    are on the device anyway. Both copies are queued in order on the device's current stream, so they need no
+    synchronization of their own.
     """
 
     def __init__(self, *, least_bytes: int, pinned: bool) -> None:
@@ -53,21 +54,21 @@ class HostCopies:
         self._passes: list[AbstractContextManager[None]] = []
 
     def begin(self, model: torch.nn.Module, inputs: Any) -> None:
-        """Take what autograd saves from here on."""
+        """Offload what autograd saves from here on."""
         import torch
 
-        # Looked up at each pass: the weights move to the device after the strategies are applied.
+        # Looked up in every pass: the weights move to the device only after the strategies have been applied.
         self._weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         saving = torch.autograd.graph.saved_tensors_hooks(self.pack, self.unpack)
         self._passes.append(saving if torch.is_grad_enabled() else nullcontext())
         self._passes[-1].__enter__()
 
     def end(self, model: torch.nn.Module, inputs: Any, outputs: Any) -> None:
-        """Leave to others what is saved after the forward pass: the loss's."""
+        """Stop offloading: what the loss saves after the forward pass stays on the device."""
         self._passes.pop().__exit__(None, None, None)
 
     def pack(self, tensor: torch.Tensor) -> Any:
-        """The tensor's device and copy; the tensor itself where a copy would not pay."""
+        """The tensor's device and its host copy; the tensor itself where a copy would not pay off."""
         import torch
         from torch._subclasses.fake_tensor import FakeTensor
 
@@ -75,14 +76,14 @@ class HostCopies:
         stays = tensor.nbytes < self.least_bytes or tensor.untyped_storage()._cdata in self._weights
         if stays or not tensor.is_floating_point():
             return tensor
-        if isinstance(tensor, FakeTensor):  # a plan's, whose device is the processor: this is elsewhere
+        if isinstance(tensor, FakeTensor):  # in a plan the device is the CPU, so the host copy goes elsewhere
             return tensor.device, tensor.to("meta")
         host = torch.empty_like(tensor, device="cpu", pin_memory=self.pinned)
         host.copy_(tensor, non_blocking=self.pinned)
         return tensor.device, host
 
     def unpack(self, packed: Any) -> torch.Tensor:
-        """The tensor where it was."""
+        """The tensor, back on its device."""
         import torch
 
         if isinstance(packed, torch.Tensor):

@@ -1,4 +1,4 @@
-"""Stands for the strategies that make the run fit this machine."""
+"""A placeholder for the strategies that make the run fit this machine."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from toolkit.api import Chooser, Claim, Device, Fidelity
 
 
 class Auto(Chooser):
-    """Plan the run, and choose the strategies with which it fits: the fastest of those that change the least.
+    """Plan the run, and choose the strategies that make it fit: the fastest of those that change the numbers least.
 
-    It manages what no other strategy of the recipe manages, and leaves the global batch as it is. The choice is made
-    when a run begins, is shown, and stays for the rest of the run.
+    It manages only what no other strategy of the recipe manages, and leaves the global batch as it is. The choice is
+    made when a run begins, is shown, and holds for the rest of the run.
     """
 
     claims: ClassVar[frozenset[Claim]] = frozenset()
 
     budget: ByteSize | None = None
-    """What the run may take: 6GiB, say. Default: the memory of the device, or what the container may have of it."""
-    fidelity: Fidelity = "approximate"  # type: ignore[misc]  # of a strategy a fact of its class, here the person's
-    """What a strategy may change: `exact` nothing, `approximate` the precision, `different` what is trained."""
+    """Memory that the run may use: 6GiB, say. Default: the device's memory, or as much as the container may use."""
+    fidelity: Fidelity = "approximate"  # type: ignore[misc]  # a property of other strategies' class, here an option
+    """What a chosen strategy may change: `exact` nothing, `approximate` the precision, `different` what is trained."""
 
     def limit(self, device: Device) -> int:
-        """The budget, if there is so much, or all there is."""
+        """The budget, capped at the device's memory."""
         return min(self.budget or device.memory_bytes, device.memory_bytes)
 
     def lowest_fidelity(self) -> Fidelity:

@@ -1,4 +1,4 @@
-"""Saves often enough that nothing much can be lost."""
+"""Saves checkpoints often, so that a crash costs little."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from toolkit.api import Change, Claim, Device, Fidelity, Memory
 
 
 class FrequentSaves(Memory):
-    """Save by the clock and, if asked, by the step; keep the newest few checkpoints."""
+    """Save checkpoints by the clock and, if asked, every N steps; keep the newest few."""
 
     claims: ClassVar[frozenset[Claim]] = frozenset({"saves"})
     fidelity: ClassVar[Fidelity] = "exact"
 
     save_minutes: float | None = Field(default=5.0, gt=0)
-    """Save whenever so many minutes have passed since the last save: the most that a crash can cost."""
+    """Save once this many minutes have passed since the last save: the most that a crash can cost."""
     save_steps: int | None = Field(default=None, ge=1)
-    """Save every so many optimizer steps as well."""
+    """Also save every N optimizer steps."""
     save_total_limit: int = Field(default=2, ge=1)
-    """Keep so many checkpoints; an older one is removed once a newer one is safe on disk."""
+    """Keep this many checkpoints; an older one is removed once a newer one is safe on disk."""
 
     keep_every: int | None = Field(default=None, ge=1)
-    """Save every so many steps as well, and keep those checkpoints for good: milestones to go back to."""
+    """Also save every N steps and keep those checkpoints for good: milestones to go back to."""
 
     def changes(self, settings: Mapping[str, Any], device: Device) -> Mapping[str, Change]:
-        """Set when to save and how many to keep."""
+        """Set when to save and how many checkpoints to keep."""
         return {name: Change(getattr(self, name)) for name in type(self).model_fields}

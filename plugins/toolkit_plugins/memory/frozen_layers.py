@@ -1,4 +1,4 @@
-"""Trains the upper layers of a model alone."""
+"""Freezes the lower layers of a model and trains only the upper ones."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class FrozenLayers(Memory):
-    """Leave the first layers, and the embeddings, as they are: no gradients and no optimizer state for them.
+    """Freeze the first layers and the embeddings: no gradients and no optimizer state for them.
 
-    With the embeddings frozen too, nothing is kept of the frozen layers' activations, and their backward pass is saved:
-    the step is faster. It is another training than that of the whole model, and makes sense on a pretrained one.
+    With the embeddings frozen too, no activations of the frozen layers are kept and their backward pass is skipped, so
+    the step is faster. It is not the same as training the whole model, and makes sense only from pretrained weights.
     """
 
     claims: ClassVar[frozenset[Claim]] = frozenset({"trainable-parameters"})
@@ -27,13 +27,13 @@ class FrozenLayers(Memory):
     layers: int = Field(default=1, ge=0)
     """How many of the first layers to freeze."""
     embeddings: bool = True
-    """Freeze the embeddings of tokens and positions as well; a head that is tied to them is frozen with them."""
+    """Freeze the token and position embeddings as well; a head tied to them is frozen with them."""
 
     def apply(self, model: PreTrainedModel, run: RunContext) -> PreTrainedModel:
-        """Return the model with parameters that require no gradient.
+        """Return the model with the frozen parameters set to require no gradient.
 
         Raises:
-            OptionError: there are not so many layers, or nothing would be frozen.
+            OptionError: no layer would be left to train, or nothing would be frozen.
         """
         layers = layers_of(model)
         if self.layers >= len(layers):
@@ -55,12 +55,12 @@ class FrozenLayers(Memory):
         return model
 
     def rehearse(self) -> FrozenLayers:
-        """The same with at most the first layer: the model is small."""
+        """The same, freezing the first layer at most: the model is small."""
         return self.model_copy(update={"layers": min(self.layers, 1)})
 
 
 def layers_of(model: PreTrainedModel) -> list[torch.nn.Module]:
-    """The model's layers, from the input to the output: what the longest list of modules holds."""
+    """The model's layers, from input to output: the contents of its longest ModuleList."""
     import torch
 
     lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
@@ -68,7 +68,7 @@ def layers_of(model: PreTrainedModel) -> list[torch.nn.Module]:
 
 
 def embeddings_of(model: PreTrainedModel) -> list[torch.nn.Module]:
-    """The tables that are looked up: tokens, positions, kinds of token."""
+    """The model's lookup tables: token, position and token-type embeddings."""
     import torch
 
     return [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]

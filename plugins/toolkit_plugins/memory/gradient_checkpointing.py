@@ -1,4 +1,4 @@
-"""Keeps only the borders of the layers, and computes the rest again."""
+"""Gradient checkpointing: keeps only the activations between layers, and recomputes the rest."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from toolkit.api import Change, Claim, Device, Fidelity, Memory
 
 
 class GradientCheckpointing(Memory):
-    """Forget the activations inside each layer and compute them again in the backward pass.
+    """Drop the activations inside each layer and recompute them in the backward pass.
 
-    About a third more computing for activations that shrink to one tensor a layer; with `every: 2` half of the saving
-    for half of the price, and so on. The numbers stay the same. Chen et al. 2016, https://arxiv.org/abs/1604.06174.
+    About a third more compute, for activations that shrink to one tensor per layer; with `every: 2`, half the saving
+    at half the price, and so on. The numbers stay the same. Chen et al. 2016, https://arxiv.org/abs/1604.06174.
     """
 
     claims: ClassVar[frozenset[Claim]] = frozenset({"activations"})
     fidelity: ClassVar[Fidelity] = "exact"
 
     every: int = Field(default=1, ge=1)
-    """Forget the activations of every so-manieth layer, from the first on: 1 is all of them, 2 every other one."""
+    """Recompute the activations of every n-th layer, starting with the first: 1 is all of them, 2 every other one."""
 
     @classmethod
     def candidates(cls, settings: Mapping[str, Any], device: Device) -> Iterable[Self]:
-        """Every other layer, which costs half of the time, and all of them."""
+        """Every other layer, at half the cost in time, and all of them."""
         return [cls(every=2), cls()]
 
     def changes(self, settings: Mapping[str, Any], device: Device) -> Mapping[str, Change]:
-        """Switch gradient checkpointing on, and say for which layers."""
+        """Turn gradient checkpointing on, and say for which layers."""
         which = "a layer" if self.every == 1 else f"one layer in {self.every}"
         return {
             "gradient_checkpointing": Change(True, f"activations inside {which} are computed twice"),

@@ -1,4 +1,4 @@
-"""Trains small factors beside the frozen matrices."""
+"""LoRA: trains low-rank factors beside frozen matrices."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class LoRA(Memory):
-    """Freeze the model and train a product of two thin matrices beside each chosen one.
+    """Freeze the model and train a low-rank update, the product of two thin matrices, beside each chosen matrix.
 
-    The optimizer keeps state for the factors alone: a hundredth of it. It is another training than that of the
-    whole model, and makes sense on a pretrained one. Hu et al. 2021, https://arxiv.org/abs/2106.09685.
+    Only these factors have optimizer state: a hundredth as much. It is not the same as training the whole model, and
+    makes sense only from pretrained weights. Hu et al. 2021, https://arxiv.org/abs/2106.09685.
     """
 
     claims: ClassVar[frozenset[Claim]] = frozenset({"trainable-parameters"})
@@ -28,23 +28,23 @@ class LoRA(Memory):
     phase: ClassVar[Literal["weights", "adapters", "activations"]] = "adapters"
 
     r: int = Field(default=8, ge=1)
-    """Rank: the thin side of the factors."""
+    """Rank of the update: the small dimension of the factors."""
     lora_alpha: float = Field(default=16, gt=0)
-    """The product is scaled by lora_alpha / r."""
+    """The update is scaled by lora_alpha / r."""
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout on the factors' input."""
+    """Dropout on the input of the factors."""
     use_rslora: bool = False
-    """Scale by lora_alpha / sqrt(r) instead, which lets large ranks learn. https://arxiv.org/abs/2312.03732."""
+    """Scale by lora_alpha / sqrt(r) instead, so that high ranks still learn. https://arxiv.org/abs/2312.03732."""
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Which matrices: names of modules ([c_attn, c_proj], say), or all of the layers' matrices but not the head."""
+    """Which matrices to adapt: module names ([c_attn, c_proj], say), or all-linear for every matrix but the head's."""
 
     @classmethod
     def candidates(cls, settings: Mapping[str, Any], device: Device) -> Iterable[Self]:
-        """With the usual rank; other ranks hardly differ in memory."""
+        """One, with the usual rank; other ranks hardly differ in memory."""
         return [cls()]
 
     def apply(self, model: PreTrainedModel, run: RunContext) -> PreTrainedModel:
-        """Return the model with factors; at first they change nothing, for one of the two is zero."""
+        """Return the model with factors; at first they change nothing, because one of each pair is zero."""
         from peft import LoraConfig, TaskType, get_peft_model
         from transformers.pytorch_utils import Conv1D
 
@@ -55,29 +55,29 @@ class LoRA(Memory):
             lora_dropout=self.lora_dropout,
             use_rslora=self.use_rslora,
             target_modules="all-linear" if self.target_modules == "all-linear" else list(self.target_modules),
-            # peft has no task type for masked-lm; without one it passes everything through as it is.
+            # peft has no task type for masked-lm; without one it passes all arguments through unchanged.
             task_type=TaskType.CAUSAL_LM if run.task == "causal-lm" else None,
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in chosen.values()),
-            # The commit that the weights came from, so that the adapter finds the very same ones again.
+            # The commit that the weights came from, so that the adapter is loaded onto the very same ones.
             revision=getattr(model, "base_revision", None),
             trainable_token_indices=_rows_of_new_tokens(model, chosen),
         )
         experts = _stacked(model)
         with warnings.catch_warnings():
-            # peft 0.21 reads a property that transformers 5.23 calls by a new name.
+            # peft 0.21 reads a property that transformers 5.23 has renamed.
             warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated", category=FutureWarning)
-            # It sets rank and alpha of experts by names that it then does not find.
+            # It sets the rank and alpha of experts by name patterns that it then cannot match.
             warnings.filterwarnings("ignore", message=".*_pattern keys did not match", category=RuntimeWarning)
             try:
                 adapted: Any = get_peft_model(model, config)
-            except ValueError as error:  # a module that peft has no factors for, such as a norm
+            except ValueError as error:  # a module that peft cannot adapt, such as a norm
                 names = ", ".join(sorted({name.rpartition(".")[2] for name in chosen}))
                 raise OptionError(
                     f"peft has no factors for all of {names}: {error}; name some of them in target_modules",
                     option="target_modules",
                 ) from error
-        # Else peft asks the Hub about the base's vocabulary at every checkpoint, and waits where there is no network;
-        # the factors are all that was trained.
+        # Otherwise peft asks the Hub about the base's vocabulary at every checkpoint, and hangs where there is no
+        # network; the factors are all that was trained.
         adapted.save_pretrained = functools.partial(adapted.save_pretrained, save_embedding_layers=False)
         trained, total = adapted.get_nb_trainable_parameters()
         run.log.info(
@@ -99,10 +99,10 @@ class LoRA(Memory):
         return result
 
     def _chosen(self, model: PreTrainedModel) -> dict[str, torch.nn.Module]:
-        """The modules that get factors, by name.
+        """The modules to adapt, by name.
 
         Raises:
-            OptionError: a name matches nothing; peft would be content if another one does.
+            OptionError: a name matches nothing; peft would not complain as long as another one matches.
         """
         import torch
         from transformers.pytorch_utils import Conv1D
@@ -133,9 +133,9 @@ class LoRA(Memory):
 
 
 def _rows_of_new_tokens(model: PreTrainedModel, chosen: Mapping[str, torch.nn.Module]) -> dict[str, list[int]] | None:
-    """The rows to train beside the factors, by module: those of tokens that the pretrained model did not know.
+    """The embedding rows to train beside the factors, by module: those of tokens new to the pretrained model.
 
-    Frozen, all of them would stay at the mean of the others, and be one and the same token.
+    Frozen, all of them would stay at the mean of the old rows, and be one and the same token.
     """
     if not (tokens := getattr(model, "new_tokens", None)):
         return None
@@ -146,7 +146,7 @@ def _rows_of_new_tokens(model: PreTrainedModel, chosen: Mapping[str, torch.nn.Mo
 
 
 def _stacked(model: PreTrainedModel) -> dict[int, tuple[str, int]]:
-    """The parameters that are a layer's experts, all in one: their names and sizes, by identity."""
+    """The parameters that stack all experts of a layer in one tensor: their names and sizes, by identity."""
     import torch
 
     return {
@@ -159,7 +159,7 @@ def _stacked(model: PreTrainedModel) -> dict[int, tuple[str, int]]:
 
 
 def _with_factors(adapted: PreTrainedModel) -> set[int]:
-    """The identities of the parameters that got factors though they are no modules; peft does so for some models."""
+    """The identities of the bare parameters, as opposed to modules, that got factors; peft adapts some models so."""
     from peft.tuners.lora.layer import ParamWrapper
 
     return {id(module.get_param()) for module in adapted.modules() if isinstance(module, ParamWrapper)}

@@ -1,4 +1,4 @@
-"""Optimizers that remember less of each weight than Adam does."""
+"""Optimizers that keep less state per weight than Adam."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = {
     "galore": "galore_adamw",
     "apollo": "apollo_adamw",
 }
-"""As `transformers.TrainingArguments.optim` calls them."""
+"""Their names in `transformers.TrainingArguments.optim`."""
 WHY = {
     "adafactor": "a mean per row and column in place of Adam's 8 bytes per weight",
     "adamw-8bit": "2 bytes of state per weight; embeddings keep 8",
@@ -31,20 +31,22 @@ PACKAGES = {"adafactor": (), "adamw-8bit": ("bitsandbytes",)} | {
 
 
 class LowMemoryOptimizer(Memory):
-    """Train with an optimizer whose state is small; AdamW's takes 8 bytes for each trained weight.
+    """Train with an optimizer whose state is small; AdamW's takes 8 bytes per trained weight.
 
-    It takes the place of the recipe's `optimizer`, with the recipe's learning rate, schedule and weight decay (of
-    matrices alone); where both have them, with its betas and eps. Another optimizer trains otherwise: approximate.
+    It replaces the recipe's `optimizer`, with the recipe's learning rate, schedule and weight decay (of matrices only),
+    and with that optimizer's betas and eps where it has them too. A different optimizer takes different steps:
+    approximate.
 
-    * adafactor: next to no state, no package. The learning rate is the recipe's (no relative step, no scaling by the
-      weights' size), updates are clipped to a root mean square of 1. A few passes over each gradient more than AdamW.
+    * adafactor: next to no state, no extra package. The learning rate is the recipe's (no relative step, no parameter
+      scaling), and updates are clipped to an RMS of 1. A few more passes over each gradient than AdamW.
       Shazeer and Stern 2018, https://arxiv.org/abs/1804.04235.
-    * adamw-8bit: Adam with its state in 8 bits, but for embeddings (with weights-in-bf16, for those too). Needs
+    * adamw-8bit: AdamW with 8-bit state, except for embeddings (with weights-in-bf16, for those too). Needs
       bitsandbytes. Hardly slower.
       Dettmers et al. 2021, https://arxiv.org/abs/2110.02861.
-    * galore: Adam in a subspace of `rank` directions of each matrix. Needs galore_torch and bitsandbytes. A singular
-      value decomposition of every matrix every 200 steps. Zhao et al. 2024, https://arxiv.org/abs/2403.03507.
-    * apollo: the subspace is random and says only how far each channel goes. Needs apollo_torch and bitsandbytes.
+    * galore: AdamW on gradients projected to a rank-`rank` subspace of each matrix. Needs galore_torch and
+      bitsandbytes. Costs a singular value decomposition of every matrix every 200 steps.
+      Zhao et al. 2024, https://arxiv.org/abs/2403.03507.
+    * apollo: the subspace is random and only scales the update of each channel. Needs apollo_torch and bitsandbytes.
       Zhu et al. 2024, https://arxiv.org/abs/2412.05270.
     """
 
@@ -53,9 +55,9 @@ class LowMemoryOptimizer(Memory):
     instead: ClassVar[str] = "optimizer: adafactor, which needs no package"
 
     optimizer: Literal["adafactor", "adamw-8bit", "galore", "apollo"] = "adafactor"
-    """Which; see above for what each needs and costs."""
+    """Which optimizer; see above for what each needs and costs."""
     rank: int = Field(default=128, ge=1)
-    """Directions of each matrix that galore and apollo keep a state for."""
+    """Rank of the subspace in which galore and apollo keep state for each matrix."""
 
     def needed(self) -> frozenset[str]:
         """The packages of the chosen optimizer."""
@@ -67,17 +69,17 @@ class LowMemoryOptimizer(Memory):
         return [cls(optimizer="adafactor")]
 
     def changes(self, settings: Mapping[str, Any], device: Device) -> Mapping[str, Change]:
-        """Name the optimizer to the Trainer."""
+        """Set the Trainer's `optim`."""
         changes = {"optim": Change(NAMES[self.optimizer], WHY[self.optimizer])}
         if self.optimizer in ("galore", "apollo"):
             changes["optim_args"] = Change(f"rank={self.rank}")
         return changes
 
     def apply(self, model: PreTrainedModel, run: RunContext) -> PreTrainedModel:
-        """Return the model as it is.
+        """Return the model unchanged.
 
         Raises:
-            OptionError: galore and apollo find none of the matrices that they can project.
+            OptionError: galore or apollo finds no matrices that it can project.
         """
         import torch
 
@@ -91,5 +93,5 @@ class LowMemoryOptimizer(Memory):
         return model
 
     def rehearse(self) -> LowMemoryOptimizer:
-        """The same with a rank that a small model has."""
+        """The same with a rank that fits a small model."""
         return self.model_copy(update={"rank": min(self.rank, 8)})

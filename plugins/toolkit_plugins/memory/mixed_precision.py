@@ -1,4 +1,4 @@
-"""Matrix products in 16 bits, where the device is faster at them."""
+"""Mixed precision: 16-bit matrix multiplications, where the device is faster at them."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from toolkit.api import Change, Claim, Device, Fidelity, Memory
 
 
 class MixedPrecision(Memory):
-    """Compute matrix products in bf16 or fp16, as the device can, and keep weights and optimizer in float32."""
+    """Multiply matrices in bf16 or fp16, as the device supports, and keep weights and optimizer state in float32."""
 
     claims: ClassVar[frozenset[Claim]] = frozenset({"precision"})
     fidelity: ClassVar[Fidelity] = "approximate"
 
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """`auto` takes bf16 where the hardware has it, fp16 on older NVIDIA GPUs, and fp32 elsewhere."""
+    """`auto` picks bf16 where the hardware supports it, fp16 on older NVIDIA GPUs, and fp32 elsewhere."""
 
     @classmethod
     def candidates(cls, settings: Mapping[str, Any], device: Device) -> Iterable[Self]:
-        """Where the device is faster with 16 bits; elsewhere they would save memory and cost much time."""
+        """One, where the device is faster in 16 bits; elsewhere it would save memory but be much slower."""
         return [cls()] if device.bf16 or device.kind == "cuda" else []
 
     def changes(self, settings: Mapping[str, Any], device: Device) -> Mapping[str, Change]:
-        """Choose by what the device multiplies itself; the reason goes with the choice."""
+        """Set the precision that the hardware supports, with the reason."""
         if self.precision != "auto":
             return {"precision": Change(self.precision, "asked for by name")}
         if device.bf16:

@@ -1,4 +1,4 @@
-"""LoRA beside matrices of 4 bits."""
+"""QLoRA: LoRA beside matrices quantized to 4 bits."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class QLoRA(LoRA):
-    """Keep the frozen matrices in 4 bits and train LoRA's factors beside them: an eighth of the weights' memory.
+    """Quantize the frozen matrices to 4 bits and train LoRA factors beside them: an eighth of the weights' memory.
 
-    A matrix is expanded when a product needs it, which costs about a third more time than LoRA. Embeddings, norms and
-    the head stay as they are. The result is an adapter of the model in full precision. The model is built on the CPU in
-    float32 and quantized on its way to the GPU, matrix by matrix. Dettmers et al. 2023,
+    Each matrix is dequantized when it is multiplied, which takes about a third longer than LoRA. Embeddings, norms and
+    the head stay as they are. The result is an adapter for the full-precision model. The model is built on the CPU in
+    float32 and quantized matrix by matrix on its way to the GPU. Dettmers et al. 2023,
     https://arxiv.org/abs/2305.14314.
     """
 
@@ -27,17 +27,17 @@ class QLoRA(LoRA):
     instead: ClassVar[str] = "lora, which needs neither"
 
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
-    """The sixteen values: spaced as a normal distribution is, or as floating-point numbers are."""
+    """The sixteen quantization levels: nf4 spaces them like a normal distribution, fp4 like floating-point numbers."""
     bnb_4bit_use_double_quant: bool = True
-    """Quantize the scales as well: 0.4 bits a weight less."""
+    """Quantize the scales as well, which saves 0.4 bits per weight."""
 
     @classmethod
     def candidates(cls, settings: Mapping[str, Any], device: Device) -> Iterable[Self]:
-        """None: a plan knows no matrices of 4 bits."""
+        """None: a plan cannot trace 4-bit matrices."""
         return []
 
     def apply(self, model: PreTrainedModel, run: RunContext) -> PreTrainedModel:
-        """Return the model with quantized matrices, and LoRA's factors beside them."""
+        """Return the model with quantized matrices, and LoRA factors beside them."""
         import torch
 
         compute = torch.bfloat16 if run.device.bf16 else torch.float16
@@ -46,7 +46,7 @@ class QLoRA(LoRA):
                 if is_matrix(module) and module is not model.get_output_embeddings():
                     setattr(parent, name, self._quantized(module, compute))
         quantized: Any = model
-        quantized.is_loaded_in_4bit = True  # peft asks, to put the right factors beside them
+        quantized.is_loaded_in_4bit = True  # peft reads this to pick its 4-bit LoRA layers
         return super().apply(model, run)
 
     def _quantized(self, module: Any, compute: torch.dtype) -> torch.nn.Module:
@@ -64,7 +64,7 @@ class QLoRA(LoRA):
 
 
 def is_matrix(module: torch.nn.Module) -> bool:
-    """Whether the module is a linear map; GPT-2's are stored transposed."""
+    """Whether the module is a linear layer; GPT-2's Conv1D is one whose weight is stored transposed."""
     import torch
     from transformers.pytorch_utils import Conv1D
 

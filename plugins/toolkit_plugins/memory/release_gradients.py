@@ -1,4 +1,4 @@
-"""Frees each gradient as soon as its parameter has been stepped."""
+"""The optimizer step in backward: frees each gradient as soon as its parameter has been updated."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from toolkit.api import Change, Claim, Device, Fidelity, Memory
 
 
 class ReleaseGradients(Memory):
-    """Step each parameter inside the backward pass and free its gradient at once: no memory for the others.
+    """Update each parameter inside the backward pass and free its gradient at once, so that only one is ever held.
 
-    For steps of one forward pass, without clipping (max_grad_norm: 0), on one device: accumulation and clipping need
-    all gradients together, and so does fp16's scaler. The numbers are those of the run without it; the time is too,
-    but for a wait of the processor for a GPU at each gradient. Lv et al. 2023 (LOMO), https://arxiv.org/abs/2306.09782.
+    Only on one device, without gradient accumulation and without clipping (max_grad_norm: 0): accumulation and clipping
+    need all gradients together, and so does fp16's loss scaler. The numbers are those of a run without it, and so is
+    the speed, except that the CPU waits for the GPU at each gradient. Lv et al. 2023 (LOMO),
+    https://arxiv.org/abs/2306.09782.
     """
 
     claims: ClassVar[frozenset[Claim]] = frozenset({"gradients"})
@@ -21,9 +22,9 @@ class ReleaseGradients(Memory):
 
     @classmethod
     def candidates(cls, settings: Mapping[str, Any], device: Device) -> Iterable[Self]:
-        """Where nothing is clipped; where passes are accumulated, its needs rule it out."""
+        """One, where gradients are not clipped; with gradient accumulation, validating the settings rules it out."""
         return [cls()] if settings["max_grad_norm"] == 0 else []
 
     def changes(self, settings: Mapping[str, Any], device: Device) -> Mapping[str, Change]:
-        """Switch it on; what has to fit is checked with all settings together."""
+        """Turn it on; whether it goes with the other settings is checked once all of them are known."""
         return {"release_gradients": Change(True, "no two gradients need to be there at a time")}

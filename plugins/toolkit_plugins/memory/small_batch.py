@@ -1,4 +1,4 @@
-"""Fewer sequences at a time, the same number per step."""
+"""Smaller micro-batches with gradient accumulation, for the same global batch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from toolkit.api import Change, Claim, Device, Fidelity, Memory
 
 
 class SmallBatch(Memory):
-    """Run a few sequences at a time and accumulate their gradients: activations shrink, the step stays the same.
+    """Use small micro-batches and accumulate their gradients: activations shrink, the optimizer step stays the same.
 
-    The loss is normalized over the tokens of the whole global batch, so the numbers change only by the order in
-    which floating-point sums are taken. Dropout, where a model has it, draws other masks: as many, and as random.
+    The loss is normalized over the tokens of the whole global batch, so the numbers change only by the order of
+    floating-point summation. Dropout, where a model has it, draws different masks: as many, and as random.
     """
 
     claims: ClassVar[frozenset[Claim]] = frozenset({"batch"})
@@ -30,6 +30,6 @@ class SmallBatch(Memory):
         return [cls(micro_batch_size=size) for size in range(1, whole) if whole % size == 0]
 
     def changes(self, settings: Mapping[str, Any], device: Device) -> Mapping[str, Change]:
-        """Set the micro-batch; the global batch is the recipe's."""
+        """Set the micro-batch size; the global batch is the recipe's."""
         steps = settings["global_batch_size"] // self.micro_batch_size
         return {"micro_batch_size": Change(self.micro_batch_size, f"{steps} accumulated per step on one device")}

@@ -1,4 +1,4 @@
-"""Half the bytes for weights and gradients."""
+"""Weights and gradients in bfloat16: half the bytes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 class WeightsInBF16(Memory):
-    """Keep the weights, and with them gradients and activations, in bfloat16; there is no float32 copy.
+    """Keep the weights, and with them gradients and activations, in bfloat16, without a float32 master copy.
 
-    Each step is computed in float32, one weight at a time, and rounded to bfloat16 at random, up or down in proportion,
-    so that small steps are not lost but arrive on average: approximate. The optimizer's state stays float32. The price:
-    a random number per weight and step, and slow products of matrices on processors without bfloat16.
+    Each update is computed in float32, one tensor at a time, and written back with stochastic rounding, so that small
+    updates are not lost but add up on average: approximate. The optimizer state stays in float32. The price: a random
+    number per weight and step, and slow matrix multiplications on CPUs without bfloat16.
     Zamirai et al. 2020, https://arxiv.org/abs/2010.06192.
     """
 
@@ -26,15 +26,15 @@ class WeightsInBF16(Memory):
 
     @classmethod
     def candidates(cls, settings: Mapping[str, Any], device: Device) -> Iterable[Self]:
-        """There is one, where the device multiplies in bfloat16; where it does not, that takes many times as long."""
+        """One, where the hardware multiplies bfloat16; elsewhere a step would take many times as long."""
         return [cls()] if device.bf16 else []
 
     def changes(self, settings: Mapping[str, Any], device: Device) -> Mapping[str, Change]:
-        """Have the optimizer's steps rounded at random."""
+        """Turn on stochastic rounding of the optimizer's updates."""
         return {"stochastic_rounding": Change(True, "rounded to the nearest bfloat16, small steps would be lost")}
 
     def apply(self, model: PreTrainedModel, run: RunContext) -> PreTrainedModel:
-        """Return the model with its parameters in bfloat16; buffers stay, for rotary frequencies need float32."""
+        """Return the model with its parameters in bfloat16; buffers are not cast: rotary frequencies need float32."""
         import torch
 
         for parameter in model.parameters():

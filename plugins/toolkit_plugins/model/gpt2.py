@@ -24,25 +24,25 @@ if TYPE_CHECKING:
 
 
 class GPT2(Model):
-    """GPT-2 with random weights: learned positions, LayerNorm, GELU, tied embeddings.
+    """GPT-2 with random weights: learned position embeddings, LayerNorm, GELU, tied embeddings.
 
-    Say how large it is either as `parameters`, or as `num_hidden_layers` and `hidden_size`. Radford et al. 2019,
+    Set its size either with `parameters`, or with `num_hidden_layers` and `hidden_size`. Radford et al. 2019,
     https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf.
     """
 
     parameters: int | str | None = None
-    """Size of the whole model, embeddings included: 30M, 1.3B, 30000000. Layers, width and heads follow from it."""
+    """Parameters of the whole model, embeddings included: 30M, 1.3B, 30000000. The shape is derived from it."""
     num_hidden_layers: int | None = Field(default=None, ge=1)
     """Number of layers."""
     hidden_size: int | None = Field(default=None, ge=2)
-    """Width: the length of the vector that stands for a token."""
+    """Width of the model: the length of the vector for each token."""
     num_attention_heads: int | None = Field(default=None, ge=1)
-    """Attention heads of each layer; must divide `hidden_size`. Default: heads of 64, smaller in small models."""
+    """Attention heads per layer; must divide `hidden_size`. Default: a head size of 64, less in small models."""
     max_position_embeddings: int | None = Field(default=None, ge=8)
     """Longest sequence that the model can read. Default: the objective's block_size."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout on embeddings, attention and layers. 0 is the custom of pre-training, where data is seen about once,
-    and lets attention take its fast path."""
+    """Dropout on embeddings, attention and residuals. 0 is usual in pre-training, where data is seen about once, and
+    lets attention take its fast path."""
 
     @field_validator("parameters")
     @classmethod
@@ -67,7 +67,7 @@ class GPT2(Model):
         return self
 
     def rehearse(self) -> Self:
-        """The same with two layers of 64."""
+        """The same with two layers of width 64."""
         return self.model_copy(
             update={
                 "parameters": None,
@@ -78,7 +78,7 @@ class GPT2(Model):
         )
 
     def build(self, tokenizer: PreTrainedTokenizerBase, run: RunContext) -> PreTrainedModel:
-        """Draw the weights with torch's global generator: the same seed gives the same model."""
+        """Initialize the weights with torch's global generator: the same seed gives the same model."""
         only_causal(run, "gpt2")
         from transformers import AutoModelForCausalLM, GPT2Config
 
@@ -103,7 +103,7 @@ class GPT2(Model):
             pad_token_id=tokenizer.pad_token_id,
         )
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-        model.loss_type = "ForCausalLM"  # transformers cannot tell it from this class's name, and says so
+        model.loss_type = "ForCausalLM"  # transformers cannot infer it from this class's name, and warns
         tell(run, shape, count(shape), vocabulary, asked=self.parameters)
         return model
 

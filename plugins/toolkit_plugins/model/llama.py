@@ -24,30 +24,30 @@ if TYPE_CHECKING:
 
 
 class Llama(Model):
-    """A Llama with random weights: rotary positions, RMSNorm, SwiGLU, no biases.
+    """A Llama with random weights: rotary position embeddings, RMSNorm, SwiGLU, no biases.
 
-    Say how large it is either as `parameters`, or as `num_hidden_layers` and `hidden_size`. Touvron et al. 2023,
+    Set its size either with `parameters`, or with `num_hidden_layers` and `hidden_size`. Touvron et al. 2023,
     https://arxiv.org/abs/2302.13971.
     """
 
     parameters: int | str | None = None
-    """Size of the whole model, embeddings included: 30M, 1.3B, 30000000. The shape follows from it."""
+    """Parameters of the whole model, embeddings included: 30M, 1.3B, 30000000. The shape is derived from it."""
     num_hidden_layers: int | None = Field(default=None, ge=1)
     """Number of layers."""
     hidden_size: int | None = Field(default=None, ge=2)
-    """Width: the length of the vector that stands for a token."""
+    """Width of the model: the length of the vector for each token."""
     num_attention_heads: int | None = Field(default=None, ge=1)
-    """Attention heads of each layer; must divide `hidden_size`. Default: heads of 64, smaller in small models."""
+    """Attention heads per layer; must divide `hidden_size`. Default: a head size of 64, less in small models."""
     num_key_value_heads: int | None = Field(default=None, ge=1)
-    """Heads that keys and values have; fewer than `num_attention_heads` share them. Default: as many."""
+    """Heads of keys and values; fewer than `num_attention_heads` means grouped-query attention. Default: as many."""
     intermediate_size: int | None = Field(default=None, ge=1)
     """Width inside the feed-forward layers. Default: 8/3 of `hidden_size`, rounded up to a multiple of 64."""
     max_position_embeddings: int | None = Field(default=None, ge=8)
-    """Longest sequence that the model is made for. Default: the objective's block_size."""
+    """Longest sequence that the model is built for. Default: the objective's block_size."""
     rope_theta: float = Field(default=10_000.0, gt=0)
-    """Base of the rotary positions' wavelengths."""
+    """Base of the wavelengths of the rotary position embeddings."""
     tie_word_embeddings: bool = True
-    """Use one matrix for input and output: what small models do, whose vocabulary is most of their parameters."""
+    """Tie the head to the input embedding, as small models do, where the vocabulary is most of the parameters."""
 
     @field_validator("parameters")
     @classmethod
@@ -83,7 +83,7 @@ class Llama(Model):
         return self
 
     def rehearse(self) -> Self:
-        """The same with two layers of 64, and shared keys where the original shares them."""
+        """The same with two layers of width 64, and grouped-query attention where the original has it."""
         shared = self.num_key_value_heads is not None and self.num_key_value_heads != self.num_attention_heads
         return self.model_copy(
             update={
@@ -97,7 +97,7 @@ class Llama(Model):
         )
 
     def build(self, tokenizer: PreTrainedTokenizerBase, run: RunContext) -> PreTrainedModel:
-        """Draw the weights with torch's global generator: the same seed gives the same model."""
+        """Initialize the weights with torch's global generator: the same seed gives the same model."""
         only_causal(run, "llama")
         from transformers import AutoModelForCausalLM, LlamaConfig
 

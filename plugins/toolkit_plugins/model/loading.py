@@ -1,4 +1,4 @@
-"""Makes models with transformers: from a config, from weights, out of a multimodal one, with a larger embedding."""
+"""Builds models with transformers: from a config, from weights, from a multimodal model, with a larger embedding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _auto_class(run: RunContext) -> Any:
 
 
 def from_config(config: PreTrainedConfig, run: RunContext) -> PreTrainedModel:
-    """A model with weights of the type that a loaded one has, whatever was published."""
+    """A model with random weights in float32, as in a loaded one, whatever dtype the config has."""
     import torch
 
     model: PreTrainedModel = _auto_class(run).from_config(config, dtype=torch.float32)
@@ -26,7 +26,7 @@ def from_config(config: PreTrainedConfig, run: RunContext) -> PreTrainedModel:
 
 
 def without_weights(config: PreTrainedConfig, run: RunContext) -> PreTrainedModel:
-    """The model's modules, on the device meta."""
+    """The model's modules, on the meta device."""
     import torch
 
     with torch.device("meta"):
@@ -34,9 +34,9 @@ def without_weights(config: PreTrainedConfig, run: RunContext) -> PreTrainedMode
 
 
 def load(path: str, config: PreTrainedConfig, run: RunContext, **where: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The weights in float32 in the task's model, or in the whole of a multimodal one, and transformers' report.
+    """The task's model (the whole of a multimodal one) with its weights in float32, and transformers' loading report.
 
-    The report alone tells which shapes differ, and which weights were missing and so are random.
+    Only the report tells which shapes differ, and which weights were missing and so are random.
     """
     import torch
     from transformers import AutoModelForImageTextToText
@@ -56,10 +56,10 @@ def load(path: str, config: PreTrainedConfig, run: RunContext, **where: Any) -> 
 
 
 def language_model(multimodal: Any, alone: Any) -> PreTrainedModel | None:
-    """The language model of a multimodal one, which need not be kept; None if it is not built of the same parts.
+    """Take the language model out of a multimodal one, which can then be dropped; None if their classes differ.
 
     Args:
-        multimodal: with its weights.
+        multimodal: the whole model, with its weights.
         alone: the language model `without_weights`, which becomes the result.
     """
     decoder, head = multimodal.get_decoder(), multimodal.get_output_embeddings()
@@ -68,7 +68,7 @@ def language_model(multimodal: Any, alone: Any) -> PreTrainedModel | None:
         return None
     setattr(alone, prefix, decoder)
     alone.set_output_embeddings(head)
-    alone.config = decoder.config  # one object for both, as in a model that was loaded whole
+    alone.config = decoder.config  # one object for both, as in a model loaded directly
     alone.generation_config = multimodal.generation_config
     alone.tie_weights()
     result: PreTrainedModel = alone
@@ -76,9 +76,9 @@ def language_model(multimodal: Any, alone: Any) -> PreTrainedModel | None:
 
 
 def without_unused_settings(config: GenerationConfig | None) -> list[str]:
-    """Unset what transformers ignores when generating and refuses to save, and return the names.
+    """Unset the generation settings that transformers ignores but refuses to save, and return their names.
 
-    Old models have a temperature beside `do_sample: false`. They load, but their changed copies cannot be saved.
+    Old models have a temperature beside `do_sample: false`. They load, but cannot be saved again.
     """
     if config is None:
         return []
@@ -94,10 +94,10 @@ def without_unused_settings(config: GenerationConfig | None) -> list[str]:
 
 
 def resize(model: PreTrainedModel, added: range) -> None:
-    """Give the added tokens rows at the mean of the old ones, in the embedding and in the head.
+    """Add rows for the added tokens, each the mean of the old rows, to the embedding and to the head.
 
-    transformers' own `mean_resizing` also draws a noise of 1e-9 of the rows' covariance, which is computed in minutes
-    for a large model and changes nothing; the mean alone is the same in every start.
+    transformers' own `mean_resizing` also adds noise of 1e-9 of the rows' covariance, which takes minutes to compute
+    for a large model and changes nothing; the mean alone is the same at every start.
     """
     import torch
 
@@ -110,7 +110,7 @@ def resize(model: PreTrainedModel, added: range) -> None:
 
 
 def note_new_tokens(model: Any, added: range) -> None:
-    """Note on the module, for lora, which rows are new, and that this base is nowhere to be found again."""
+    """Record on the model, for lora, which rows are new, and that this base cannot be found anywhere again."""
     if added:
         model.new_tokens = list(added)
         model.name_or_path = ""

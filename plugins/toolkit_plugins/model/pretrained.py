@@ -1,4 +1,4 @@
-"""A model from the Hub, or from a folder, as the start of the training."""
+"""Pretrained weights, from the Hub or from a folder, as the starting point of training."""
 
 from __future__ import annotations
 
@@ -40,32 +40,32 @@ FIRST_POSITION_AFTER_PADDING = {
     "xlm-roberta",
     "xlm-roberta-xl",
 }
-"""Models that number positions from pad_token_id + 1, as fairseq did, and so have fewer than their table's rows."""
+"""Models that number positions from pad_token_id + 1, as fairseq did, and so have fewer positions than table rows."""
 CAUSALITY_TOLERANCE = 1e-4
-"""Share of the logits' spread by which later tokens may change earlier logits: rounding does by 1e-6, in a mixture of
-experts, and a BERT that has learned nothing by 1e-3."""
+"""How much later tokens may change earlier logits, as a share of the logits' spread: rounding in a mixture of experts
+changes them by 1e-6, an untrained BERT by 1e-3."""
 CONFIG_ERRORS = (OSError, ValueError, KeyError, ImportError)
-"""What a class of transformers raises about its config; the rest is about what we did to it, or about fake tensors."""
+"""What transformers raises about a config; anything else is about our changes to it, or about fake tensors."""
 
 
 class PretrainedModel(Model):
-    """Go on from published weights: those of a Hub repository, or of a folder that `save_pretrained` wrote.
+    """Continue from pretrained weights: those of a Hub repository, or of a folder that `save_pretrained` wrote.
 
-    Weights are read from safetensors alone and no code of the repository is run. Of a multimodal model, the language
-    model is trained alone, and without the rest.
+    Weights are read from safetensors only, and no code of the repository is run. Of a multimodal model, only the
+    language model is kept and trained.
     """
 
     path: str
     """Repository on the Hub (openai-community/gpt2), or a local folder."""
     revision: str | None = None
-    """Branch, tag or commit of the repository. A commit makes the start the same for ever."""
+    """Branch, tag or commit of the repository. Only a commit pins the weights for good."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
-    """Set all of the model's dropouts to this; if not given, they are as published."""
+    """Set all of the model's dropout probabilities to this; if not given, they stay as published."""
     resize_embeddings: bool = False
-    """Give tokens that the model does not know rows in its embedding and its head, each the mean of the old rows
+    """Add rows for tokens new to the model to its embedding and its head, each initialized to the mean of the old rows
     (https://nlp.stanford.edu/~johnhew/vocab-expansion.html), instead of refusing the tokenizer."""
     allow_missing_weights: bool = False
-    """Start weights that the checkpoint lacks at random, such as the head of another task, instead of refusing it."""
+    """Initialize weights that the checkpoint lacks at random, such as the task's head, instead of refusing it."""
 
     _small: bool = PrivateAttr(default=False)
 
@@ -76,7 +76,7 @@ class PretrainedModel(Model):
         return copy
 
     def build(self, tokenizer: PreTrainedTokenizerBase, run: RunContext) -> PreTrainedModel:
-        """Load the weights in float32, with the task's head, after checking what needs no weights."""
+        """Load the weights in float32, with the task's head, after checking what can be checked without them."""
         if self._small:
             model = self._build_small(tokenizer, run)
         else:
@@ -88,11 +88,11 @@ class PretrainedModel(Model):
         if run.task == "causal-lm":
             self._check_causal(model)
             if getattr(model, "loss_type", "") is None:
-                model.loss_type = "ForCausalLM"  # transformers cannot tell it from GPT-2's class name, and says so
+                model.loss_type = "ForCausalLM"  # transformers cannot infer it from GPT-2's class name, and warns
         return model
 
     def skeleton(self, tokenizer: PreTrainedTokenizerBase, run: RunContext) -> PreTrainedModel:
-        """Build from the config alone: weights are not downloaded, and a bidirectional one is not found out."""
+        """Build from the config alone: no weights are downloaded, so a bidirectional model is not detected."""
         if self._small:
             return self._build_small(tokenizer, run)
         config, repository = self._checked(tokenizer, run)
@@ -105,7 +105,7 @@ class PretrainedModel(Model):
         return model
 
     def _checked(self, tokenizer: PreTrainedTokenizerBase, run: RunContext) -> tuple[PreTrainedConfig, Repository]:
-        """The config and the repository, when all is well as far as it can be known without loading weights."""
+        """The config and the repository, after every check that needs no weights loaded."""
         config, repository = self._config()
         text = config.get_text_config()
         self._check_positions(text, run)
@@ -155,7 +155,7 @@ class PretrainedModel(Model):
         text = config.get_text_config()
         with self._reading(repository):
             if text is not config:
-                alone = without_weights(text, run)  # fails for one without a head, before anything is loaded
+                alone = without_weights(text, run)  # if it has no model with such a head, fails before any loading
             with self._download_shown(repository, run):
                 model, report = load(self.path, config, run, **repository.where)
         self._check_complete(model, report, run)
@@ -166,8 +166,8 @@ class PretrainedModel(Model):
                 ", ".join(unset),
             )
         if text is config:
-            # For an adapter, which names the weights that it belongs to.
-            model.base_revision = repository.where.get("revision")  # type: ignore[assignment]  # a note, for lora
+            # For an adapter, which records the weights that it belongs to.
+            model.base_revision = repository.where.get("revision")  # type: ignore[assignment]  # lora reads it
             return model
         if (language := language_model(model, alone)) is None:
             raise self._refusal(f"the language model of a {config.model_type} cannot be taken out of it")
@@ -175,7 +175,7 @@ class PretrainedModel(Model):
         return language
 
     def _check_complete(self, model: PreTrainedModel, report: Mapping[str, Any], run: RunContext) -> None:
-        """Refuse a checkpoint that leaves weights of the model at random."""
+        """Refuse a checkpoint that would leave weights of the model randomly initialized."""
         name = type(model).__name__
         if mismatched := sorted(report["mismatched_keys"]):
             weight, has, needs = mismatched[0]
@@ -183,7 +183,7 @@ class PretrainedModel(Model):
                 f"its config.json is not that of its weights: {weight} has the shape {tuple(has)}, and {tuple(needs)} "
                 f"by the config ({len(mismatched)} such); fetch both again"
             )
-        # Buffers are computed, and what takes no gradient is no weight.
+        # Buffers are computed, and what requires no gradient is not a weight.
         trained = {key for key, value in model.named_parameters(remove_duplicate=False) if value.requires_grad}
         missing = sorted(trained.intersection(report["missing_keys"]))
         unread = _listed(sorted(report["unexpected_keys"]))
@@ -214,11 +214,11 @@ class PretrainedModel(Model):
                 config.model_type,
             )
         self._check_positions(config, run)
-        if not repository.is_remote:  # the Hub is asked for nothing but the config
+        if not repository.is_remote:  # from the Hub, only the config is fetched
             check_weights(repository)
         with self._reading(repository, errors=CONFIG_ERRORS):
             model = from_config(shrunk(config, tokenizer), run)
-        model.name_or_path = self.path  # where an adapter's base is to be found
+        model.name_or_path = self.path  # where an adapter's base can be found
         return model
 
     def _check_positions(self, config: PreTrainedConfig, run: RunContext) -> None:
@@ -244,7 +244,7 @@ class PretrainedModel(Model):
                 f"{'' if tokenizer.name_or_path == self.path else own}",
                 option="path",
             )
-        if needs < 0.9 * has:  # closer ones are its own, whose table was rounded up
+        if needs < 0.9 * has:  # if closer, it is the model's own tokenizer and the table was rounded up
             run.log.info(
                 "%s knows %s tokens and the tokenizer has %s: unless it is the model's own, what the embeddings "
                 "have learned is of no use",
@@ -254,11 +254,11 @@ class PretrainedModel(Model):
             )
 
     def _added_tokens(self, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> range:
-        """The ids of the tokens that the embedding has to be made larger for."""
+        """The token ids for which the embedding has to be enlarged."""
         return range(config.vocab_size, max(config.vocab_size, vocabulary_size(tokenizer)))
 
     def _check_causal(self, model: PreTrainedModel) -> None:
-        """Refuse a model that sees the tokens it is to predict: BERT loads with this head, and learns to copy."""
+        """Refuse a model that sees the tokens it is to predict: BERT loads with this head, and would learn to copy."""
         import torch
 
         known = cast(int, model.get_input_embeddings().num_embeddings)
@@ -285,5 +285,5 @@ class PretrainedModel(Model):
 
 
 def _listed(names: list[str]) -> str:
-    """The first name, and how many more there are."""
+    """The first name, and how many more there are; empty if there are none."""
     return "" if not names else names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1:,} more"

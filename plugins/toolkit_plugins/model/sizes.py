@@ -1,9 +1,9 @@
-"""Turns "30M parameters" into layers, width and heads, and a shape into a sentence.
+"""Turns "30M parameters" into layers, width and heads, and describes a shape in a sentence.
 
-What it decides is the shape alone, by the field's custom: heads of 64, and a width of 64 to 128 times the number
-of layers, as GPT-2 and GPT-3 have it. Kaplan et al. 2020 (https://arxiv.org/abs/2001.08361, section 3.1) found
-that over a wide range of such ratios the loss depends on the number of parameters and hardly on the shape. How
-many parameters a shape has is the business of the architecture, which passes a function that counts them.
+It decides only the shape, by convention: a head size of 64, and a width of 64 to 128 times the number of layers, as in
+GPT-2 and GPT-3. Kaplan et al. 2020 (https://arxiv.org/abs/2001.08361, section 3.1) found that over a wide range of
+such ratios the loss depends on the number of parameters and hardly on the shape. How many parameters a shape has
+depends on the architecture, which passes a function that counts them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 TOLERANCE = 0.25
-"""A model further than this from the size that was asked for is not what was asked for."""
+"""Largest relative deviation from the requested size; a model that is further off is refused."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Shape:
 
 
 TINY = Shape(layers=2, width=64, heads=2)
-"""What a rehearsal builds: two of everything that there can be two of."""
+"""The shape in a rehearsal: two of everything that there can be two of."""
 
 
 def parameter_count(text: int | str) -> int:
-    """Read "30M", "1.3B", "250K" or a plain number.
+    """Parse "30M", "1.3B", "250K" or a plain number.
 
     Raises:
         ValueError: it is none of these, or not positive.
@@ -50,7 +50,7 @@ def parameter_count(text: int | str) -> int:
 
 
 def in_words(count: int) -> str:
-    """The number as people say it: 29.8M, 1.31B."""
+    """The number in its usual short form: 29.8M, 1.31B."""
     for suffix in ("B", "M", "K"):
         if count >= SUFFIXES[suffix]:
             return f"{float(f'{count / SUFFIXES[suffix]:.3g}'):g}{suffix}"
@@ -58,7 +58,7 @@ def in_words(count: int) -> str:
 
 
 def usual_heads(width: int) -> int:
-    """Heads of 64 as far as the width has room for four of them; smaller ones below."""
+    """The usual number of heads for a width: of size 64 if there is room for four of them, otherwise smaller."""
     size = next((size for size in (64, 32, 16) if width % size == 0 and width >= 4 * size), None)
     if size is None:
         size = 16 if width % 16 == 0 else width
@@ -66,9 +66,12 @@ def usual_heads(width: int) -> int:
 
 
 def derive(target: int, count: Callable[[Shape], int]) -> Shape:
-    """Return the shape of customary proportions whose number of parameters is nearest to the target.
+    """Return the shape of usual proportions whose number of parameters is closest to the target.
 
-    Nearness goes first, proportions second: 10 % off in size weighs as much as a factor of 2.7 off in proportion.
+    Size takes precedence over proportions: 10 % off in size weighs as much as a factor of 2.7 off in proportion.
+
+    Raises:
+        OptionError: no shape comes close to the target with this vocabulary.
     """
 
     def cost(shape: Shape) -> float:
@@ -87,7 +90,7 @@ def derive(target: int, count: Callable[[Shape], int]) -> Shape:
 
 
 def _shapes(target: int, count: Callable[[Shape], int]) -> Iterator[Shape]:
-    """All customary shapes up to the first that is too large, of each width; the smallest in any case."""
+    """For each width, all usual shapes up to the first that is too large; the smallest shape in any case."""
     widths = [*range(16, 128, 16), *range(128, 256, 32), *range(256, 1024, 64), *range(1024, 16385, 128)]
     for width in widths:
         for layers in (2, 3, *range(4, 129, 2)):
@@ -99,7 +102,7 @@ def _shapes(target: int, count: Callable[[Shape], int]) -> Iterator[Shape]:
 
 
 def tell(run: RunContext, shape: Shape, count: int, vocabulary: int, *, asked: int | str | None) -> None:
-    """Tell the person which model this is, and what was derived from the size that was asked for."""
+    """Log which model this is, and what was derived from the requested size."""
     if asked is None:
         run.log.info(
             "%s: a model of %s parameters with the %s-token vocabulary",
@@ -119,16 +122,16 @@ def _words(shape: Shape) -> str:
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Rows that the embedding needs: one for each id up to the highest.
+    """Rows that the embedding needs: one for each token id up to the highest.
 
-    Not rounded up to a multiple of 64: rows that no token owns can be sampled all the same, and the exported
-    model would not have its tokenizer's size. Who wants the rounder matrix sets `vocab_size` of the tokenizer.
+    Not rounded up to a multiple of 64: rows without a token could still be sampled, and the exported model's
+    vocabulary would not match its tokenizer's. For a rounder matrix, set `vocab_size` of the tokenizer.
     """
     return highest_id(tokenizer) + 1
 
 
 def positions(asked: int | None, run: RunContext) -> int:
-    """The longest sequence that the model can read: as asked, or one block.
+    """The longest sequence that the model can read: as requested, or one block.
 
     Raises:
         OptionError: a block would not fit.

@@ -1,4 +1,4 @@
-"""A published architecture with two layers of 64 and random weights: what a rehearsal builds in its place."""
+"""A published architecture with two layers of width 64 and random weights, which a rehearsal builds in its place."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def stand_in(run: RunContext) -> PreTrainedConfig:
-    """A config for a model whose own cannot be had."""
+    """A substitute for a config that cannot be fetched."""
     from transformers import BertConfig, GPT2Config
 
     if run.task == "causal-lm":
@@ -21,7 +21,7 @@ def stand_in(run: RunContext) -> PreTrainedConfig:
 
 
 def shrunk(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
-    """The config with two layers of 64 at most and the vocabulary of the tokenizer; lists by layer are cut to match."""
+    """The config with at most two layers, of width 64, and the tokenizer's vocabulary; per-layer lists are cut too."""
     layers = config.num_hidden_layers
     for name, value in list(config.to_dict().items()):
         if isinstance(value, list) and len(value) == layers:

@@ -1,4 +1,4 @@
-"""Predict the next token."""
+"""Causal language modeling: predict the next token."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 USUAL_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "[SEP]")
-"""What end tokens are called."""
+"""Common names of end-of-text tokens."""
 
 
 class CausalLM(Objective):
-    """Predict each token from those before it, on blocks packed full with documents that end in a learned EOS."""
+    """Predict each token from those before it, on blocks packed full of documents that each end in a learned EOS."""
 
     task: ClassVar[Task] = "causal-lm"
 
     document_mask: bool = False
-    """Let no document see the ones before it in its block: positions start again at each document."""
+    """Keep each document from attending to those before it in its block; positions restart at each document."""
 
     def document_end(self, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
         """The tokenizer's EOS."""
@@ -33,7 +33,7 @@ class CausalLM(Objective):
         return (tokenizer.eos_token_id,)
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[Block]], dict[str, torch.Tensor]]:
-        """Labels are the inputs (the model shifts them); with the document mask, positions that start again."""
+        """Labels are the inputs (the model shifts them); with `document_mask`, positions restart at each document."""
         (end,) = self.document_end(tokenizer)
 
         def collate(blocks: list[Block]) -> dict[str, torch.Tensor]:
@@ -43,7 +43,7 @@ class CausalLM(Objective):
             input_ids = torch.from_numpy(numpy.stack([block["input_ids"] for block in blocks]))
             batch = {"input_ids": input_ids, "labels": input_ids.clone()}
             if self.document_mask:
-                # No attention_mask beside the positions: transformers would then believe it, and the documents leak.
+                # No attention_mask beside the positions: transformers would go by it, and documents would leak.
                 batch["position_ids"] = positions_within_documents(input_ids, end)
             return batch
 
@@ -56,7 +56,7 @@ def _likely_end(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def positions_within_documents(input_ids: torch.Tensor, end: int) -> torch.Tensor:
-    """Position of each token in its document, shape (batch, block); a block's first token is at 0."""
+    """Position of each token within its document, shape (batch, block); a block's first token is at 0."""
     import torch
 
     index = torch.arange(input_ids.shape[1]).expand_as(input_ids)

@@ -1,4 +1,4 @@
-"""Fill in hidden tokens, BERT's way."""
+"""Masked language modeling, as in BERT."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class MaskedLM(Objective):
-    """Hide some tokens and predict them: of those chosen, 80 % become the mask, 10 % another token, 10 % stay.
+    """Mask some tokens and predict them: of those chosen, 80 % become the mask token, 10 % a random one, 10 % stay.
 
-    Blocks are packed full: CLS, documents each closed by SEP, SEP. The choice differs in every epoch (RoBERTa's
+    Blocks are packed full: CLS, documents that each end in SEP, SEP. The choice differs in every epoch (RoBERTa's
     dynamic masking) and is drawn from the block's own seed. Devlin et al. 2018, https://arxiv.org/abs/1810.04805;
     Liu et al. 2019, https://arxiv.org/abs/1907.11692.
     """
@@ -35,12 +35,12 @@ class MaskedLM(Objective):
         return (end,)
 
     def block_frame(self, tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """CLS before and SEP after, as far as the tokenizer has them."""
+        """CLS before and SEP after, where the tokenizer has them."""
         before = () if tokenizer.cls_token_id is None else (tokenizer.cls_token_id,)
         return before, () if tokenizer.sep_token_id is None else (tokenizer.sep_token_id,)
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[Block]], dict[str, torch.Tensor]]:
-        """Hide tokens block by block; labels are -100 wherever nothing is to be predicted."""
+        """Mask tokens block by block; labels are -100 wherever nothing is to be predicted."""
         if tokenizer.mask_token_id is None:
             raise OptionError("masked-lm needs a tokenizer with a mask_token; BERT's have one, GPT-2's does not")
         special, vocabulary = tokenizer.all_special_ids, sorted({*tokenizer.get_vocab().values()})

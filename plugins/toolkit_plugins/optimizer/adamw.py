@@ -1,4 +1,4 @@
-"""AdamW, with weight decay where it belongs."""
+"""AdamW, with weight decay on matrices only."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay, on matrices alone.
+    """Adam with decoupled weight decay, on matrices only.
 
-    Biases and the gains of norms are vectors and do not decay; embeddings are matrices and do, both as the
-    Trainer has it. Loshchilov and Hutter 2017, https://arxiv.org/abs/1711.05101.
+    Biases and norm weights are vectors and are not decayed; embeddings are matrices and are, both as in the Trainer.
+    Loshchilov and Hutter 2017, https://arxiv.org/abs/1711.05101.
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the running means of the gradient and of its square. (0.9, 0.95) is common in pre-training."""
+    """Decay rates of the running means of the gradient and of its square. (0.9, 0.95) is common in pre-training."""
     eps: float = Field(default=1e-8, gt=0)
-    """Added to the denominator."""
+    """Added to the denominator for numerical stability."""
 
     def build(
         self, model: torch.nn.Module, *, learning_rate: float, weight_decay: float, run: RunContext
     ) -> torch.optim.Optimizer:
-        """Return a fused AdamW: on a CPU it takes a third of the plain one's time, on a GPU one kernel per step."""
+        """Return a fused AdamW: a third of the unfused one's time on a CPU, and one kernel per step on a GPU."""
         import torch
 
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -38,7 +38,7 @@ class AdamW(Optimizer):
 
 
 def groups_by_decay(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """The groups for AdamW: matrices decay, vectors do not. No group is empty."""
+    """The parameter groups for AdamW: matrices are decayed, vectors are not. No group is empty."""
     matrices: list[torch.nn.Parameter] = []
     vectors: list[torch.nn.Parameter] = []
     for parameter in parameters:

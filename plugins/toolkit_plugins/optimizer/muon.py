@@ -1,7 +1,7 @@
 """Muon on the hidden matrices, AdamW on everything else.
 
-Why not `torch.optim.Muon` (2.13): it multiplies in bfloat16 always, which on a CPU without such instructions
-takes 40 to 60 times as long as float32 does, and it takes every matrix for (out, in), which GPT-2's are not.
+Why not `torch.optim.Muon` (2.13): it always multiplies in bfloat16, which on a CPU without such instructions takes 40
+to 60 times as long as float32, and it assumes that every matrix is (out, in), which GPT-2's are not.
 """
 
 from __future__ import annotations
@@ -19,34 +19,35 @@ if TYPE_CHECKING:
     import torch
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""Jordan's coefficients: steep at zero, so that five steps bring all singular values to between 0.7 and 1.2."""
+"""Jordan's coefficients: steep at zero, so that five iterations bring all singular values to between 0.7 and 1.2."""
 
 
 class Muon(Optimizer):
     """Orthogonalized momentum for the matrices inside the layers; AdamW for embeddings, head, norms and biases.
 
-    `learning_rate` of the training section is AdamW's; the hidden matrices have `hidden_learning_rate`, and the
-    schedule scales both. So does `weight_decay`: each step shrinks a matrix by its own rate times the decay.
+    `learning_rate` of the training section is AdamW's; the hidden matrices use `hidden_learning_rate`, and the
+    learning-rate schedule scales both. `weight_decay` applies to both: each step shrinks a matrix by its own learning
+    rate times the decay.
     Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/.
     """
 
     hidden_learning_rate: float = Field(default=0.02, gt=0)
-    """Learning rate of the hidden matrices: the spectral norm of a step, whatever the gradient's size."""
+    """Learning rate of the hidden matrices: the spectral norm of an update, whatever the size of the gradient."""
     momentum: float = Field(default=0.95, ge=0, lt=1)
-    """Decay of the running mean of the hidden matrices' gradients."""
+    """Decay rate of the running mean of the hidden matrices' gradients."""
     nesterov: bool = True
-    """Look one step of momentum ahead."""
+    """Use Nesterov momentum, which looks one step ahead."""
     ns_steps: int = Field(default=5, ge=1, lt=100)
-    """Newton-Schulz iterations; fewer are cheaper and less orthogonal."""
+    """Newton-Schulz iterations; fewer are cheaper but orthogonalize less well."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's decay of the running means of the gradient and of its square."""
+    """AdamW's decay rates of the running means of the gradient and of its square."""
     eps: float = Field(default=1e-8, gt=0)
-    """Added to AdamW's denominator."""
+    """Added to AdamW's denominator for numerical stability."""
 
     def build(
         self, model: torch.nn.Module, *, learning_rate: float, weight_decay: float, run: RunContext
     ) -> torch.optim.Optimizer:
-        """Return one optimizer whose first groups step by Muon and whose others step by AdamW."""
+        """Return one optimizer whose first parameter groups use Muon and whose others use AdamW."""
         import torch
 
         hidden = hidden_matrices(model)
@@ -70,15 +71,15 @@ class Muon(Optimizer):
             }
             for transposed in sorted(set(hidden.values()))
         ]
-        # bfloat16 is enough for the direction of a step, and twice as fast where the device multiplies it.
+        # bfloat16 is precise enough for the direction of an update, and twice as fast where the hardware multiplies it.
         return _joined(muon_groups, adamw, dtype=torch.bfloat16 if run.device.bf16 else torch.float32)
 
 
 def hidden_matrices(model: torch.nn.Module) -> dict[torch.nn.Parameter, bool]:
     """The matrices inside the layers that require a gradient, with whether each is stored (in, out), as GPT-2's are.
 
-    Embeddings are no maps between hidden vectors, and neither is the head, tied to them or not. LoRA's factors
-    are halves of a matrix, and a step that is orthogonal in each is not so in their product; AdamW takes them.
+    Embeddings do not map hidden vectors to hidden vectors, and neither does the head, tied to them or not. LoRA factors
+    are halves of a matrix, and an update that is orthogonal in each is not so in their product; AdamW takes them.
     """
     import torch
     from transformers.pytorch_utils import Conv1D
@@ -96,7 +97,7 @@ def hidden_matrices(model: torch.nn.Module) -> dict[torch.nn.Parameter, bool]:
 
 
 def orthogonalized(matrix: torch.Tensor, *, steps: int, dtype: torch.dtype) -> torch.Tensor:
-    """The matrix with its singular values brought near 1, by Newton-Schulz iteration."""
+    """The matrix with its singular values brought close to 1, by Newton-Schulz iteration."""
     a, b, c = NEWTON_SCHULZ
     result: torch.Tensor = matrix.to(dtype)
     tall = matrix.shape[0] > matrix.shape[1]
@@ -112,7 +113,7 @@ def orthogonalized(matrix: torch.Tensor, *, steps: int, dtype: torch.dtype) -> t
 def _joined(
     muon_groups: list[dict[str, Any]], adamw: torch.optim.AdamW | None, *, dtype: torch.dtype
 ) -> torch.optim.Optimizer:
-    """One optimizer for the Trainer, the schedule and the checkpoint: all groups and all state are its own."""
+    """One optimizer for the Trainer, the schedule and the checkpoint: it holds all parameter groups and all state."""
     import torch
 
     class MuonWithAdamW(torch.optim.Optimizer):
@@ -129,7 +130,7 @@ def _joined(
                 if "ns_steps" in group:
                     self._muon_step(group)
             if adamw is not None:
-                # Loading a checkpoint replaces the groups and the state, so AdamW gets today's at every step.
+                # Loading a checkpoint replaces the groups and the state, so AdamW gets the current ones at every step.
                 adamw.param_groups = [group for group in self.param_groups if "ns_steps" not in group]
                 adamw.state = self.state
                 adamw.step()
@@ -145,7 +146,7 @@ def _joined(
                 mean.lerp_(matrix.grad, 1 - group["momentum"])
                 ahead = matrix.grad.lerp(mean, group["momentum"]) if group["nesterov"] else mean
                 direction = orthogonalized(ahead, steps=group["ns_steps"], dtype=dtype)
-                # A map from `before` to `after` features moves its outputs by as much as a square one does.
+                # Scaled so that a map from `before` to `after` features moves its outputs as much as a square one.
                 before, after = matrix.shape if group["transposed"] else reversed(matrix.shape)
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
                 matrix.add_(direction, alpha=-group["lr"] * sqrt(max(1.0, after / before)))

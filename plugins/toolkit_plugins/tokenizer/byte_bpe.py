@@ -1,4 +1,4 @@
-"""A tokenizer that is learned from the recipe's own documents."""
+"""A tokenizer trained on the recipe's own documents."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ FRAME = {"cls_token": "<|cls|>", "sep_token": "<|sep|>", "mask_token": "<|mask|>
 BYTES = 256
 REHEARSAL_VOCABULARY = 1000
 LONGEST_WORD = 1000
-"""Characters: text that goes on for so long without a space, such as DNA or base64 on one line, is learned from in
-pieces. For each merge the trainer moves all that follows it in its word, so the time would grow with the square of a
-word's length."""
+"""In characters: longer text without a space, such as DNA or base64 on one line, is cut into pieces for training. For
+each merge the trainer shifts everything after it in the word, so the time would grow with the square of the word's
+length."""
 
 
 class ByteBPE(Tokenizer):
-    """Byte-pair encoding as GPT-2 has it, learned from the documents: nothing is unknown, and text comes back whole.
+    """Byte-level BPE as in GPT-2, trained on the documents: no token is unknown, and decoding restores the text.
 
     Sennrich et al. 2016, https://arxiv.org/abs/1508.07909; Radford et al. 2019, "Language Models are Unsupervised
     Multitask Learners".
     """
 
     vocab_size: int = Field(default=8000, ge=BYTES + 2 + len(FRAME))
-    """Tokens to learn, the 256 bytes and the special tokens included; a small corpus yields fewer."""
+    """Size of the vocabulary, including the 256 bytes and the special tokens; a small corpus yields fewer."""
     min_frequency: int = Field(default=2, ge=1)
-    """A pair becomes a token if it occurs so often in the documents."""
+    """How often a pair must occur in the documents to become a token."""
 
     def rehearse(self) -> Self:
-        """A small vocabulary is trained in a second, and makes a small embedding."""
+        """The same with a small vocabulary, which trains in a second and keeps the embedding small."""
         return self.model_copy(update={"vocab_size": min(self.vocab_size, REHEARSAL_VOCABULARY)})
 
     def build(self, corpus: Iterable[str], run: RunContext) -> PreTrainedTokenizerBase:
-        """Learn the merges; with masked-lm, add the tokens that frame a block and the mask."""
+        """Learn the merges; for masked-lm, add the tokens that frame a block and the mask token."""
         from tokenizers import Tokenizer
 
         special = list(dict.fromkeys(_special(run).values()))
@@ -53,7 +53,7 @@ class ByteBPE(Tokenizer):
         return self._wrapped(learned, run)
 
     def skeleton(self, run: RunContext) -> PreTrainedTokenizerBase:
-        """As many tokens as asked for, the most that there will be; their words are made up."""
+        """A tokenizer with the full `vocab_size`, the most that training can yield, and made-up words."""
         from tokenizers import Tokenizer, models
 
         special = list(dict.fromkeys(_special(run).values()))
@@ -70,7 +70,7 @@ class ByteBPE(Tokenizer):
         tokenizer: PreTrainedTokenizerBase = wrap(
             tokenizer_object=learned,
             model_max_length=run.block_size,
-            clean_up_tokenization_spaces=False,  # cleaning is for word pieces; here it would change the text
+            clean_up_tokenization_spaces=False,  # the cleanup is for WordPiece; here it would change the text
             **_special(run),
         )
         return tokenizer
@@ -91,7 +91,7 @@ class ByteBPE(Tokenizer):
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        # The finished tokenizer reads these words as special tokens, so their letters are nothing to learn from.
+        # The finished tokenizer reads these strings as special tokens, so it should learn no merges from them.
         in_text = re.compile("|".join(map(re.escape, special)))
         parts = (part for text in itertools.chain([first], texts) for part in in_text.split(text))
         tokenizer.train_from_iterator((piece for part in parts for piece in _pieces(part)), trainer)
@@ -99,7 +99,7 @@ class ByteBPE(Tokenizer):
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """Cut a text where it goes on without a space; looked at in windows, which costs next to nothing for prose."""
+    """Cut a text where it has a long stretch without a space; checked in windows, which is almost free for prose."""
     begin = 0
     for end in range(LONGEST_WORD, len(text), LONGEST_WORD):
         window = text[end - LONGEST_WORD : end]
@@ -110,12 +110,12 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _special(run: RunContext) -> dict[str, str]:
-    # A pad token of its own: collators leave pad tokens out of the loss, and with them every end if the two are one.
+    # A separate pad token: collators mask padding out of the loss, and every EOS too if the two are the same.
     return {"bos_token": END, "eos_token": END, "pad_token": PAD, **(FRAME if run.task == "masked-lm" else {})}
 
 
 def _framed(tokenizer: tokenizers.Tokenizer) -> Any:
-    """Frame a text as blocks are framed in training, so that the finished model is asked what it has learned."""
+    """Frame a text as blocks are framed in training, so that the finished model sees the inputs it was trained on."""
     from tokenizers.processors import TemplateProcessing
 
     frame = [FRAME["cls_token"], FRAME["sep_token"]]

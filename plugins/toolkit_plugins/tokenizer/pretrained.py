@@ -1,4 +1,4 @@
-"""A tokenizer that somebody else has trained."""
+"""A pretrained tokenizer."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ class PretrainedTokenizer(Tokenizer):
     """The tokenizer of a model, from the Hub or from a folder."""
 
     path: str
-    """The model's name on the Hub, OWNER/NAME, or a folder that holds tokenizer files."""
+    """The model's name on the Hub, OWNER/NAME, or a folder with tokenizer files."""
     revision: str | None = None
-    """A branch, a tag or a commit on the Hub; the newest, if not given."""
+    """Branch, tag or commit on the Hub; if not given, the newest."""
     eos_token: str | None = Field(default=None, min_length=1)
-    """The token that ends a document, for a tokenizer that names none or another: one of its own tokens, or a new one,
-    for which a pretrained model needs resize_embeddings. If not given, the tokenizer's own."""
+    """The token that ends a document, if not the tokenizer's own: one of its tokens, or a new one, for which a
+    pretrained model needs resize_embeddings. Required for a tokenizer without an EOS token."""
 
     def build(self, corpus: Iterable[str], run: RunContext) -> PreTrainedTokenizerBase:
-        """Load it as published, see that it works, and name its end token where the recipe does.
+        """Load it as published, check that it works, and set its EOS token if the recipe names one.
 
-        One without a pad token stays without: blocks are packed full, and whoever pads later has to choose one.
+        A tokenizer without a pad token stays so: blocks are packed full, and whoever pads later has to choose one.
         """
         tokenizer = self._loaded(run)
         if len(tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)) < 2:
-            # transformers makes an empty tokenizer, without a word, where there are no tokenizer files.
+            # transformers silently builds an empty tokenizer where there are no tokenizer files.
             raise OptionError(
                 f"{self.path} holds no tokenizer: it has no tokens but special ones; name a model that has one, or "
                 f"train one with byte-bpe",
@@ -58,5 +58,5 @@ class PretrainedTokenizer(Tokenizer):
             tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
                 self.path, trust_remote_code=False, **repository.where
             )
-            tokenizer(PROBE)  # some files are found wanting only when text is read
+            tokenizer(PROBE)  # some files turn out to be broken only when text is encoded
         return tokenizer
