@@ -22,7 +22,7 @@ DESCRIPTIONS = {
     "description": "One sentence that `toolkit recipe list` shows.",
     "plugin_paths": "Folders of plugins of your own, relative to this file, laid out as FOLDER/KIND/NAME.py.",
     "dataset": "Where the text comes from.",
-    "tokenizer": "How text becomes numbers.",
+    "tokenizer": "How text becomes token ids.",
     "model": "What is trained.",
     "objective": "What the model learns from the tokens.",
     "optimizer": "How gradients become steps.",
