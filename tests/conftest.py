@@ -57,8 +57,11 @@ def pytest_unconfigure() -> None:
 def _libraries_are_no_garbage() -> None:
     """Import what every run needs, and let the garbage collector pass it over.
 
-    The Trainer collects garbage at the end of each run; to look through all modules takes longer than a tiny run.
+    The Trainer collects garbage at the end of each run; to look through all modules takes longer than a tiny run. Not
+    for a few tests, which may not need the libraries.
     """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
     import toolkit.trainer  # noqa: F401 - with torch and transformers
 
     gc.collect()
