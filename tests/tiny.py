@@ -59,6 +59,24 @@ class TinyBert(Model):
 '''
 """The toolkit has no plugin for a BERT from scratch."""
 
+TINY_MIXTURE = '''
+"""A mixture of experts from scratch."""
+
+from toolkit.api import Model
+
+
+class TinyMixture(Model):
+    """A layer of four experts."""
+
+    def build(self, tokenizer, run):
+        from transformers import MixtralConfig, MixtralForCausalLM
+
+        return MixtralForCausalLM(
+            MixtralConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=1,
+                          num_key_value_heads=1, intermediate_size=32, num_local_experts=4)
+        )
+'''
+
 
 def texts(folder: Path, *, lines: int = 200, seed: int = 0) -> Path:
     """Write a file of sentences and return it."""
@@ -86,6 +104,12 @@ def write_tiny_bert(plugins: Path, *, dropout: float = 0.1) -> None:
     """Write a model plugin, tiny-bert, into a folder of plugins."""
     (plugins / "model").mkdir(parents=True)
     (plugins / "model" / "tiny_bert.py").write_text(TINY_BERT.format(dropout=dropout), encoding="utf-8")
+
+
+def write_tiny_mixture(plugins: Path) -> None:
+    """Write a model plugin, tiny-mixture, into a folder of plugins."""
+    (plugins / "model").mkdir(parents=True, exist_ok=True)
+    (plugins / "model" / "tiny_mixture.py").write_text(TINY_MIXTURE, encoding="utf-8")
 
 
 def resolved(recipe: Path, *overrides: str) -> ResolvedRecipe:

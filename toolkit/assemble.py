@@ -251,11 +251,17 @@ def _check_batch(collate: Any, model: PreTrainedModel, end: tuple[int, ...], *, 
     import numpy
     import torch
 
-    from toolkit.without_effect import check_batch
+    from toolkit.without_effect import check_batch, takes
 
     words = [token for token in range(min(known, 12)) if token not in end][:8]
     first, second = [*words, *end], words[::-1]
     batch = collate([{"input_ids": numpy.array(first + second), "seed": 0}])
+    if "position_ids" in batch and not takes(model, "position_ids"):
+        raise OptionError(
+            f"{type(model).__name__} takes no position_ids, which tell it where a document begins, so a document mask "
+            f"would have no effect; set document_mask: false, or use another architecture",
+            option="document_mask",
+        )
     check_batch(batch, model)
     if not end or "position_ids" not in batch or batch["position_ids"][0, len(first)] != 0:
         return

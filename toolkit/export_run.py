@@ -170,8 +170,9 @@ def _built(
     context: RunContext,
 ) -> PreTrainedModel:
     """The model built by the recipe's plugins, with a checkpoint's weights loaded as on a resume."""
-    from transformers import Trainer, set_seed
+    from transformers import set_seed
 
+    from toolkit.checkpoint_weights import CompleteTrainer
     from toolkit.trainer_arguments import training_arguments
 
     plugin: Model = resolved.recipe.one("model")
@@ -187,7 +188,7 @@ def _built(
         device_kind=resolved.device.kind,
         evaluates=False,
     )
-    Trainer(model=model, args=arguments)._load_from_checkpoint(str(folder))
+    CompleteTrainer(model=model, args=arguments)._load_from_checkpoint(str(folder))
     return model
 
 

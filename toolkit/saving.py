@@ -78,9 +78,11 @@ class Saver:
         return self._later is not None
 
     def for_later(self, write: Callable[[], Any]) -> None:
-        """Defer a write to the thread."""
-        assert self._later is not None
-        self._later.append(write)
+        """Defer a write to the thread, or make it now if training waits for this save."""
+        if self._later is None:
+            write()
+        else:
+            self._later.append(write)
 
     def save(
         self, step: int, *, write: Callable[[], None], state: Mapping[str, Any], expected_bytes: int, last: bool

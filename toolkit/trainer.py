@@ -11,7 +11,6 @@ range in pyproject.toml and by tests/unit/test_trainer.py. `_clip_grad_norm`, an
 from __future__ import annotations
 
 import contextlib
-import copy
 import tempfile
 import time
 from collections.abc import Mapping
@@ -33,6 +32,7 @@ from toolkit import checkpoint, processes
 from toolkit.api import Optimizer, RunContext
 from toolkit.blocks import BLOCK_NUMBERS, IndexedCollator
 from toolkit.branch import load_with_new_settings
+from toolkit.checkpoint_weights import save_weights
 from toolkit.errors import TrainingError
 from toolkit.guards import Guard, named_state
 from toolkit.loss import ChunkedLoss
@@ -230,23 +230,23 @@ class RecipeTrainer(UndisturbedTrainer):
         )
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Save weights, config and tokenizer: now, or a copy of them in the saver's thread."""
-        if not self.saver.takes_a_copy or not self.args.should_save:
-            self._check_state(self._model.named_parameters())
-            super()._save(output_dir, state_dict)
-            return
+        """Save weights, config and tokenizer: now, or a copy of them in the saver's thread.
+
+        The Trainer's own writes names that it does not find again (`toolkit.checkpoint_weights`).
+        """
         assert output_dir is not None
-        # The thread gets the Trainer as it is now. Two threads must not use the tokenizer at once; it does not change,
-        # so its files are cached.
-        now: Any = copy.copy(self)
-        now.processing_class = None
-        now.data_collator = None
-        Path(output_dir).mkdir(parents=True, exist_ok=True)  # other processes write their RNG state there
-        weights = self._snapshot.of_model(self._model)
-        self.saver.for_later(partial(self._check_state, weights.items()))
-        self.saver.for_later(partial(Trainer._save, now, output_dir, weights))
+        if not self.args.should_save:
+            self._check_state(self._model.named_parameters())
+            return
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)  # other processes write their RNG state there
+        in_background = self.saver.takes_a_copy
+        weights = self._snapshot.of_model(self._model) if in_background else state_dict
+        self.saver.for_later(partial(self._check_state, weights.items() if weights else self._model.named_parameters()))
+        self.saver.for_later(partial(save_weights, self._model, folder, weights))
+        # Two threads must not use the tokenizer at once; it does not change, so its files are cached.
         for name, content in self._tokenizer_files.items():
-            self.saver.for_later(partial(Path(output_dir, name).write_bytes, content))
+            self.saver.for_later(partial(folder.joinpath(name).write_bytes, content))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         optimizer: torch.optim.Optimizer = cast(Any, self.optimizer)

@@ -7,11 +7,12 @@ import math
 from typing import Any, cast
 
 import torch
-from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_utils import EvalLoopOutput
 
 from toolkit.api import Progress, Task
+from toolkit.checkpoint_weights import CompleteTrainer
 from toolkit.errors import OutOfMemoryError, TrainingError
 from toolkit.formatting import counted
 from toolkit.loss import predicted_tokens
@@ -22,7 +23,7 @@ from toolkit.tracker_failures import tolerant
 from toolkit.without_effect import check_loss_function, loss_function_of
 
 
-class UndisturbedTrainer(Trainer):
+class UndisturbedTrainer(CompleteTrainer):
     """A Trainer that ends with the same weights as it would without evaluations and callbacks."""
 
     def __init__(self, *, task: Task, steps: SmallerSteps, progress: Progress, **of_the_trainer: Any) -> None:

@@ -56,7 +56,7 @@ def added_loss(model: PreTrainedModel, task: Task) -> float:
     Takes one pass over a short dummy text, with the model in training mode. Also 0 if it computes no loss, and for the
     fake tensors of a plan.
     """
-    if isinstance(next(model.parameters()), FakeTensor) or not _takes(model, "labels"):
+    if isinstance(next(model.parameters()), FakeTensor) or not takes(model, "labels"):
         return 0.0
     device = cast(torch.Tensor, model.get_input_embeddings().weight).device
     tokens = torch.arange(TRIED_TOKENS, device=device)[None] % cast(int, model.config.vocab_size)
@@ -129,7 +129,7 @@ def check_batch(batch: Mapping[str, Any], model: PreTrainedModel) -> None:
     Raises:
         OptionError: it has an entry that the model's forward does not take, or not exactly one label per token.
     """
-    if unknown := [key for key in batch if not _takes(model, key)]:
+    if unknown := [key for key in batch if not takes(model, key)]:
         raise OptionError(
             f"the batch has {', '.join(unknown)}, which the forward of {type(model).__name__} does not take and the "
             f"loss does not look at, so it would have no effect; what is not to be learned gets the label -100"
@@ -141,7 +141,7 @@ def check_batch(batch: Mapping[str, Any], model: PreTrainedModel) -> None:
         )
 
 
-def _takes(model: torch.nn.Module, key: str) -> bool:
+def takes(model: torch.nn.Module, key: str) -> bool:
     """Whether a forward of the model's classes names this key; what goes into `**kwargs` only reaches its own loss."""
     base = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
     forwards = [vars(owner)["forward"] for owner in type(base).__mro__ if "forward" in vars(owner)]

@@ -4,8 +4,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from tests.tiny import assert_same_run, command, train, train_in_two, weights, write_recipe, write_tiny_bert
+from tests.tiny import (
+    assert_same_run,
+    command,
+    train,
+    train_in_two,
+    weights,
+    write_recipe,
+    write_tiny_bert,
+    write_tiny_mixture,
+)
+from toolkit import checkpoint
+from toolkit.errors import InterruptedRun, TrainingError
+from toolkit.run_directory import RunDirectory
 
 RECIPES: dict[str, dict[str, Any]] = {
     "dropout and accumulation": {"memory": [{"plugin": "small-batch", "micro_batch_size": 1}]},
@@ -26,6 +39,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "optimizer": "muon",
         "training": {"max_grad_norm": 0},
     },
+    "mixture of experts": {"model": {"plugin": "tiny-mixture"}},
     "workers": {"training": {"dataloader_num_workers": 1, "max_steps": 6}},
 }
 
@@ -34,6 +48,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
     write_tiny_bert(tmp_path / "plugins")
+    write_tiny_mixture(tmp_path / "plugins")
     return tmp_path
 
 
@@ -109,3 +124,19 @@ class Stopper(Callback):
         encoding="utf-8",
     )
     return plugins
+
+
+def test_a_checkpoint_that_lacks_weights_of_the_model_is_refused(folder: Path) -> None:
+    """An earlier version wrote a mixture of experts under names that are not the model's, and loaded none of them."""
+    recipe = write_recipe(folder, plugin_paths=["plugins"], model={"plugin": "tiny-mixture"})
+    with pytest.raises(InterruptedRun):
+        train(recipe, name="old", stop_after=3)
+    run = RunDirectory(folder / "runs" / "old")
+    checkpoint_folder = run.checkpoints / "checkpoint-3"
+    changed = checkpoint_folder.rename(run.folder / "changed")
+    weights_file = changed / "model.safetensors"
+    published = {f"{name}.published": tensor for name, tensor in load_file(weights_file).items()}
+    save_file(published, weights_file, metadata={"format": "pt"})
+    checkpoint.commit(changed, checkpoint_folder, run_id=run.id, step=3)
+    with pytest.raises(TrainingError, match=r"the checkpoint does not hold lm_head\.weight and \d+ more weights"):
+        train(recipe, name="old")
