@@ -56,12 +56,13 @@ def parsed(words: list[str]) -> None:
         click.UsageError: there is no such command, option or number of arguments.
     """
     command: click.Command = command_line
-    context = click.Context(command)
+    context = click.Context(command, **command.context_settings)
     while isinstance(command, click.Group):
         _, found, words = command.resolve_command(context, words)
         assert found is not None
         command = found
-    command.make_context(command.name, list(words))
+    # With its parent, from which click takes the names of --help, and remembers them.
+    command.make_context(command.name, list(words), parent=context)
 
 
 @pytest.mark.parametrize("line", ["recipe fly", "recipe run", "recipe run quickstart --quick", "generate a b"])

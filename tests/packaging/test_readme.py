@@ -152,7 +152,7 @@ def test_every_command_exists_with_its_options(document: Path) -> None:
 
 def unknown_in(words: list[str]) -> list[str]:
     """The words of a command that the command line, or the catalog of recipes, does not know."""
-    context, command = click.Context(command_line), command_line
+    context, command = click.Context(command_line, **command_line.context_settings), command_line
     rest = list(words)
     while rest and isinstance(command, click.Group):
         found = command.get_command(context, rest[0])
