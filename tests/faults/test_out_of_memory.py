@@ -60,7 +60,7 @@ def failing(folder: Path, body: str, *, times: int = 1, step: int = 0, **section
     return write_recipe(folder, plugin_paths=["plugins"], **sections)
 
 
-@pytest.mark.parametrize("step", [0, 3, 7])
+@pytest.mark.parametrize("step", [pytest.param(0, marks=pytest.mark.slow), 3, pytest.param(7, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("place", PLACES)
 def test_the_step_is_done_again_in_smaller_pieces(tmp_path: Path, place: str, step: int) -> None:
     # With dropout, so that the random numbers count. 5 steps make an epoch, the last one not full.

@@ -63,7 +63,7 @@ def test_stopped_and_resumed_is_never_stopped(folder: Path, sections: dict[str, 
     assert_same_run(whole.folder, resumed.folder)
 
 
-@pytest.mark.parametrize("stop_after", [1, 2, 4, 7])
+@pytest.mark.parametrize("stop_after", [1, *(pytest.param(step, marks=pytest.mark.slow) for step in (2, 4)), 7])
 def test_wherever_it_stops(folder: Path, stop_after: int) -> None:
     recipe = write_recipe(folder, dataset={"max_samples": 60})
     whole, _ = train(recipe, name="whole")
@@ -79,6 +79,7 @@ def test_evaluation_and_samples_do_not_change_training(folder: Path) -> None:
     assert [name for name in first if not bool((first[name] == second[name]).all())] == []
 
 
+@pytest.mark.slow
 def test_twenty_steps_are_ten_and_ten_across_two_processes(folder: Path) -> None:
     recipe = write_recipe(folder, training={"max_steps": 20, "save_steps": 10})
     whole, _ = train(recipe, name="whole")

@@ -66,7 +66,14 @@ def test_there_are_plugins_of_all_eight_kinds_and_each_is_tried() -> None:
     assert set(OURS) == set(OPTIONS)
 
 
-@pytest.mark.parametrize(("kind", "name"), OURS)
+TRIALS = [
+    pytest.param(kind, name, marks=pytest.mark.slow if name == "python-docs" else (), id=f"{kind}-{name}")
+    for kind, name in OURS
+]
+"""Each, to be tried; those are slow that read a library of sources several times."""
+
+
+@pytest.mark.parametrize(("kind", "name"), TRIALS)
 def test_it_keeps_the_contract_of_its_kind(
     kind: str, name: str, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.command_line import RECIPE, Answer, process
+from tests.unit.command_line import RECIPE, Answer, process, toolkit
 
 RUN = ["recipe", "run", "mine.yaml"]
 
@@ -80,15 +80,19 @@ def test_a_rehearsal_has_a_folder_of_its_own_and_says_what_it_did_not_test(here:
     } in answer.json["not_tested"]
 
 
-def test_the_model_writes_the_same_text_with_the_same_seed(here: Path, first: Answer) -> None:
+def test_the_model_writes_the_same_text_with_the_same_seed(
+    here: Path, first: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(here)
     words = ["generate", "mine", "--prompt", "a recipe", "--max-new-tokens", "12", "--json"]
-    one, two = process(*words, cwd=here), process(*words, cwd=here)
+    one, two = process(*words, cwd=here), toolkit(*words)
     assert one.status == 0, one.err
     assert one.json.keys() == {"run", "prompt", "text", "seed"}
     assert one.json == two.json
 
 
-def test_the_model_is_measured(here: Path, first: Answer) -> None:
+def test_the_model_is_measured(here: Path, first: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(here)
     answer = process("evaluate", "mine", "--max-documents", "2", "--json", cwd=here)
     assert answer.status == 0, answer.err
     measured = answer.json
@@ -96,5 +100,5 @@ def test_the_model_is_measured(here: Path, first: Answer) -> None:
     assert measured["documents"] == 2
     assert measured["token_perplexity"] > 1
     assert 0 < measured["bits_per_byte"] < 20
-    shown = process("evaluate", "mine", "--max-documents", "2", cwd=here)
+    shown = toolkit("evaluate", "mine", "--max-documents", "2")
     assert "bits per byte" in shown.out

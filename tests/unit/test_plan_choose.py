@@ -132,7 +132,7 @@ def test_the_order_of_the_choice(tmp_path: Path) -> None:
     assert choose(every, limit_bytes=20, fidelity="approximate") is None
 
 
-@pytest.mark.parametrize("share", [1.2, 0.8, 0.5, 0.35])
+@pytest.mark.parametrize("share", [1.2, pytest.param(0.8, marks=pytest.mark.slow), 0.5, 0.35])
 def test_it_is_never_over_the_budget_and_keeps_the_global_batch(share: float, tmp_path: Path) -> None:
     recipe = auto(tmp_path)
     budget = budget_for(plain(recipe), share)
@@ -170,6 +170,7 @@ def test_no_choice_of_ones_own_that_fits_is_faster(tmp_path: Path) -> None:
                 assert choice.plan.seconds_per_step <= made.seconds_per_step * 1.1
 
 
+@pytest.mark.slow
 def test_a_strategy_that_goes_with_no_cut_of_the_batch_is_in_nobodys_way(tmp_path: Path) -> None:
     """release-gradients is offered where nothing is clipped, and refuses accumulation."""
     recipe = auto(tmp_path, training={"max_grad_norm": 0})
@@ -190,6 +191,7 @@ def test_a_strategy_that_refuses_the_model_is_not_chosen(tmp_path: Path) -> None
     assert "refusing" not in [part.name for part in concrete.recipe.many("memory")]
 
 
+@pytest.mark.slow
 def test_strategies_that_the_run_would_refuse_are_no_choice(tmp_path: Path) -> None:
     """A loss in chunks for capped logits, and an adapter whose base is saved nowhere."""
     plugins = tmp_path / "plugins/model"
@@ -231,6 +233,7 @@ def test_it_leaves_alone_what_somebody_manages(tmp_path: Path) -> None:
     assert {part.name for part in concrete.recipe.many("memory")} == {"small-batch", "frequent-saves"} | names
 
 
+@pytest.mark.slow
 def test_what_was_chosen_can_be_chosen_again_and_is_a_recipe(tmp_path: Path) -> None:
     recipe = auto(tmp_path)
     concrete, choice = chosen(recipe, budget_for(plain(recipe), 0.5))
@@ -259,6 +262,7 @@ def test_it_says_what_and_why_and_what_more_memory_would_give(tmp_path: Path) ->
     assert "a machine with" in second or "no faster" in second
 
 
+@pytest.mark.slow
 def test_a_comparison_shows_each_strategy_and_sets_of_them(tmp_path: Path) -> None:
     recipe = resolved(write_recipe(tmp_path, model=MODEL, memory=["auto"], training=SETTINGS, exporters=[]))
     shown = list(rows(Search(recipe, rates=RATES, limit_bytes=10**12)))
