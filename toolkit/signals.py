@@ -73,7 +73,7 @@ class StopRequest:
         self.raised: InterruptedRun | None = None
         """What the handler has raised, at whatever point the main thread was."""
         self.is_training = False
-        self._trained = False
+        self._trained = self._failed = False
         self._received_at = -ECHO
 
     @contextlib.contextmanager
@@ -107,9 +107,10 @@ class StopRequest:
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
         """Only note the first signal while training, so that the step is completed and a checkpoint written."""
-        self.is_training = True
+        self.is_training, self._failed = True, True
         try:
             yield
+            self._failed = False
         finally:
             self.is_training, self._trained = False, True
 
@@ -124,6 +125,8 @@ class StopRequest:
         self.signal_number = number
         if self.is_training:
             return self.error("at once, because it came twice; the last checkpoint stands")
+        if self._failed:
+            return self.error("after training had failed; the last checkpoint stands")
         if self._trained:
             return self.error("after training, whose last step is saved; the same command goes on from there")
         return self.error("before training, so there was nothing to save")
