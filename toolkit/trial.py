@@ -25,6 +25,7 @@ from toolkit.api import Model, RunContext
 from toolkit.assemble import Components, with_strategies
 from toolkit.errors import UnavailableError
 from toolkit.export import export, final_sample, ready, told_by
+from toolkit.host import disk_faults_named
 from toolkit.messages import libraries_quiet
 from toolkit.progress import Listener, Message
 from toolkit.recipe.document import Path_
@@ -173,7 +174,8 @@ def _save_and_load(
         _take_step(trial)
     with _refused_at(recipe, ("model",), "a checkpoint of this model cannot be written"):
         if subject.is_whole and processes.is_first():  # a copy's weights share no memory that the model's may share
-            trainer._save(str(scratch.folder / "weights"))
+            with disk_faults_named(scratch.folder, "a trial save"):
+                trainer._save(str(scratch.folder / "weights"))
         trial._save_checkpoint(subject.model, None)
         trial.saver.take_result()  # where it is written in the background
     processes.wait()  # for the first, which commits it
