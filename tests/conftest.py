@@ -15,8 +15,8 @@ import pytest
 from tests import hub_contents
 from tests.hub_server import HubServer
 from toolkit.api import Device, RunContext
-from toolkit.plan import plan
-from toolkit.resolve import ResolvedRecipe
+from toolkit.planning import plan
+from toolkit.recipe.resolve import ResolvedRecipe
 
 HUB = HubServer()
 HOME = Path(tempfile.mkdtemp(prefix="toolkit-tests-"))
@@ -62,7 +62,7 @@ def _libraries_are_no_garbage() -> None:
     """
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
-    import toolkit.trainer  # noqa: F401 - with torch and transformers
+    import toolkit.training.trainer  # noqa: F401 - with torch and transformers
 
     gc.collect()
     gc.freeze()
@@ -84,7 +84,7 @@ def _plans_are_kept() -> Iterator[None]:
         return kept[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("toolkit.train.peak_bytes", peak_bytes)
+        patch.setattr("toolkit.lifecycle.launch.peak_bytes", peak_bytes)
         yield
 
 

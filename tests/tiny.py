@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.device import detect
 from toolkit.errors import InterruptedRun
-from toolkit.progress import Event, RunResult
-from toolkit.resolve import ResolvedRecipe, load, resolve
-from toolkit.train import run
+from toolkit.events import Event, RunResult
+from toolkit.lifecycle.launch import run
+from toolkit.recipe.resolve import ResolvedRecipe, load, resolve
+from toolkit.system.device import detect
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

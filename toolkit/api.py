@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypedD
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from toolkit.cache import entry_made
 from toolkit.errors import OptionError, ToolkitError, UnavailableError
+from toolkit.system.cache import entry_made
+from toolkit.system.device import Device
 
 if TYPE_CHECKING:
     import numpy
@@ -76,20 +77,6 @@ Claim = Literal[
     "saves",
 ]
 """A resource that a single memory strategy manages exclusively."""
-
-
-@dataclass(frozen=True)
-class Device:
-    """The accelerator of this process, or else the CPU; detected without importing torch."""
-
-    kind: Literal["cpu", "cuda", "mps"]
-    name: str
-    memory_bytes: int
-    count: int = 1
-    bf16: bool = False
-    """Whether the hardware multiplies bfloat16 matrices natively."""
-    compute_capability: tuple[int, int] | None = None
-    """CUDA's (major, minor); None on other devices."""
 
 
 class Progress(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-MOST_PERPLEXITY = 1e6
+MAX_SHOWN_PERPLEXITY = 1e6
 """Uniform guessing gives the vocabulary size, at most a few hundred thousand; above this the digits mean nothing."""
 
 
@@ -55,7 +55,7 @@ def loss(value: float) -> str:
 
 def perplexity(value: float) -> str:
     """A perplexity to its significant digits: 22.72, 412.3, 60,300."""
-    if value >= MOST_PERPLEXITY:
+    if value >= MAX_SHOWN_PERPLEXITY:
         return "above a million"
     if value >= 999.95:
         return f"{float(f'{value:.3g}'):,.0f}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from toolkit.api import Progress
 from toolkit_plugins.hub_errors import Kind
 
-BEAT_SECONDS = 0.5
+PROGRESS_SECONDS = 0.5
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def shown(
 
     def tell() -> None:
         before, expected, here = _size(blobs), None, 0
-        while not ended.wait(BEAT_SECONDS):
+        while not ended.wait(PROGRESS_SECONDS):
             if (grown := _size(blobs) - before) > here:
                 expected = expected or total()
                 here = grown

@@ -76,9 +76,9 @@ def start(recipe: Path, cache: Path) -> None:
     # Imported here, so that it is not counted.
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast, Trainer  # noqa: F401
 
-    from toolkit.assemble import assemble, context_of
-    from toolkit.device import detect
-    from toolkit.resolve import load, resolve
+    from toolkit.recipe.resolve import load, resolve
+    from toolkit.system.device import detect
+    from toolkit.training.components import assemble, context_of
 
     phases = Phases()
     resolved = resolve(load(str(recipe)), detect())

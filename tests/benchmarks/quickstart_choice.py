@@ -23,10 +23,10 @@ import torch
 from datasets import DatasetDict
 
 from toolkit.api import RunContext
-from toolkit.blocks import PackedBlocks
-from toolkit.device import detect
-from toolkit.documents import contents_of
-from toolkit.packing import PackedData, prepare
+from toolkit.data.documents import contents_of
+from toolkit.data.packed_dataset import PackedBlocks
+from toolkit.data.packing import PackedData, prepare
+from toolkit.system.device import detect
 from toolkit_plugins.dataset.python_docs import PythonDocs
 from toolkit_plugins.model.gpt2 import GPT2
 from toolkit_plugins.model.llama import Llama

@@ -23,14 +23,14 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     from tests.benchmarks.random_models import tokenizer_folder
     from tests.tiny import resolved, write_recipe
-    from toolkit import run_directory
-    from toolkit.assemble import assemble, context_of
-    from toolkit.guards import Guard
-    from toolkit.host import environment
-    from toolkit.saving import Saver
-    from toolkit.smaller_steps import SmallerSteps
-    from toolkit.trainer import RecipeTrainer
-    from toolkit.trainer_arguments import training_arguments
+    from toolkit.lifecycle.environment import environment
+    from toolkit.memory.oom_retry import OOMRetry
+    from toolkit.storage import run_directory
+    from toolkit.storage.async_saver import AsyncSaver
+    from toolkit.training.arguments import training_arguments
+    from toolkit.training.components import assemble, context_of
+    from toolkit.training.loss_guard import LossGuard
+    from toolkit.training.trainer import RecipeTrainer
 
     folder = tmp_path_factory.mktemp("saving")
     tokenizer = {"plugin": "pretrained", "path": str(tokenizer_folder(folder / "tokenizer", 50257))}
@@ -39,7 +39,7 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     run = run_directory.create(folder / "run", recipe, environment(recipe), series="run")
     context = context_of(recipe, run.folder)
     components = assemble(recipe, context)
-    saver = Saver(
+    saver = AsyncSaver(
         run,
         keep=1,
         keep_every=None,
@@ -56,7 +56,7 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Any:
         settings=recipe.training,
         context=context,
         callbacks=[],
-        guard=Guard(
+        guard=LossGuard(
             on_spike="warn",
             scaled_gradients=False,
             blocks=components.data.train,
@@ -64,7 +64,7 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Any:
             tell=lambda spike: None,
         ),
         saver=saver,
-        steps=SmallerSteps(micro_batch_size=1, sequences=1, tell=lambda smaller: None),
+        steps=OOMRetry(micro_batch_size=1, sequences=1, tell=lambda smaller: None),
     )
     made._tr_loss, made._total_loss_scalar, made._globalstep_last_logged = torch.tensor(0.0), 0.0, 0
     made.create_optimizer_and_scheduler(num_training_steps=10)

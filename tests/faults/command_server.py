@@ -146,7 +146,7 @@ def import_everything() -> None:
 
     import torch
 
-    import toolkit.train
+    import toolkit.lifecycle.launch
     from tests.tiny import train, write_recipe
     from toolkit.cli.main import be_quiet
 
@@ -156,7 +156,7 @@ def import_everything() -> None:
         os.environ["TOOLKIT_CACHE"] = str(Path(folder, "cache"))
         result, _ = train(write_recipe(Path(folder), training={"max_steps": 2, "save_steps": 1, "eval_steps": 1}))
     # To plan a tiny run takes as long as the run, and writes nothing: the children take the plan of this one.
-    toolkit.train.peak_bytes = lambda *_, **__: result.planned_memory_bytes or 0
+    toolkit.lifecycle.launch.peak_bytes = lambda *_, **__: result.planned_memory_bytes or 0
     gc.collect()
     gc.freeze()  # the Trainer collects garbage, and looking through all modules would take a third of a child's time
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.run_directory import TRIAL
+from toolkit.storage.run_directory import TRIAL_FOLDER
 
 Identity = tuple[int, int]
 """An inode, and how many files and folders had its number before."""
@@ -172,7 +172,7 @@ class Disk:
             content = b"a folder"
             if relative.name == "run.log":
                 content = b"lines that nothing reads"
-            elif TRIAL in relative.parts:
+            elif TRIAL_FOLDER in relative.parts:
                 content = b"what the next start removes unread"
             elif identity not in self.names:
                 content = self.contents[identity].read_bytes()[: cut.get(identity)]

@@ -1,6 +1,6 @@
 """What bad input gets from `recipe run`: its place, what is wrong, the cure, the status; never a traceback.
 
-What is wrong with the recipe's text itself is in tests/unit/test_cli_bad_recipes.py.
+What is wrong with the recipe's text itself is in tests/unit/cli/test_cli_bad_recipes.py.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from tests.command_line import toolkit
 from tests.hub_server import HubServer
 from tests.tiny import train, write_recipe
-from tests.unit.command_line import toolkit
 
 HUB_MODEL = {"plugin": "pretrained", "path": "openai-community/gpt2"}
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import assert_same_run, losses, resolved, train, train_in_two, weights, write_recipe
-from toolkit import branch
-from toolkit import train as training
 from toolkit.errors import RunMismatchError, UsageError
-from toolkit.progress import Message, RunResult
+from toolkit.events import Message, RunResult
+from toolkit.lifecycle import branch
+from toolkit.lifecycle import launch as training
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
+from tests.command_line import toolkit
 from tests.faults.command_server import CommandServer
 from tests.faults.trials import SECTIONS, End
 from tests.tiny import train, write_recipe
-from tests.unit.command_line import toolkit
-from toolkit import checkpoint
 from toolkit.errors import InterruptedRun
-from toolkit.run_directory import RunDirectory
+from toolkit.storage import checkpoint
+from toolkit.storage.run_directory import RunDirectory
 
 BLOCK = 4096
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
+from tests.command_line import toolkit
 from tests.tiny import losses, resolved, train
-from tests.unit.command_line import toolkit
 from toolkit import __version__
-from toolkit.comparison import differences, require_same
 from toolkit.errors import RunMismatchError, UnavailableError
-from toolkit.files import read_json, write_json
-from toolkit.records import FORMATS, Manifest, RunRecord, TrainingState
-from toolkit.run_directory import RunDirectory
+from toolkit.lifecycle.comparison import differences, require_same
+from toolkit.storage.records import FORMATS, Manifest, RunRecord, TrainingState
+from toolkit.storage.run_directory import RunDirectory
+from toolkit.system.files import read_json, write_json
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "run_of_0_1_0"
 LATER_LOSSES = [
@@ -73,7 +73,7 @@ def test_a_run_that_names_no_format_goes_on_to_the_same_losses(run: RunDirectory
 def test_a_record_of_a_later_format_is_refused_and_names_its_version(
     name: str, run: RunDirectory, tmp_path: Path
 ) -> None:
-    from toolkit import checkpoint
+    from toolkit.storage import checkpoint
 
     folder = run.checkpoints / "checkpoint-3"
     file = run.folder / name if name == "run.json" else folder / name

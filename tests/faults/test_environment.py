@@ -13,18 +13,18 @@ import pytest
 from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
+from tests.command_line import toolkit
 from tests.tiny import assert_same_run, resolved, train, write_recipe
-from tests.unit.command_line import toolkit
-from toolkit import processes, variables
 from toolkit.cli.main import be_somebody
 from toolkit.errors import UnavailableError
-from toolkit.progress import Message
-from toolkit.train import run
+from toolkit.events import Message
+from toolkit.lifecycle.launch import run
+from toolkit.system import distributed, environment_variables
 
 ALL = (
-    *processes.NUMBERS,
-    *processes.MEETING_POINT,
-    *processes.OTHER_LAUNCHERS,
+    *distributed.RANK_VARIABLES,
+    *distributed.RENDEZVOUS_VARIABLES,
+    *distributed.OTHER_LAUNCHERS,
     "LOCAL_WORLD_SIZE",
 )
 
@@ -71,7 +71,7 @@ def test_a_plan_is_that_of_the_recipe_too(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_what_the_libraries_set_for_themselves_does_not_outlive_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    with variables.set_aside():
+    with environment_variables.set_aside():
         assert "ACCELERATE_MIXED_PRECISION" not in os.environ
         os.environ["ACCELERATE_DYNAMO_BACKEND"] = "inductor"
     assert "ACCELERATE_DYNAMO_BACKEND" not in os.environ
@@ -81,7 +81,7 @@ def test_what_the_libraries_set_for_themselves_does_not_outlive_the_run(monkeypa
 @pytest.mark.parametrize("value", ["0", "100m", "all", "2,1"])
 def test_a_number_of_threads_that_is_none_is_not_used(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", value)
-    with variables.set_aside():
+    with environment_variables.set_aside():
         assert "OMP_NUM_THREADS" not in os.environ
     assert os.environ["OMP_NUM_THREADS"] == value
 
@@ -138,7 +138,7 @@ def test_what_is_one_process_or_torchruns_is_left_in_peace(
 ) -> None:
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    processes.check()
+    distributed.check()
     if given.get("WORLD_SIZE", "1") == "1":
         assert "LOCAL_RANK" not in os.environ  # by which accelerate would open a port
 
@@ -153,7 +153,7 @@ def test_processes_that_never_come_are_waited_for_aloud_and_not_for_ever(
     resolved(recipe)  # its imports are not what is waited for
     for name, value in {**WHOLE, "MASTER_PORT": str(port)}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(processes, "MEETING_TIME", timedelta(seconds=2))
+    monkeypatch.setattr(distributed, "RENDEZVOUS_TIMEOUT", timedelta(seconds=2))
     events: list[object] = []
     with pytest.raises(UnavailableError, match="the 4 processes of this run could not meet at"):
         run(resolved(recipe), runs=tmp_path / "runs", listener=events.append)
@@ -274,6 +274,6 @@ def test_a_tracker_that_refuses_ends_the_run_before_its_first_step(
 def test_the_names_of_trackers_are_those_of_transformers() -> None:
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-    from toolkit.recipe.trackers import PACKAGES
+    from toolkit.recipe.trackers import TRACKER_PACKAGES
 
-    assert INTEGRATION_TO_CALLBACK.keys() <= PACKAGES.keys()
+    assert INTEGRATION_TO_CALLBACK.keys() <= TRACKER_PACKAGES.keys()

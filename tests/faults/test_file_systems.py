@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import losses, write_recipe
-from toolkit import checkpoint, files
-from toolkit.files import copy_folder, move_folder, read_json, where_supported
-from toolkit.run_directory import RunDirectory
+from toolkit.storage import checkpoint
+from toolkit.storage.run_directory import RunDirectory
+from toolkit.system import files
+from toolkit.system.files import copy_folder, move_folder, read_json, where_supported
 
 SAID = (
     "may not be able to read them",

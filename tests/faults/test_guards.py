@@ -9,7 +9,7 @@ import pytest
 from tests.faults.test_saving import callback, steps_of
 from tests.tiny import assert_same_run, train, train_in_two, weights, write_recipe
 from toolkit.errors import TrainingError
-from toolkit.progress import Message
+from toolkit.events import Message
 
 JUMP = """
 def on_train_begin(self, args, state, control, model=None, **kwargs):
@@ -36,7 +36,7 @@ def recipe_with(folder: Path, body: str, **training: object) -> Path:
 def texts_of(folder: Path, rows: str) -> list[str]:
     """The training documents of these numbers, as the dataset plugin splits them."""
     from tests.tiny import resolved
-    from toolkit.assemble import context_of, load_documents
+    from toolkit.training.components import context_of, load_documents
 
     recipe = resolved(folder / "tiny.yaml")
     train_split = load_documents(recipe, context_of(recipe, folder / "elsewhere"))["train"]

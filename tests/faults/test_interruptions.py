@@ -12,7 +12,7 @@ import pytest
 
 from tests.tiny import assert_same_run, command, losses, train, train_in_two, write_recipe
 from toolkit.errors import InterruptedRun, RunMismatchError, UnavailableError
-from toolkit.progress import Message
+from toolkit.events import Message
 
 
 @pytest.fixture(autouse=True)
@@ -204,7 +204,7 @@ def test_changed_texts_are_noticed(tmp_path: Path) -> None:
 
 
 def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
-    from toolkit.run_directory import RunDirectory
+    from toolkit.storage.run_directory import RunDirectory
 
     recipe = write_recipe(tmp_path)
     with pytest.raises(InterruptedRun):

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import train, write_recipe
-from toolkit import checkpoint
 from toolkit.errors import InterruptedRun, UnavailableError
-from toolkit.host import disk_faults_named
-from toolkit.run_directory import RunDirectory
+from toolkit.storage import checkpoint
+from toolkit.storage.run_directory import RunDirectory
+from toolkit.system.disk import disk_faults_named
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import pytest
 from tests.faults.test_saving import callback
 from tests.tiny import assert_same_run, command, losses, train, train_in_two, weights, write_recipe
 from toolkit.errors import OutOfMemoryError, TrainingError
-from toolkit.progress import Message
+from toolkit.events import Message
 
 FORWARD = """
 def on_train_begin(self, args, state, control, model=None, **kwargs):
@@ -149,7 +149,7 @@ def test_another_error_is_no_matter_of_memory(tmp_path: Path) -> None:
 
 def test_after_the_kernel_has_ended_it_the_same_command_begins_smaller(tmp_path: Path) -> None:
     """The kernel's killer sends SIGKILL; what tells it from any other is how much the process held."""
-    from toolkit.memory_watch import FILE, LAYOUT, last_reading
+    from toolkit.memory.watch import READING_LAYOUT, READINGS_FILE, last_reading
 
     body = "def on_step_begin(self, args, state, control, **kwargs):\n    if state.global_step == 3:\n        kill(9)"
     callback(tmp_path, "killing", body)
@@ -170,7 +170,7 @@ def test_after_the_kernel_has_ended_it_the_same_command_begins_smaller(tmp_path:
     assert reading is not None
     assert 50e6 < reading.resident < reading.limit
     # It was far from the limit, so this kill was somebody's. Now the same with little left.
-    (run / FILE).write_bytes(LAYOUT.pack(95 * 2**30, 100 * 2**30))
+    (run / READINGS_FILE).write_bytes(READING_LAYOUT.pack(95 * 2**30, 100 * 2**30))
     (message,) = told()
     assert "when it held 95.00 of 100.00 GiB" in message
     assert "with 2 sequences at a time" in message
@@ -184,21 +184,21 @@ def test_after_the_kernel_has_ended_it_the_same_command_begins_smaller(tmp_path:
 
 def test_killed_in_its_first_step_it_begins_smaller_too(tmp_path: Path) -> None:
     """Nothing of it could be lost, but it would be killed in the same way for ever."""
-    from toolkit.memory_watch import FILE, LAYOUT
+    from toolkit.memory.watch import READING_LAYOUT, READINGS_FILE
 
     callback(tmp_path, "killing", "def on_step_begin(self, args, state, control, **kwargs):\n    kill(9)")
     recipe = write_recipe(tmp_path, plugin_paths=["plugins"])
     process = command("recipe", "run", str(recipe), "--set", "callbacks=[killing]", cwd=tmp_path)
     process.communicate()
     assert process.returncode == -9
-    (tmp_path / "runs/tiny" / FILE).write_bytes(LAYOUT.pack(95 * 2**30, 100 * 2**30))
+    (tmp_path / "runs/tiny" / READINGS_FILE).write_bytes(READING_LAYOUT.pack(95 * 2**30, 100 * 2**30))
     result, events = train(recipe)
     assert any("with 2 sequences at a time" in event.text for event in events if isinstance(event, Message))
     assert result.steps == 8
 
 
 def test_released_gradients_are_not_cut_into_pieces_after_a_kill(tmp_path: Path) -> None:
-    from toolkit.memory_watch import FILE, LAYOUT
+    from toolkit.memory.watch import READING_LAYOUT, READINGS_FILE
 
     callback(tmp_path, "killing", "def on_step_begin(self, args, state, control, **kwargs):\n    kill(9)")
     settings = {"memory": ["release-gradients"], "training": {"max_grad_norm": 0}}
@@ -206,16 +206,16 @@ def test_released_gradients_are_not_cut_into_pieces_after_a_kill(tmp_path: Path)
     whole, _ = train(recipe, name="whole")
     process = command("recipe", "run", str(recipe), "--set", "callbacks=[killing]", cwd=tmp_path)
     process.communicate()
-    (tmp_path / "runs/tiny" / FILE).write_bytes(LAYOUT.pack(95 * 2**30, 100 * 2**30))
+    (tmp_path / "runs/tiny" / READINGS_FILE).write_bytes(READING_LAYOUT.pack(95 * 2**30, 100 * 2**30))
     result, events = train(recipe)
     assert any("release-gradients" in event.text for event in events if isinstance(event, Message))
     assert_same_run(whole.folder, result.folder)
 
 
 def test_a_process_that_was_killed_before_it_read_its_memory_is_not_blamed(tmp_path: Path) -> None:
-    from toolkit.memory_watch import FILE, LAYOUT, last_reading
+    from toolkit.memory.watch import READING_LAYOUT, READINGS_FILE, last_reading
 
-    (tmp_path / FILE).write_bytes(bytes(LAYOUT.size))
+    (tmp_path / READINGS_FILE).write_bytes(bytes(READING_LAYOUT.size))
     assert last_reading(tmp_path) is None
 
 
@@ -225,7 +225,7 @@ def test_in_the_middle_of_the_optimizers_step_nothing_is_stepped_twice(optimizer
     """Some weights moved and others not: no smaller passes can mend that, whatever the optimizer counts."""
     import torch
 
-    from toolkit.smaller_steps import survive_in
+    from toolkit.memory.oom_retry import survive_in
 
     torch.manual_seed(0)
     weights = [torch.nn.Parameter(torch.randn(8, 8)) for _ in range(4)]
@@ -303,8 +303,8 @@ def test_a_state_that_was_half_made_is_made_again(
     """Adam takes memory for its two averages in its first step, a weight at a time: the likeliest place of all."""
     import torch
 
-    from toolkit.smaller_steps import survive_in
-    from toolkit.stochastic_rounding import StochasticRounding
+    from toolkit.memory.oom_retry import survive_in
+    from toolkit.training.stochastic_rounding import StochasticRounding
 
     def made() -> tuple[list[torch.nn.Parameter], torch.optim.Optimizer]:
         torch.manual_seed(0)
@@ -339,17 +339,17 @@ def test_a_state_that_was_half_made_is_made_again(
 
 
 def test_of_several_processes_the_fullest_that_was_ended_counts(tmp_path: Path) -> None:
-    from toolkit.memory_watch import FILE, LAYOUT, forget_readings, last_reading, watched
+    from toolkit.memory.watch import READING_LAYOUT, READINGS_FILE, forget_readings, last_reading, watched
 
-    (tmp_path / FILE).write_bytes(LAYOUT.pack(10, 100))
-    (tmp_path / f"{FILE}.1").write_bytes(LAYOUT.pack(95, 100))
+    (tmp_path / READINGS_FILE).write_bytes(READING_LAYOUT.pack(10, 100))
+    (tmp_path / f"{READINGS_FILE}.1").write_bytes(READING_LAYOUT.pack(95, 100))
     reading = last_reading(tmp_path)
     assert reading is not None
     assert (reading.resident, reading.is_near_the_limit) == (95, True)
     forget_readings(tmp_path)
     assert last_reading(tmp_path) is None
     with watched(tmp_path, limit=10**15, planned=None, when_short=lambda: None, rank=1):
-        assert (tmp_path / f"{FILE}.1").exists()
+        assert (tmp_path / f"{READINGS_FILE}.1").exists()
     assert list(tmp_path.iterdir()) == []  # what comes to its end by itself leaves nothing
 
 

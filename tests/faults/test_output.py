@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.command_line import toolkit
 from tests.faults.test_interruptions import wait_for
 from tests.tiny import write_recipe
-from tests.unit.command_line import toolkit
 from toolkit.cli.output import Output
 from toolkit.cli.run_log import RunLog
 from toolkit.errors import UnavailableError
-from toolkit.files import read_json
-from toolkit.progress import AttemptBegun, Message
+from toolkit.events import AttemptBegun, Message
+from toolkit.system.files import read_json
 
 MAIN = "from toolkit.cli.main import main; main()"
 FULL = Path("/dev/full")
@@ -90,7 +90,7 @@ def test_a_log_that_cannot_be_written_is_in_nobodys_way(tmp_path: Path, monkeypa
     monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
     recipe = write_recipe(tmp_path, training={"max_steps": 2, "eval_steps": 2})
     words = ("recipe", "run", str(recipe), "--runs", str(tmp_path / "runs"), "--quiet", "--json")
-    monkeypatch.setattr("toolkit.run_directory.RunDirectory.log", FULL)
+    monkeypatch.setattr("toolkit.storage.run_directory.RunDirectory.log", FULL)
     assert toolkit(*words).json["steps"] == 2
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.tiny import assert_same_run, train, train_in_two, write_recipe
 from toolkit.errors import InterruptedRun
-from toolkit.progress import CheckpointSaved, Message
+from toolkit.events import CheckpointSaved, Message
 
 
 @pytest.fixture(autouse=True)
@@ -162,7 +162,7 @@ def test_the_needed_grace_is_measured_and_said(tmp_path: Path) -> None:
 
 
 def test_no_copy_is_taken_where_memory_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("toolkit.snapshot.available_memory_bytes", lambda: 1000)
+    monkeypatch.setattr("toolkit.storage.host_copy.available_memory_bytes", lambda: 1000)
     _, events = train(write_recipe(tmp_path, training={"save_steps": 2}))
     assert [e for e in events if isinstance(e, Message) and e.text.startswith("checkpoints are written while training")]
     saves = [event for event in events if isinstance(event, CheckpointSaved)]
@@ -225,7 +225,7 @@ def test_a_signal_that_a_library_takes_for_its_own_error_is_still_the_signal(
 
     recipe = write_recipe(tmp_path, training={"max_steps": 2})
     with monkeypatch.context() as patched:
-        patched.setattr("toolkit.attempt.export", interrupted)
+        patched.setattr("toolkit.lifecycle.attempt.export", interrupted)
         with pytest.raises(InterruptedRun, match="stopped by SIGTERM"):
             train(recipe)
     assert train(recipe)[0].steps == 2

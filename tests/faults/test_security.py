@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.command_line import toolkit
 from tests.hub_server import HubServer
 from tests.tiny import command, train, write_recipe
-from tests.unit.command_line import toolkit
-from toolkit.checkpoint import MANIFEST
 from toolkit.errors import InterruptedRun, TrainingError
+from toolkit.storage.checkpoint import MANIFEST
 
 CANARY = "hf_CANARYtokenThatNobodyMayEverSee"
 
@@ -37,7 +37,7 @@ class Malicious:
 @pytest.mark.parametrize("manifest", ["as it was", "made to fit"])
 def test_a_malicious_pickle_in_a_checkpoint_is_not_run(folder: Path, name: str, manifest: str) -> None:
     """The manifest finds it; and where its author has mended that too, torch opens it as data alone."""
-    from toolkit.checkpoint import listed
+    from toolkit.storage.checkpoint import listed
 
     recipe = write_recipe(folder)
     with pytest.raises(InterruptedRun):
@@ -119,7 +119,7 @@ def test_a_run_stays_in_the_folder_of_runs(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize("climbing", ["../secret", "sub/../../secret", "/secret"])
 def test_a_manifest_does_not_lead_out_of_its_checkpoint(folder: Path, climbing: str) -> None:
-    from toolkit.checkpoint import fault
+    from toolkit.storage.checkpoint import fault
 
     train(write_recipe(folder))
     saved = folder / "runs" / "tiny" / "checkpoints" / "checkpoint-8"

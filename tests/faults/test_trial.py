@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from tests.tiny import train, write_recipe
-from toolkit import trial
 from toolkit.errors import InterruptedRun, RecipeError, ToolkitError
-from toolkit.progress import Message, TrainingStarted
+from toolkit.events import Message, TrainingStarted
+from toolkit.lifecycle import trial_save
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +107,7 @@ def test_what_cannot_be_saved_or_loaded_is_refused_at_its_line_before_the_first_
         train(recipe)
     run = tmp_path / "runs" / "tiny"
     assert not (run / "metrics.jsonl").exists()
-    assert not (run / trial.TRIAL).exists()
+    assert not (run / trial_save.TRIAL_FOLDER).exists()
 
 
 def test_an_exporter_that_refuses_does_so_before_the_first_step(tmp_path: Path) -> None:
@@ -131,11 +131,11 @@ def test_an_upload_with_nothing_to_upload_is_refused_at_its_line(
 def test_in_place_of_a_large_model_a_small_one_is_saved_and_exported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: list[Any]
 ) -> None:
-    monkeypatch.setattr(trial, "SMALL", 0)
+    monkeypatch.setattr(trial_save, "MAX_COPIED_BYTES", 0)
     seen = []
-    original = trial._export
+    original = trial_save._export
     monkeypatch.setattr(
-        trial,
+        trial_save,
         "_export",
         lambda subject, *rest: (seen.append(subject.model.config.hidden_size), original(subject, *rest)),
     )
@@ -148,7 +148,7 @@ def test_in_place_of_a_large_model_a_small_one_is_saved_and_exported(
 def test_a_large_model_that_nobody_can_make_small_is_trained_and_it_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial, "SMALL", 0)
+    monkeypatch.setattr(trial_save, "MAX_COPIED_BYTES", 0)
     plugin(tmp_path, "model", "plain", MODEL.format(name="Plain", what="as it is", change="pass"))
     recipe = write_recipe(tmp_path, plugin_paths=["plugins"], model={"plugin": "plain"}, training={"max_steps": 1})
     _, events = train(recipe)
@@ -164,7 +164,7 @@ def test_a_signal_that_a_library_swallows_before_the_first_step_still_ends_the_r
         with contextlib.suppress(Exception):
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(trial, "_subject", swallow)
+    monkeypatch.setattr(trial_save, "_subject", swallow)
     with pytest.raises(InterruptedRun, match="before training"):
         train(write_recipe(tmp_path, training={"max_steps": 1}))
     assert not list(tmp_path.glob("runs/*/checkpoints/*"))
@@ -173,9 +173,9 @@ def test_a_signal_that_a_library_swallows_before_the_first_step_still_ends_the_r
 def test_what_a_kill_in_the_trial_leaves_is_removed_by_the_next_start(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, training={"max_steps": 1})
     result, _ = train(recipe)
-    (result.folder / trial.TRIAL / "checkpoints").mkdir(parents=True)
+    (result.folder / trial_save.TRIAL_FOLDER / "checkpoints").mkdir(parents=True)
     record = json.loads((result.folder / "run.json").read_text())
     (result.folder / "run.json").write_text(json.dumps(record | {"status": "running", "results": None}))
     _, events = train(recipe)
-    assert not (result.folder / trial.TRIAL).exists()
+    assert not (result.folder / trial_save.TRIAL_FOLDER).exists()
     assert not any(isinstance(event, TrainingStarted) for event in events)

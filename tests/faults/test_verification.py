@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.command_line import toolkit
 from tests.tiny import train, write_recipe
-from tests.unit.command_line import toolkit
+from toolkit.lifecycle.verify_resume import verify_resume
 from toolkit.testing import check_resume
-from toolkit.verify_resume import verify_resume
 
 
 @pytest.fixture(autouse=True)

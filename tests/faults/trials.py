@@ -18,16 +18,17 @@ from typing import Any
 from tests.faults.command_server import CommandServer, Fault, Outcome
 from tests.faults.power_cut import Disk, Journal
 from tests.tiny import losses, write_recipe
-from toolkit import checkpoint, memory_watch
-from toolkit.files import read_json
-from toolkit.run_directory import TRIAL, all_runs
+from toolkit.memory import watch
+from toolkit.storage import checkpoint
+from toolkit.storage.run_directory import TRIAL_FOLDER, all_runs
+from toolkit.system.files import read_json
 
 COUNT, KILL, FAIL_ONCE, FAIL_FROM = range(4)
 """Actions of file_operations.c."""
 STATE_OF_TRAINING = ("model.safetensors", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
 OF_THE_ATTEMPT = ("seconds_trained", "evaluation_left_out")
 """Of toolkit_state.json: how long it took, and whether a signal left the last evaluation to the attempt after it."""
-NOT_COMPARED = (memory_watch.FILE, "run.log")
+NOT_COMPARED = (watch.READINGS_FILE, "run.log")
 HALF_REMOVED = "left over: checkpoints/.removing-"
 
 SECTIONS: dict[str, Any] = {
@@ -119,7 +120,7 @@ class Bench:
         self.last_commit = max(
             one.number for one in journal.operations if one.kind == "rename" and one.name.startswith("checkpoint-")
         )
-        tried = [one.number for one in journal.operations if one.name == TRIAL]
+        tried = [one.number for one in journal.operations if one.name == TRIAL_FOLDER]
         self.trial = range(min(tried) + 1, max(tried))
         whole = self.folder / "whole"
         whole.mkdir()

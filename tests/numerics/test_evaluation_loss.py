@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tests.tiny import TINY_BERT, resolved, train, write_recipe
-from toolkit.assemble import assemble, context_of
+from toolkit.training.components import assemble, context_of
 
 
 @pytest.fixture(autouse=True)

@@ -16,9 +16,9 @@ from tests.tiny import (
     write_tiny_bert,
     write_tiny_mixture,
 )
-from toolkit import checkpoint
 from toolkit.errors import InterruptedRun, TrainingError
-from toolkit.run_directory import RunDirectory
+from toolkit.storage import checkpoint
+from toolkit.storage.run_directory import RunDirectory
 
 RECIPES: dict[str, dict[str, Any]] = {
     "dropout and accumulation": {"memory": [{"plugin": "small-batch", "micro_batch_size": 1}]},

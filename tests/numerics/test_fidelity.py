@@ -25,8 +25,8 @@ def test_gradient_checkpointing_is_bit_identical(tmp_path: Path, every: int) -> 
 
 
 def test_every_other_layer_is_checkpointed(tmp_path: Path) -> None:
-    from toolkit.assemble import _checkpoint
     from toolkit.testing.bench import Bench
+    from toolkit.training.components import _checkpoint
 
     for family in ("gpt2", "llama", "bert"):
         model = Bench(tmp_path, rehearsal=False).model(family)
@@ -66,7 +66,7 @@ def test_the_loss_is_the_models_own(tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from toolkit.loss import token_mean_loss
+    from toolkit.training.loss import token_mean_loss
 
     result, _ = train(write_recipe(tmp_path, training={"max_steps": 1}))
     model = AutoModelForCausalLM.from_pretrained(result.folder / "model").eval()

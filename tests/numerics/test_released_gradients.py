@@ -7,9 +7,9 @@ import torch
 
 from tests.tiny import assert_same_run, resolved, train, write_recipe
 from toolkit.errors import RecipeError, TrainingError
-from toolkit.released_gradients import ReleasedGradients
-from toolkit.run_directory import RunDirectory
+from toolkit.storage.run_directory import RunDirectory
 from toolkit.testing.bench import Bench
+from toolkit.training.optimizer_in_backward import OptimizerInBackward
 
 UNCLIPPED = {"max_grad_norm": 0}
 
@@ -38,7 +38,7 @@ def test_few_gradients_are_there_at_a_time(tmp_path: Path) -> None:
             most.append(sum(parameter.grad is not None for parameter in parameters))
             super().step()
 
-    released = ReleasedGradients(model, Counting(parameters, lr=0.1), check=lambda norm: None)
+    released = OptimizerInBackward(model, Counting(parameters, lr=0.1), check=lambda norm: None)
     model(input_ids=ids, labels=ids).loss.backward()
     assert len(most) == len(parameters)
     assert max(most) == 1
@@ -56,7 +56,7 @@ def test_a_gradient_that_is_no_number_stops_before_its_step(tmp_path: Path) -> N
 
     module = torch.nn.Module()
     module.weight = weight
-    ReleasedGradients(module, torch.optim.SGD([weight], lr=0.1), check=refuse)
+    OptimizerInBackward(module, torch.optim.SGD([weight], lr=0.1), check=refuse)
     with pytest.raises(TrainingError, match="norm inf"):
         (weight * float("inf")).sum().backward()
     assert weight.tolist() == [1, 1, 1]

@@ -19,7 +19,7 @@ import pytest
 from toolkit.cli.main import toolkit as command_line
 from toolkit.recipe import catalog
 from toolkit.recipe.document import parse
-from toolkit.recipe.schema import ONE
+from toolkit.recipe.schema import SINGLE_SECTIONS
 from toolkit.registry import Registry
 
 ROOT = Path(__file__).parents[2]
@@ -185,9 +185,11 @@ def test_every_link_leads_to_a_file(document: Path) -> None:
 def test_what_a_recipe_may_say_is_valid(document: Path) -> None:
     """Of plugins that are written out between backticks: `model: {plugin: gpt2, parameters: 30M}`."""
     registry = Registry.discover()
-    for line in re.findall(rf"`((?:{'|'.join(ONE)}): \{{plugin: [^`]+\}})`", document.read_text(encoding="utf-8")):
+    for line in re.findall(
+        rf"`((?:{'|'.join(SINGLE_SECTIONS)}): \{{plugin: [^`]+\}})`", document.read_text(encoding="utf-8")
+    ):
         ((section, options),) = parse(line, document.name).data.items()
-        registry.load(ONE[section], options.pop("plugin")).model_validate(options)
+        registry.load(SINGLE_SECTIONS[section], options.pop("plugin")).model_validate(options)
 
 
 def test_the_two_languages_tell_the_same() -> None:

@@ -8,9 +8,9 @@ import torch
 
 from tests.tiny import resolved, write_recipe
 from toolkit.api import RunContext
-from toolkit.assemble import _checkpoint
 from toolkit.errors import RecipeError
 from toolkit.testing.bench import Bench
+from toolkit.training.components import _checkpoint
 from toolkit_plugins.memory import activation_offload
 from toolkit_plugins.memory.activation_offload import ActivationOffload, HostCopies
 

@@ -9,7 +9,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from toolkit.api import RunContext, ToolkitError
-from toolkit.run_directory import RunDirectory
+from toolkit.storage.run_directory import RunDirectory
 from toolkit_plugins.callback.early_stopping import EarlyStopping
 from toolkit_plugins.callback.samples import FILE, Samples
 from toolkit_plugins.model.gpt2 import GPT2

@@ -18,7 +18,7 @@ from tests.hub_contents import ARTICLES, MEMBER, STRANGER, card, parquet, table
 from tests.hub_server import HubServer
 from tests.plugins.refusals import refused
 from toolkit.api import Device, OptionError, RunContext, UnavailableError
-from toolkit.documents import texts as documents_of
+from toolkit.data.documents import texts as documents_of
 from toolkit_plugins.dataset.hub import Hub
 from toolkit_plugins.dataset.python_docs import PythonDocs
 from toolkit_plugins.dataset.wikitext import WikiText, articles

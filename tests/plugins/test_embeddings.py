@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from toolkit.api import OptionError, RunContext
-from toolkit.plan.skeleton import fake_tensors
+from toolkit.planning.fake_components import fake_tensors
 from toolkit_plugins.exporter.merge_lora import MergeLoRA
 from toolkit_plugins.exporter.model_folder import ModelFolder
 from toolkit_plugins.memory.lora import LoRA

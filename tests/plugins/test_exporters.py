@@ -187,7 +187,7 @@ class TestModelFolder:
     def test_a_tokenizer_of_another_script_alone_is_exported(self, folder: Path, run_context: RunContext) -> None:
         letters = Tokenizer(models.BPE(vocab={letter: row for row, letter in enumerate("日本語文字")}, merges=[]))
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, eos_token="字", pad_token="文")
-        assert not tokenizer.encode(model_files.TEXT)
+        assert not tokenizer.encode(model_files.COMPARED_TEXT)
         model = GPT2(num_hidden_layers=1, hidden_size=32).build(tokenizer, run_context)
         ModelFolder().export(model, tokenizer, folder, RESULTS, run_context)
         MergeLoRA().export(with_lora(model, run_context), tokenizer, folder, RESULTS, run_context)

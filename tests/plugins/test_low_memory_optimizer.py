@@ -7,7 +7,7 @@ import pytest
 
 from tests.tiny import assert_same_run, resolved, train, train_in_two, write_recipe
 from toolkit.errors import RecipeError
-from toolkit.identity import identity
+from toolkit.recipe.identity import identity
 
 LLAMA = {"plugin": "llama", "num_hidden_layers": 2, "hidden_size": 32}
 PACKAGE = {"adamw-8bit": "bitsandbytes", "galore": "galore_torch", "apollo": "apollo_torch"}
@@ -26,7 +26,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_package_that_is_missing_and_what_needs_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
-    monkeypatch.setattr("toolkit.memory.find_spec", lambda name: None)
+    monkeypatch.setattr("toolkit.recipe.strategies.find_spec", lambda name: None)
     recipe = write_recipe(tmp_path, memory=[entry(optimizer)])
     with pytest.raises(
         RecipeError, match=rf"pip install {PACKAGE[optimizer]}, or use optimizer: adafactor, which needs no package"
@@ -58,6 +58,6 @@ def test_with_its_package_it_trains_and_resumes_exactly(tmp_path: Path, optimize
 
 @pytest.mark.parametrize("optimizer", ["galore", "apollo"])
 def test_gpt2_has_no_matrices_to_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str) -> None:
-    monkeypatch.setattr("toolkit.memory.find_spec", lambda name: True)
+    monkeypatch.setattr("toolkit.recipe.strategies.find_spec", lambda name: True)
     with pytest.raises(RecipeError, match=rf"memory\[0\].optimizer: {optimizer} projects .* take adafactor"):
         train(write_recipe(tmp_path, memory=[entry(optimizer)]))

@@ -27,7 +27,7 @@ from transformers import (
 from tests.plugins.test_exporters import RESULTS, with_lora
 from toolkit.api import RunContext
 from toolkit_plugins.exporter.merge_lora import MergeLoRA
-from toolkit_plugins.exporter.model_files import TEXT
+from toolkit_plugins.exporter.model_files import COMPARED_TEXT
 from toolkit_plugins.exporter.model_folder import ModelFolder
 from toolkit_plugins.model.gpt2 import GPT2
 from toolkit_plugins.model.llama import Llama
@@ -82,7 +82,7 @@ def published(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
 
 def exported(folder: Path, run: RunContext) -> dict[str, Path]:
     """Folders of models from scratch, of published ones, and of a merged one."""
-    tokenizer = ByteBPE(vocab_size=300).build([TEXT] * 3, run)
+    tokenizer = ByteBPE(vocab_size=300).build([COMPARED_TEXT] * 3, run)
     small: dict[str, Any] = {
         "vocab_size": len(tokenizer), "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2,
         "intermediate_size": 64, "max_position_embeddings": 256, "eos_token_id": tokenizer.eos_token_id,
@@ -96,7 +96,7 @@ def exported(folder: Path, run: RunContext) -> dict[str, Path]:
         "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 3e5},
         "sliding_attention": {"rope_type": "default", "rope_theta": 2e4},
     }
-    more = ByteBPE(vocab_size=290).build([TEXT] * 3, run)
+    more = ByteBPE(vocab_size=290).build([COMPARED_TEXT] * 3, run)
     more.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|model|>"]})
     bases = {
         "llama3": published(folder / "a", LlamaForCausalLM(LlamaConfig(**small, rope_parameters=llama3)), tokenizer),
@@ -140,17 +140,20 @@ def test_transformers_4_reads_an_exported_folder_as_transformers_5_does(
 ) -> None:
     folders = exported(tmp_path, run_context)
     done = subprocess.run(
-        [str(version_four), "-c", READ, TEXT, *map(str, folders.values())], capture_output=True, text=True, check=False
+        [str(version_four), "-c", READ, COMPARED_TEXT, *map(str, folders.values())],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     for name, folder in folders.items():
         tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
-        there, ids = told[str(folder)], tokenizer.encode(TEXT)
+        there, ids = told[str(folder)], tokenizer.encode(COMPARED_TEXT)
         assert there["ids"] == ids, name
         special = [tokenizer.eos_token_id, tokenizer.pad_token_id, sorted(tokenizer.all_special_ids)]
         assert there["special"] == special, name
-        assert there["text"] == TEXT, name
+        assert there["text"] == COMPARED_TEXT, name
         assert there["generates"] == tokenizer.eos_token_id, name
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([ids])).logits[0]

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 
 from tests.hub_server import HubServer
-from toolkit.device import detect
-from toolkit.identity import identity
-from toolkit.progress import Event
+from toolkit.events import Event
+from toolkit.lifecycle.rehearsal import REHEARSAL_STEPS, rehearse
 from toolkit.recipe import catalog
 from toolkit.recipe.document import parse
+from toolkit.recipe.identity import identity
+from toolkit.recipe.resolve import load, resolve
 from toolkit.recipe.schema import validate
 from toolkit.registry import Registry
-from toolkit.rehearsal import STEPS, rehearse
-from toolkit.resolve import load, resolve
+from toolkit.system.device import detect
 
 NAMES = list(catalog.shipped())
 PROMISED = {
@@ -60,7 +60,7 @@ def test_it_rehearses_to_its_end(
     monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path_factory.getbasetemp() / "rehearsals"))
     events: list[Event] = []
     result, stand_ins = rehearse(load(name), runs=tmp_path / "runs", device=detect(), listener=events.append)
-    assert result.steps == STEPS
+    assert result.steps == REHEARSAL_STEPS
     assert {"model", "training"} <= {stand_in.section for stand_in in stand_ins}
     assert result.model_folder is not None
     assert (result.model_folder / "model.safetensors").is_file()

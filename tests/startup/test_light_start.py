@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.command_line import RECIPE
+from tests.command_line import RECIPE
 
 HEAVY = {"torch", "transformers", "datasets", "numpy", "peft", "accelerate", "tokenizers", "huggingface_hub", "pyarrow"}
 MIDDLING = {"pydantic", "ruamel", "rich", "jinja2"}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.command_line import RECIPE
+from tests.command_line import RECIPE
 
 
 @pytest.fixture

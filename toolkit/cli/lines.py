@@ -11,10 +11,10 @@ from toolkit import formatting
 from toolkit.cli import render
 
 if TYPE_CHECKING:
-    from toolkit.account import DataAccount
-    from toolkit.progress import DataPrepared, Event, Progressed, StepDone, TrainingStarted
+    from toolkit.data.stats import DataAccount
+    from toolkit.events import DataPrepared, Event, Progressed, StepDone, TrainingStarted
 
-BORDER = re.compile(r"\s*(<\|\w+\|>|</?s>|<[be]os>|\[SEP\]|\[CLS\])\s*")
+BOUNDARY_TOKEN = re.compile(r"\s*(<\|\w+\|>|</?s>|<[be]os>|\[SEP\]|\[CLS\])\s*")
 """The special tokens at document boundaries, in decoded text."""
 
 
@@ -59,15 +59,15 @@ def phase(event: Progressed) -> list[str]:
     return [*parts, f"{formatting.duration(int(event.seconds))} so far"]
 
 
-def told(event: Event, width: int = render.ENDLESS) -> list[str]:
+def told(event: Event, width: int = render.UNWRAPPED_WIDTH) -> list[str]:
     """The lines for an event that deserves lines of its own; steps and saves do not."""
-    from toolkit import progress as events
+    from toolkit import events
 
     match event:
         case events.Message():
             return event.text.splitlines()
         case events.DataPrepared():
-            excerpt = BORDER.sub(r"\n\1\n", " ".join(event.account.excerpt.split()))
+            excerpt = BOUNDARY_TOKEN.sub(r"\n\1\n", " ".join(event.account.excerpt.split()))
             entries = {**_prepared(event), "excerpt": excerpt}
             return [
                 f"data{', prepared by an earlier run' * event.from_cache}",

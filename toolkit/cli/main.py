@@ -18,10 +18,11 @@ from typing import Any
 
 import click
 
-from toolkit import __version__, signals
+from toolkit import __version__
 from toolkit.cli import output, render
 from toolkit.cli.groups import NamingGroup
 from toolkit.errors import ToolkitError, of_the_machine
+from toolkit.system import signals
 
 COMMANDS = {
     "recipe": "toolkit.cli.recipe:recipe",

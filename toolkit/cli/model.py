@@ -44,10 +44,10 @@ def generate(
 
     The run must have finished; its model continues the prompt.
     """
-    from toolkit import run_directory
+    from toolkit.storage import run_directory
 
     found = run_directory.find(run, runs)
-    from toolkit import generation
+    from toolkit.inference import generation
 
     text = generation.generate(
         found, prompt=prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed
@@ -77,11 +77,11 @@ def evaluate(run: str, stride: int | None, max_documents: int | None, runs: Path
     """
     from dataclasses import asdict
 
-    from toolkit import run_directory
     from toolkit.cli.watch import watching
+    from toolkit.storage import run_directory
 
     found = run_directory.find(run, runs)
-    from toolkit import evaluation
+    from toolkit.inference import evaluation
 
     with watching(quiet=False, on_standard_error=True) as listener:
         reached = evaluation.evaluate(found, stride=stride, max_documents=max_documents, listener=listener)

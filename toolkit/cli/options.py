@@ -12,7 +12,7 @@ from toolkit.cli.completion import complete_runs
 
 if TYPE_CHECKING:
     from toolkit.api import Device
-    from toolkit.resolve import ResolvedRecipe
+    from toolkit.recipe.resolve import ResolvedRecipe
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Write JSON to standard output.")
 
@@ -62,10 +62,10 @@ def chosen_device(name: str | None) -> Device:
         UsageError: there is no device of that name.
     """
     if name is None:
-        from toolkit.device import detect
+        from toolkit.system.device import detect
 
         return detect()
-    from toolkit.plan.devices import known
+    from toolkit.planning.devices import known
 
     return known(name).device
 
@@ -78,7 +78,7 @@ def resolved(
     Raises:
         RecipeError, PluginError, UsageError: there is none, or it is invalid.
     """
-    from toolkit import resolve
+    from toolkit.recipe import resolve
 
     read = resolve.load(name, overrides=overrides, plugin_folders=plugin_folders)
     return resolve.resolve(read, chosen_device(device_name))

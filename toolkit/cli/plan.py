@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit import formatting, variables
+from toolkit import formatting
 from toolkit.cli import options, render
 from toolkit.cli.completion import complete_recipes
 from toolkit.cli.validate import first_rows_or_refusal, in_words
 from toolkit.errors import UsageError
+from toolkit.system import environment_variables
 
 if TYPE_CHECKING:
     from toolkit.api import Progress
-    from toolkit.plan.plan import Plan
-    from toolkit.plan.speed import Rates
-    from toolkit.plan.variants import Option
-    from toolkit.resolve import ResolvedRecipe
+    from toolkit.planning.plan import Plan
+    from toolkit.planning.roofline import Rates
+    from toolkit.planning.variants import Option
+    from toolkit.recipe.resolve import ResolvedRecipe
 
 
 @click.command(
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 @options.runs
 @options.plugin_folders
 @options.as_json
-@variables.set_aside()
+@environment_variables.set_aside()
 def plan(
     name: str,
     device_name: str | None,
@@ -69,20 +70,20 @@ def plan(
     If a run does not fit, the plan is followed by what would make it fit; the exit status is still 0. It is 2 if the
     recipe leaves the choice to `auto` and nothing that it may choose fits.
     """
-    from toolkit import resolve
     from toolkit.cli.watch import watching
+    from toolkit.recipe import resolve
 
     device = options.chosen_device(device_name)
     if memory:
         device = replace(device, memory_bytes=_bytes(memory))
     resolved = resolve.resolve(resolve.load(name, overrides=overrides, plugin_folders=plugin_folders), device)
     data = first_rows_or_refusal(resolved)
-    from toolkit.memory_watch import bytes_to_be_had, own_share
-    from toolkit.plan import compare as comparison
-    from toolkit.plan.choose import chooser_of, not_all_was_tried, resolve_auto, usable_bytes
-    from toolkit.plan.plan import plan as planned
-    from toolkit.plan.search import Search
-    from toolkit.progress import ProgressReporter
+    from toolkit.events import ProgressReporter
+    from toolkit.memory.budget import bytes_to_be_had, own_share
+    from toolkit.planning import compare as comparison
+    from toolkit.planning.choose import chooser_of, not_all_was_tried, resolve_auto, usable_bytes
+    from toolkit.planning.plan import make_plan
+    from toolkit.planning.search import Search
 
     chooser = chooser_of(resolved)
     whole = chooser.limit(resolved.device) if chooser else resolved.device.memory_bytes
@@ -100,7 +101,7 @@ def plan(
             )
             why = choice.why
         blocks = _known_blocks(resolved, runs)
-        made = planned(resolved, rates=rates, limit_bytes=limit, processes=processes, training_blocks=blocks)
+        made = make_plan(resolved, rates=rates, limit_bytes=limit, processes=processes, training_blocks=blocks)
     if not as_json:  # shown before the search, which takes longer
         _show(made, why, data)
     rows: list[Option] = []
@@ -143,21 +144,22 @@ def _bytes(text: str) -> int:
 
 
 def _rates(device_name: str | None, resolved: ResolvedRecipe, progress: Progress) -> Rates:
-    from toolkit.plan import devices, speed
+    from toolkit.planning import devices, roofline
 
     if device_name is not None:
-        return speed.published(devices.known(device_name))
-    from toolkit.host import check_device
+        return roofline.published(devices.known(device_name))
+    from toolkit.lifecycle.environment import check_device
 
     check_device(resolved)
     progress("measuring this machine")
-    return speed.measured(resolved.device)
+    return roofline.measured(resolved.device)
 
 
 def _known_blocks(resolved: ResolvedRecipe, runs: Path) -> int | None:
     """Blocks per epoch, if a run of this name has counted the same data."""
-    from toolkit import comparison, run_directory
-    from toolkit.files import read_json
+    from toolkit.lifecycle import comparison
+    from toolkit.storage import run_directory
+    from toolkit.system.files import read_json
 
     found = run_directory.newest_in_series(runs, resolved.name)
     if found is None or not (found / "data.json").is_file():
@@ -257,7 +259,7 @@ def _time(made: Plan) -> str:
 
 
 def _show_rows(rows: Sequence[Option]) -> None:
-    from toolkit.plan.choose import SPARE
+    from toolkit.planning.choose import SPARE_SHARE
 
     first = rows[0].plan
     render.table(
@@ -275,12 +277,12 @@ def _show_rows(rows: Sequence[Option]) -> None:
     )
     render.text(
         "Without the copy of the state for saves in the background, which is taken where it has room. What fits leaves "
-        f"{SPARE[first.device.kind]:.0%} free, as auto does."
+        f"{SPARE_SHARE[first.device.kind]:.0%} free, as auto does."
     )
 
 
 def _what_would_fit(search: Any, found: Option | None, made: Plan) -> str:
-    from toolkit.plan.choose import not_all_was_tried, too_small
+    from toolkit.planning.choose import not_all_was_tried, too_small
 
     if found is None:
         return too_small(search, made.limit_bytes, "different")

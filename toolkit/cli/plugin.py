@@ -177,14 +177,14 @@ def _place(loaded: type[Plugin]) -> str:
 
 def _example(kind: str, name: str, described: Mapping[str, Mapping[str, Any]]) -> str:
     """A recipe line that names the plugin, with its required options and one other."""
-    from toolkit.recipe.schema import MANY
+    from toolkit.recipe.schema import LIST_SECTIONS
 
     shown = {option: f"<{about['type']}>" for option, about in described.items() if about["required"]}
     optional = {option: about["default"] for option, about in described.items() if about["default"] is not None}
     for option, default in list(optional.items())[:1]:
         shown[option] = render.yaml_word(default)
     inner = ", ".join([f"plugin: {name}", *(f"{option}: {value}" for option, value in shown.items())])
-    section = next((section for section, of in MANY.items() if of == kind), None)
+    section = next((section for section, of in LIST_SECTIONS.items() if of == kind), None)
     return f"{section}: [{{{inner}}}]" if section else f"{kind}: {{{inner}}}"
 
 

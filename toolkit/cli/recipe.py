@@ -16,8 +16,8 @@ from toolkit.cli.verify_resume import verify_resume
 from toolkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from toolkit.progress import Listener, RunResult
-    from toolkit.rehearsal import StandIn
+    from toolkit.events import Listener, RunResult
+    from toolkit.lifecycle.rehearsal import StandIn
 
 
 @click.group(cls=NamingGroup, epilog=render.examples("toolkit recipe list", "toolkit recipe run quickstart"))
@@ -154,7 +154,7 @@ def run(
     if rehearse and (fresh or parent):
         raise UsageError("a rehearsal always starts over, in a folder of its own; leave --fresh and --from out")
     if run_name is not None:
-        from toolkit.run_directory import check_name
+        from toolkit.storage.run_directory import check_name
 
         check_name(runs, run_name)
     stand_ins: list[StandIn] = []
@@ -165,13 +165,13 @@ def run(
             )
         else:
             resolved = options.resolved(name, overrides, plugin_folders)
-            from toolkit import branch, train
+            from toolkit.lifecycle import branch, launch
 
             begun_at = branch.parent(parent, runs) if parent else None
-            result = train.run(resolved, runs=runs, name=run_name, fresh=fresh, parent=begun_at, listener=listener)
-    from toolkit import processes
+            result = launch.run(resolved, runs=runs, name=run_name, fresh=fresh, parent=begun_at, listener=listener)
+    from toolkit.system import distributed
 
-    if not processes.is_first():
+    if not distributed.is_main_process():
         return
     if as_json:
         from dataclasses import asdict
@@ -193,10 +193,11 @@ def _rehearse(
     run_name: str | None,
     listener: Listener,
 ) -> tuple[RunResult, list[StandIn]]:
-    from toolkit import device, resolve
+    from toolkit.recipe import resolve
+    from toolkit.system import device
 
     read = resolve.load(name, overrides=overrides, plugin_folders=plugin_folders)
-    from toolkit import rehearsal
+    from toolkit.lifecycle import rehearsal
 
     return rehearsal.rehearse(read, runs=runs, device=device.detect(), listener=listener, name=run_name)
 
@@ -216,16 +217,16 @@ def schema(output: str, plugin_folders: tuple[Path, ...]) -> None:
     of a recipe names it: # yaml-language-server: $schema=.toolkit/recipe.schema.json. Write it again after installing
     or removing plugins.
     """
-    from toolkit.recipe import editor
+    from toolkit.recipe import json_schema
     from toolkit.registry import Registry
 
-    document, failures = editor.schema(Registry.discover(plugin_folders))
+    document, failures = json_schema.schema(Registry.discover(plugin_folders))
     for failure in failures:
         render.note(f"without the options of one plugin: {failure}")
     if output == "-":
         render.as_json(document)
     else:
-        editor.write(document, Path(output))
+        json_schema.write(document, Path(output))
         render.text(f"Written: {output}")
 
 

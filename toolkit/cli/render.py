@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from toolkit.errors import Problem
-    from toolkit.progress import RunResult
-    from toolkit.rehearsal import StandIn
+    from toolkit.events import RunResult
+    from toolkit.lifecycle.rehearsal import StandIn
 
-NARROW = 24
+MIN_TEXT_COLUMNS = 24
 """Columns that text needs to fit beside a name; with fewer it goes below."""
 SAMPLE_LINES = 3
 """Lines shown of a finished model's sample text."""
-ENDLESS = 10_000
+UNWRAPPED_WIDTH = 10_000
 """The width where output is not a terminal: nothing wraps there, so that `grep` finds whole lines."""
 
 
@@ -80,7 +80,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     widths = [max(len(row[column]) for row in cells) for column in range(len(headings) - 1)]
     indent = sum(widths) + 2 * len(widths)
     room = terminal_width() - indent
-    if room < NARROW and indent + max(len(row[-1]) for row in cells) > terminal_width():
+    if room < MIN_TEXT_COLUMNS and indent + max(len(row[-1]) for row in cells) > terminal_width():
         for row in cells[1:]:
             text("\n  ".join([row[0], *wrapped("  ".join(row[1:]), terminal_width() - 2)]))
         return
@@ -112,7 +112,7 @@ def yaml_word(value: Any) -> str:
 def beside(entries: Mapping[str, Any], width: int, *, indent: int = 0) -> list[str]:
     """Lines of names and values; a long value wraps beside its name, or below it if there is no room."""
     margin = indent + max(map(len, entries)) + 2
-    below = width - margin < NARROW
+    below = width - margin < MIN_TEXT_COLUMNS
     lines = []
     for name, value in entries.items():
         column = indent + 2 if below else margin
@@ -124,12 +124,14 @@ def beside(entries: Mapping[str, Any], width: int, *, indent: int = 0) -> list[s
 
 def wrapped(paragraph: str, width: int) -> list[str]:
     """Lines of at most this width; but a long word, such as a path that the user may copy, stays whole."""
-    return textwrap.wrap(paragraph, max(NARROW, width), break_long_words=False, break_on_hyphens=False) or [""]
+    return textwrap.wrap(paragraph, max(MIN_TEXT_COLUMNS, width), break_long_words=False, break_on_hyphens=False) or [
+        ""
+    ]
 
 
 def terminal_width() -> int:
-    """Columns of the terminal; `ENDLESS` if standard output is not a terminal."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else ENDLESS
+    """Columns of the terminal; `UNWRAPPED_WIDTH` if standard output is not a terminal."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else UNWRAPPED_WIDTH
 
 
 def result(result: RunResult, *, recipe: str, rehearsed: bool) -> None:

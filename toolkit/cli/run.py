@@ -14,8 +14,8 @@ from toolkit.cli.groups import NamingGroup
 from toolkit.errors import UnavailableError
 
 if TYPE_CHECKING:
-    from toolkit.records import AttemptRecord, RunRecord
-    from toolkit.run_directory import RunDirectory
+    from toolkit.storage.records import AttemptRecord, RunRecord
+    from toolkit.storage.run_directory import RunDirectory
 
 
 @click.group(cls=NamingGroup, epilog=render.examples("toolkit run list", "toolkit run report quickstart"))
@@ -31,7 +31,7 @@ def run() -> None:
 @options.as_json
 def list_(runs: Path, as_json: bool) -> None:
     """List the runs, oldest first."""
-    from toolkit import run_directory
+    from toolkit.storage import run_directory
 
     found, entries = run_directory.all_runs(runs), []
     for directory in found:
@@ -63,7 +63,7 @@ def show(run: str, runs: Path, as_json: bool) -> None:
 
     Its status, attempts, results, checkpoints, and where its model is.
     """
-    from toolkit import run_directory
+    from toolkit.storage import run_directory
 
     found = run_directory.find(run, runs)
     record, summary = found.record, _summary(found)
@@ -141,12 +141,12 @@ def report(run: str, output: Path | None, runs: Path) -> None:
 
     One HTML file that needs no network: curves, the account of the data, samples, settings and their origins.
     """
-    from toolkit import report as report_module
-    from toolkit import run_directory
+    from toolkit.report import page
+    from toolkit.storage import run_directory
 
     found = run_directory.find(run, runs)
     target = output or found.folder / "report.html"
-    report_module.write(found, target)
+    page.write(found, target)
     render.text(f"Written: {target}")
 
 
@@ -161,7 +161,7 @@ def verify(ctx: click.Context, run: str, runs: Path, as_json: bool) -> None:
     Every checkpoint against its manifest, and every exported folder against what was written: size and SHA-256 of
     each file. Exit status 1 if anything has changed.
     """
-    from toolkit import checkpoint, run_directory
+    from toolkit.storage import checkpoint, run_directory
 
     found = run_directory.find(run, runs)
     faults: dict[str, str | None] = {
@@ -219,12 +219,12 @@ def export(
     The last step of a finished run is exported to the exporter's own folder, any other checkpoint to one that ends in
     its step: model-500.
     """
-    from toolkit import run_directory
     from toolkit.cli.watch import watching
+    from toolkit.storage import run_directory
 
     found = run_directory.find(run, runs)
     with watching(quiet=False, on_standard_error=as_json) as listener:
-        from toolkit import export_run
+        from toolkit.lifecycle import export_run
 
         exported = export_run.export_run(
             found, listener, recipe=recipe, exporters=exporters, step=step, plugin_folders=plugin_folders

@@ -10,13 +10,13 @@ import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
-from toolkit import signals
 from toolkit.cli.output import run_goes_on_without_it
 from toolkit.cli.watch import LogLines, watching
 from toolkit.errors import ToolkitError
+from toolkit.system import signals
 
 if TYPE_CHECKING:
-    from toolkit.progress import Event, Listener
+    from toolkit.events import Event, Listener
 
 
 @contextlib.contextmanager
@@ -47,7 +47,7 @@ class RunLog:
 
     def __call__(self, event: Event) -> None:
         """Log an event, if it is due: as often as lines are shown where output is not a terminal."""
-        from toolkit.progress import AttemptBegun
+        from toolkit.events import AttemptBegun
 
         if isinstance(event, AttemptBegun):
             # Unbuffered: what cannot be written is dropped, and does not block. A full disk is reported elsewhere.
@@ -81,7 +81,7 @@ class RunLog:
             self._file = None
 
     def _write(self) -> None:
-        from toolkit.run_directory import now
+        from toolkit.storage.run_directory import now
 
         if self._file is None or not self._lines:
             return

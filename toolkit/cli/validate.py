@@ -13,7 +13,7 @@ from toolkit.cli.completion import complete_recipes
 from toolkit.errors import PluginError, RecipeError, ToolkitError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
-    from toolkit.resolve import ResolvedRecipe
+    from toolkit.recipe.resolve import ResolvedRecipe
 
 SHOWN_CHARACTERS = 80
 """Characters shown of the first document."""
@@ -48,7 +48,7 @@ def validate(
     a run would refuse about the first rows: a missing or empty file, a missing column, another delimiter. For a
     dataset on the Hub, the first rows are fetched.
     """
-    from toolkit.resolve import check_trackers
+    from toolkit.recipe.resolve import check_trackers
 
     verdicts: list[dict[str, Any]] = []
     statuses = set()
@@ -81,7 +81,7 @@ def first_rows(resolved: ResolvedRecipe) -> dict[str, Any]:
     Raises:
         RecipeError, UnavailableError: a run would be refused because of them.
     """
-    from toolkit.assemble import peek_documents
+    from toolkit.training.components import peek_documents
 
     peek = peek_documents(resolved)
     return {

@@ -32,7 +32,7 @@ def verify_resume(
     """
     from dataclasses import asdict
 
-    from toolkit.verify_resume import KILLED_AFTER, KILLED_IN_SAVE_OF, verify_resume
+    from toolkit.lifecycle.verify_resume import KILLED_AFTER, KILLED_IN_SAVE_OF, verify_resume
 
     verdict = verify_resume(name, overrides=overrides, plugin_folders=plugin_folders)
     if as_json:

@@ -1,7 +1,7 @@
 """Shows the progress of a run: a live bar on a terminal, a line now and then elsewhere, nothing with --quiet.
 
-A watcher is the listener that `train.run` calls with events. On a terminal rich prints, because the bar has to make
-way for every line; elsewhere `render` does.
+A watcher is the listener that `lifecycle.launch.run` calls with events. On a terminal rich prints, because the bar has
+to make way for every line; elsewhere `render` does.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
-from toolkit import formatting, signals
+from toolkit import formatting
 from toolkit.cli import render
 from toolkit.cli.lines import filled, phase, progress, told
+from toolkit.system import signals
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from toolkit.progress import Event, Listener, Progressed, StepDone
+    from toolkit.events import Event, Listener, Progressed, StepDone
 
-LEAST_SECONDS = 5.0
+MIN_SECONDS_BETWEEN_LINES = 5.0
 """Without a live bar, the lines that show steps are at least this far apart, ..."""
-SHARE = 0.05
+MIN_SHARE_BETWEEN_LINES = 0.05
 """... and at least this share of the training time so far, so that a long run does not flood its log, ..."""
 MOST_SECONDS = 60.0
 """... but at most this far, so that nobody waits long for the next one."""
@@ -78,7 +79,7 @@ class LogLines:
 
     def __call__(self, event: Event) -> None:
         """Show an event, if it is due."""
-        from toolkit.progress import Progressed, StepDone, TrainingStarted
+        from toolkit.events import Progressed, StepDone, TrainingStarted
 
         if isinstance(event, TrainingStarted):
             self._began = self._shown_at = self._clock()
@@ -102,12 +103,12 @@ class LogLines:
         if event.phase == self._shown_phase:
             return self._clock() - self._shown_at >= PHASE_SECONDS
         if self._in_training:
-            return event.seconds >= LEAST_SECONDS
+            return event.seconds >= MIN_SECONDS_BETWEEN_LINES
         return not event.unit or event.seconds >= FIRST_PHASE_SECONDS
 
     def _is_due(self, event: StepDone) -> bool:
         now = self._clock()
-        apart = min(max(LEAST_SECONDS, SHARE * (now - self._began)), MOST_SECONDS)
+        apart = min(max(MIN_SECONDS_BETWEEN_LINES, MIN_SHARE_BETWEEN_LINES * (now - self._began)), MOST_SECONDS)
         return event.step == event.total_steps or now - self._shown_at >= apart
 
 
@@ -124,7 +125,7 @@ class Bar:
 
     def __call__(self, event: Event) -> None:
         """Take the numbers of a step; print anything else above the bar."""
-        from toolkit.progress import Progressed, StepDone
+        from toolkit.events import Progressed, StepDone
 
         self._phase, self._phase_told = (event if isinstance(event, Progressed) else None), time.monotonic()
         if isinstance(event, StepDone):

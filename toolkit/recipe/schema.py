@@ -16,13 +16,13 @@ from pydantic_core import ErrorDetails
 from toolkit import api
 from toolkit.errors import OptionError, PluginError, Problem, RecipeError, nearest
 from toolkit.recipe.document import Document, Path_, dotted
-from toolkit.recipe.training import Training
+from toolkit.recipe.settings import Training
 from toolkit.registry import Registry
 
 FORMAT = 1
 """The version of the recipe format that this toolkit reads."""
 
-ONE = {
+SINGLE_SECTIONS = {
     "dataset": "dataset",
     "tokenizer": "tokenizer",
     "model": "model",
@@ -30,7 +30,7 @@ ONE = {
     "optimizer": "optimizer",
 }
 """Sections that hold one plugin, with its kind."""
-MANY = {"memory": "memory", "callbacks": "callback", "exporters": "exporter"}
+LIST_SECTIONS = {"memory": "memory", "callbacks": "callback", "exporters": "exporter"}
 """Sections that hold a list of plugins, with their kind."""
 DEFAULTS: Mapping[str, Any] = {
     "description": "",
@@ -42,7 +42,7 @@ DEFAULTS: Mapping[str, Any] = {
     "training": {},
 }
 """The sections that a recipe may leave out, and their defaults."""
-SECTIONS = ("recipe", "description", "plugin_paths", *ONE, *MANY, "training")
+SECTIONS = ("recipe", "description", "plugin_paths", *SINGLE_SECTIONS, *LIST_SECTIONS, "training")
 
 
 @dataclass(frozen=True)
@@ -122,13 +122,13 @@ class _Validation:
             self._problem((), f"the recipe must say which format it has: recipe: {FORMAT}")
 
     def _components(self, data: Mapping[str, Any]) -> Iterator[tuple[Path_, Component]]:
-        for section, kind in ONE.items():
+        for section, kind in SINGLE_SECTIONS.items():
             if section not in data:
                 known = ", ".join(self.registry.names(kind))
                 self._problem((), f"the section {section!r} is missing; its plugins: {known}")
             elif component := self._component(data[section], (section,), kind):
                 yield (section,), component
-        for section, kind in MANY.items():
+        for section, kind in LIST_SECTIONS.items():
             entries = data[section]
             if not isinstance(entries, list):
                 self._problem((section,), f"this is a list: {section}: [{{plugin: NAME}}, ...]")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 
-PACKAGES: dict[str, tuple[str, ...]] = {
+TRACKER_PACKAGES: dict[str, tuple[str, ...]] = {
     "azure_ml": ("azureml",),
     "clearml": ("clearml",),
     "codecarbon": ("codecarbon",),
@@ -33,6 +33,6 @@ def missing(tracker: str) -> tuple[str, ...]:
     """The packages that are missing for this tracker, under the names that pip takes."""
     return tuple(
         INSTALLED_AS.get(module, module)
-        for module in PACKAGES[tracker]
+        for module in TRACKER_PACKAGES[tracker]
         if not any(importlib.util.find_spec(name) for name in (module, SUBSTITUTES.get(module)) if name)
     )

@@ -26,10 +26,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from toolkit import variables
 from toolkit.api import Plugin
 from toolkit.errors import PluginError, ToolkitError
 from toolkit.registry import Offer, Registry
+from toolkit.system import environment_variables
 from toolkit.testing import callback, dataset, exporter, memory, model, objective, optimizer, tokenizer
 from toolkit.testing.bench import Bench, Check, Fault, NotTriedHere, described
 from toolkit.testing.imports import check_imports
@@ -52,7 +52,7 @@ BEHAVIOUR: Mapping[str, Sequence[tuple[str, Try]]] = {
 """The checks of each kind, in the order in which they run."""
 
 
-@variables.set_aside()
+@environment_variables.set_aside()
 def check_plugin(
     kind: str, name: str, registry: Registry | None = None, options: Mapping[str, Any] | None = None
 ) -> list[Check]:
@@ -131,7 +131,7 @@ def _with_options(loaded: type[Plugin], options: Mapping[str, Any] | None) -> tu
 
 
 def _behaviour(plugin: Plugin, offer: Offer, *, rehearsed: bool) -> Iterator[Check]:
-    from toolkit.random_state import random_state_preserved
+    from toolkit.system.rng_state import random_state_preserved
 
     with tempfile.TemporaryDirectory(prefix="toolkit-check-") as folder:
         bench = Bench(Path(folder), rehearsal=rehearsed, offer=offer)

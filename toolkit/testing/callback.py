@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from toolkit.api import Callback, RunContext
-from toolkit.recipe.training import Training
+from toolkit.recipe.settings import Training
 from toolkit.testing.bench import Bench, require
 
 if TYPE_CHECKING:
@@ -53,9 +53,9 @@ def _trained(bench: Bench, context: RunContext, callbacks: list[TrainerCallback]
     from transformers import PrinterCallback, Trainer
     from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-    from toolkit.loss import token_mean_loss
-    from toolkit.trainer_arguments import training_arguments
-    from toolkit.without_effect import check_loss_function, loss_function_of
+    from toolkit.training.arguments import training_arguments
+    from toolkit.training.loss import token_mean_loss
+    from toolkit.training.without_effect import check_loss_function, loss_function_of
 
     arguments = training_arguments(
         Training(max_steps=STEPS),

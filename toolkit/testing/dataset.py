@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from datasets import DatasetDict
 
 SPLITS = ("train", "validation")
-NUMBERED = 5000
+DOCUMENTS_COMPARED_SINGLY = 5000
 """Documents per split that are compared one by one, to name the first difference; the rest are compared as one."""
 
 
@@ -42,7 +42,7 @@ def peek(plugin: Dataset, bench: Bench) -> str:
     if shown is None:
         return "it shows nothing before a run"
     train = plugin.load(bench.run())["train"]
-    first = islice((text for batch in train.iter(1000) for text in batch["text"]), NUMBERED)
+    first = islice((text for batch in train.iter(1000) for text in batch["text"]), DOCUMENTS_COMPARED_SINGLY)
     seen = any(text.startswith(shown.document) for text in first)
     require(seen, f"peek shows a first document that load does not return: {shown.document[:60]!r}")
     return "its first look shows a document that it loads"
@@ -83,7 +83,7 @@ def _digests(data: DatasetDict, split: str) -> dict[str, Any]:
         for text in batch["text"]:
             digest = hashlib.blake2b(str(text).encode("utf-8", "surrogatepass"), digest_size=8)
             whole.update(digest.digest())
-            if len(first) < NUMBERED:
+            if len(first) < DOCUMENTS_COMPARED_SINGLY:
                 first.append(digest.hexdigest())
     return {"count": len(data[split]), "digests": first, "all": whole.hexdigest()}
 

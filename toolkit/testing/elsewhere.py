@@ -25,7 +25,7 @@ from toolkit.api import Plugin
 from toolkit.registry import Offer
 from toolkit.testing.bench import Bench, Fault
 
-LATER = datetime.timedelta(days=400, hours=7, minutes=13)
+CLOCK_OFFSET = datetime.timedelta(days=400, hours=7, minutes=13)
 """Another year, month, weekday and hour."""
 
 
@@ -80,7 +80,7 @@ def _answer(question: dict[str, Any]) -> Any:
 @contextlib.contextmanager
 def _later() -> Iterator[None]:
     """Set Python's clocks ahead; libraries that read the clock in C still see the real time."""
-    seconds, clock, localtime, gmtime = LATER.total_seconds(), time.time, time.localtime, time.gmtime
+    seconds, clock, localtime, gmtime = CLOCK_OFFSET.total_seconds(), time.time, time.localtime, time.gmtime
     with (
         patch.multiple(
             time,
@@ -109,7 +109,7 @@ def _ahead(real: Any, *methods: str) -> Any:
             return issubclass(subclass, real)
 
     def ahead(method: str) -> Any:
-        return staticmethod(lambda *arguments, **named: getattr(real, method)(*arguments, **named) + LATER)
+        return staticmethod(lambda *arguments, **named: getattr(real, method)(*arguments, **named) + CLOCK_OFFSET)
 
     return Kind(real.__name__, (real,), {"__module__": "datetime", **{name: ahead(name) for name in methods}})
 

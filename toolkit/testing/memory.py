@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from toolkit.api import Change, Device, Memory
-from toolkit.device import detect
 from toolkit.errors import nearest
-from toolkit.memory import PROTECTED
-from toolkit.recipe.training import Training
+from toolkit.recipe.settings import Training
+from toolkit.recipe.strategies import SETTINGS_OF_THE_RECIPE
+from toolkit.system.device import detect
 from toolkit.testing.bench import BLOCK_SIZE, Bench, NotTriedHere, first_accepted, require
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def changes(plugin: Memory, bench: Bench) -> str:
         for setting, change in changed.items():
             known = setting in Training.model_fields
             require(known, f"it sets {setting!r}: no such setting; {nearest(setting, Training.model_fields)}")
-            require(setting not in PROTECTED, f"it sets {setting}, which belongs to the recipe alone")
+            require(setting not in SETTINGS_OF_THE_RECIPE, f"it sets {setting}, which belongs to the recipe alone")
             require(isinstance(change, Change), f"it sets {setting} to {change!r}, which is no toolkit.api.Change")
             _require_valid(setting, change.value)
             every.setdefault(setting, set()).add(repr(change.value))
@@ -62,8 +62,8 @@ def apply(plugin: Memory, bench: Bench) -> str:
     """After `apply` the model still learns; if `exact`, with the same numbers and the same trained parameters."""
     import torch
 
-    from toolkit.loss import token_mean_loss
-    from toolkit.without_effect import Watched
+    from toolkit.training.loss import token_mean_loss
+    from toolkit.training.without_effect import Watched
 
     device = detect()
     accelerator = next((need for need in ("cuda", "mps") if need in plugin.needed()), None)
@@ -117,7 +117,7 @@ def _require_exact(model: torch.nn.Module, plain: torch.nn.Module, batch: torch.
 
 
 def _require_same_gradients(model: torch.nn.Module, plain: torch.nn.Module, batch: torch.Tensor) -> None:
-    from toolkit.loss import token_mean_loss
+    from toolkit.training.loss import token_mean_loss
 
     for each in (model, plain):
         each.train().zero_grad()

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-TOLERANCE = 1e-4
+LOGIT_TOLERANCE = 1e-4
 """Relative to the largest logit: another batch size may change the summation order."""
 TASKS: tuple[Task, ...] = ("causal-lm", "masked-lm")
 
@@ -64,7 +64,7 @@ def behaviour(plugin: Model, bench: Bench) -> str:
     """Logits depend on the preceding tokens alone, survive saving and loading, and the loss is the one trained."""
     import torch
 
-    from toolkit.without_effect import check_built
+    from toolkit.training.without_effect import check_built
 
     task, model = _built(plugin, bench)
     told = check_built(model, task)
@@ -91,7 +91,7 @@ def behaviour(plugin: Model, bench: Bench) -> str:
 
 
 def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return bool((one - other).abs().max() < TOLERANCE * other.abs().max().clamp(min=1))
+    return bool((one - other).abs().max() < LOGIT_TOLERANCE * other.abs().max().clamp(min=1))
 
 
 def seeded(plugin: Model, bench: Bench) -> str:

@@ -12,10 +12,10 @@ from toolkit.testing.bench import BLOCK_SIZE, Bench, disturb_random_numbers, req
 if TYPE_CHECKING:
     import torch
 
-COUNT = 4
+BLOCKS_PER_BATCH = 4
 BATCHES = 400
-"""Of COUNT blocks each. A fault in 2 % of the batches is missed once in 3,000 times."""
-LEAST = 0.01
+"""Of BLOCKS_PER_BATCH blocks each. A fault in 2 % of the batches is missed once in 3,000 times."""
+MIN_LABELLED_SHARE = 0.01
 """Smallest share of tokens that have a label; below it, training would waste more than 99 % of its compute."""
 
 
@@ -33,13 +33,13 @@ def tokens(plugin: Objective, bench: Bench) -> str:
 
 def batch(plugin: Objective, bench: Bench) -> str:
     """A batch has inputs and labels, and nothing that the model would ignore."""
-    from toolkit.without_effect import check_batch
+    from toolkit.training.without_effect import check_batch
 
     made = _collated(plugin, bench, _blocks(plugin, bench))
     for key in ("input_ids", "labels"):
         require(key in made, f"the batch has no {key}, only {', '.join(made)}")
         shape = tuple(made[key].shape)
-        expected = (COUNT, plugin.block_size)
+        expected = (BLOCKS_PER_BATCH, plugin.block_size)
         require(shape == expected, f"{key} has the shape {shape} and not (batch, block_size), which is {expected}")
         require(not made[key].is_floating_point(), f"{key} holds {made[key].dtype} and no whole numbers")
     inputs, wanted = made["input_ids"], made["labels"]
@@ -88,7 +88,7 @@ def labels(plugin: Objective, bench: Bench) -> str:
         learned += int(known.sum())
         hidden += int((known & (inputs != given)).sum())
     share = learned / count
-    require(share >= LEAST, f"only {share:.2%} of the tokens have a label")
+    require(share >= MIN_LABELLED_SHARE, f"only {share:.2%} of the tokens have a label")
     require(causal or hidden, "no token that is to be filled in is hidden: each stands in the inputs as it is")
     closed = f", {ends:,} document ends among them" if ends else ""
     return f"{share:.0%} of {count:,} tokens have a label{closed}"
@@ -96,7 +96,7 @@ def labels(plugin: Objective, bench: Bench) -> str:
 
 def seeded(plugin: Objective, bench: Bench) -> str:
     """A row of a batch depends only on its block and the block's seed, in whichever batch, however often collated."""
-    from toolkit.random_state import RandomState
+    from toolkit.system.rng_state import RandomState
 
     disturb_random_numbers(1)
     first: list[str] = []
@@ -121,15 +121,15 @@ def seeded(plugin: Objective, bench: Bench) -> str:
                 rows == first[start : start + size],
                 "a block gives another row beside other blocks; draw from each block's own seed",
             )
-    return f"a block's own seed decides its row, in {BATCHES} batches of {COUNT}"
+    return f"a block's own seed decides its row, in {BATCHES} batches of {BLOCKS_PER_BATCH}"
 
 
 def _batches(plugin: Objective, bench: Bench) -> Iterator[list[Block]]:
     """Many batches, as the toolkit packs and frames them."""
     end, frame = plugin.document_end(bench.tokenizer), plugin.block_frame(bench.tokenizer)
-    blocks = bench.blocks(BATCHES * COUNT, min(plugin.block_size, BLOCK_SIZE), end=end, frame=frame)
-    for start in range(0, len(blocks), COUNT):
-        yield blocks[start : start + COUNT]
+    blocks = bench.blocks(BATCHES * BLOCKS_PER_BATCH, min(plugin.block_size, BLOCK_SIZE), end=end, frame=frame)
+    for start in range(0, len(blocks), BLOCKS_PER_BATCH):
+        yield blocks[start : start + BLOCKS_PER_BATCH]
 
 
 def _rows(batch: Mapping[str, Any]) -> list[str]:
@@ -145,7 +145,7 @@ def loss(plugin: Objective, bench: Bench) -> str:
     """A model of its task learns from the batch."""
     import torch
 
-    from toolkit.loss import token_mean_loss
+    from toolkit.training.loss import token_mean_loss
 
     small = plugin.model_copy(update={"block_size": min(plugin.block_size, BLOCK_SIZE)})
     made = _collated(small, bench, _blocks(small, bench))
@@ -158,7 +158,7 @@ def loss(plugin: Objective, bench: Bench) -> str:
 
 
 def _blocks(plugin: Objective, bench: Bench) -> list[Block]:
-    return bench.blocks(COUNT, plugin.block_size)
+    return bench.blocks(BLOCKS_PER_BATCH, plugin.block_size)
 
 
 def _collated(plugin: Objective, bench: Bench, blocks: Sequence[Block]) -> dict[str, torch.Tensor]:

@@ -107,7 +107,7 @@ def _built(
 
 def _trained(model: PreTrainedModel, built: torch.optim.Optimizer, bench: Bench, count: int) -> list[float]:
     """Train on one batch, and return the loss before each step and after the last one."""
-    from toolkit.loss import token_mean_loss
+    from toolkit.training.loss import token_mean_loss
 
     batch, losses = bench.batch(), []
     for _ in range(count):

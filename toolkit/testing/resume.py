@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.api import Memory, Objective
-from toolkit.device import detect
 from toolkit.errors import RecipeError, TrainingError, UnavailableError, UsageError
-from toolkit.messages import libraries_quiet
-from toolkit.recipe.schema import MANY
+from toolkit.lifecycle.verify_resume import Verdict, verify_resume
+from toolkit.logs import libraries_quiet
+from toolkit.recipe.schema import LIST_SECTIONS
 from toolkit.registry import Registry
+from toolkit.system.device import detect
 from toolkit.testing.bench import Check
 from toolkit.testing.memory import lacking_here
-from toolkit.verify_resume import Verdict, verify_resume
 
 RECIPE: Mapping[str, Any] = {
     "recipe": 1,
@@ -50,12 +50,12 @@ def check_resume(
     if isinstance(plugin, Memory) and (lacking := lacking_here(plugin, detect())):
         return Check("resume", True, f"not tried here: it needs {lacking}", tried=False)
     component = {"plugin": name, **(options or {})}
-    section = next((section for section, of in MANY.items() if of == kind), kind)
-    own = {section: [component] if section in MANY else component}
+    section = next((section for section, of in LIST_SECTIONS.items() if of == kind), kind)
+    own = {section: [component] if section in LIST_SECTIONS else component}
     refusals: dict[str, None] = {}
     masked = isinstance(plugin, Objective) and plugin.task == "masked-lm"
     for companions in COMPANIONS[-1:] if masked else COMPANIONS:
-        beside = own[section] + companions.get(section, []) if section in MANY else own[section]
+        beside = own[section] + companions.get(section, []) if section in LIST_SECTIONS else own[section]
         try:
             verdict = _verdict({**RECIPE, **companions, section: beside}, plugin_folders)
         except UnavailableError as error:

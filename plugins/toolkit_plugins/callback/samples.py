@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 FILE = "samples.jsonl"
-SHOWN = 160
+SHOWN_CHARACTERS = 160
 """Characters of a sample that are shown; the file has all of it."""
 
 
@@ -98,6 +98,10 @@ def _sampler(options: Samples, run: RunContext) -> TrainerCallback:
             except OSError as error:  # a full disk is no reason to end a run
                 run.log.info("step %s: its text is not in %s: %s", state.global_step, FILE, error.strerror)
             whole = " ".join(f"{options.prompt or ''}{text}".split())
-            run.log.info("step %s wrote: %s", state.global_step, whole[:SHOWN] + ("…" if len(whole) > SHOWN else ""))
+            run.log.info(
+                "step %s wrote: %s",
+                state.global_step,
+                whole[:SHOWN_CHARACTERS] + ("…" if len(whole) > SHOWN_CHARACTERS else ""),
+            )
 
     return Sampler()

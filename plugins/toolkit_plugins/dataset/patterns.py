@@ -11,7 +11,7 @@ from pathlib import Path
 from toolkit.api import OptionError
 from toolkit_plugins.dataset.contents import ENDINGS
 
-LOOKED_AT = 10_000
+MAX_FILES_LISTED = 10_000
 """At most this many files of a folder are looked at for their endings."""
 
 
@@ -72,6 +72,6 @@ def _names(part: str, place: Path) -> list[str]:
 
 def _usual(folder: Path) -> str:
     """The pattern for the kind of files that a folder has most of."""
-    names = (file.name.lower() for file in itertools.islice(folder.rglob("*"), LOOKED_AT))
+    names = (file.name.lower() for file in itertools.islice(folder.rglob("*"), MAX_FILES_LISTED))
     endings = Counter(ending for name in names for ending in ENDINGS if f"{name}.".find(f"{ending}.") > 0)
     return f"*{endings.most_common(1)[0][0]}" if endings else "*.txt"

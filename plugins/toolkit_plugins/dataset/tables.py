@@ -21,7 +21,7 @@ NO_DELIMITER = re.compile(r"[\w\s\"'.-]")
 """Characters that may be part of a column's name, and so are not taken for delimiters."""
 NOTE_TO_EXCEL = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 """A first line that tells Excel the delimiter; some web applications write one."""
-MANY_LINES = 10
+LONG_ROW_LINES = 10
 """A row that spans more lines than this is reported."""
 
 
@@ -46,7 +46,7 @@ class LongRow:
     @property
     def is_long(self) -> bool:
         """Whether a quoted cell in it may have swallowed other rows."""
-        return self.lines > MANY_LINES
+        return self.lines > LONG_ROW_LINES
 
 
 class _Lines:

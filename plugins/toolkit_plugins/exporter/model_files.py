@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-TEXT = "The quick brown fox jumps over the lazy dog, and 42 naïve cafés wait — \n\tdef f(x): return x\n"
+COMPARED_TEXT = "The quick brown fox jumps over the lazy dog, and 42 naïve cafés wait — \n\tdef f(x): return x\n"
 """The text that the reloaded tokenizer and model are compared on: words, digits, accents, white space."""
 
-COMPARED = 32
+COMPARED_TOKENS = 32
 """Tokens whose logits are compared: few, as every weight is compared anyway, and with two models 50,257 logits per
 token are held twice."""
 
@@ -61,12 +61,12 @@ def prove(
     from transformers import AutoTokenizer
 
     again = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    ids = tokenizer.encode(TEXT)
+    ids = tokenizer.encode(COMPARED_TEXT)
     special = (set(again.all_special_ids), again.pad_token_id) == (
         set(tokenizer.all_special_ids),
         tokenizer.pad_token_id,
     )
-    if again.encode(TEXT) != ids or len(again) != len(tokenizer) or not special:
+    if again.encode(COMPARED_TEXT) != ids or len(again) != len(tokenizer) or not special:
         raise ToolkitError(f"the tokenizer that was written to {folder} does not read text as the trained one does")
     ids = ids_to_compare(model, tokenizer)
     loaded = reload(folder)
@@ -93,9 +93,9 @@ def prove(
 
 
 def ids_to_compare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The first tokens of TEXT; or of the vocabulary, if the tokenizer covers only another script and TEXT has none."""
-    ids = tokenizer.encode(TEXT) or list(range(len(tokenizer)))
-    return ids[: min(COMPARED, getattr(model.config, "max_position_embeddings", None) or COMPARED)]
+    """The first tokens of COMPARED_TEXT; or of the vocabulary, if the tokenizer knows no word of the text."""
+    ids = tokenizer.encode(COMPARED_TEXT) or list(range(len(tokenizer)))
+    return ids[: min(COMPARED_TOKENS, getattr(model.config, "max_position_embeddings", None) or COMPARED_TOKENS)]
 
 
 def logits(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:

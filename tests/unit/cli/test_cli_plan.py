@@ -1,0 +1,115 @@
+"""`toolkit recipe plan`, and devices that are not here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import RECIPE, toolkit
+from toolkit.planning.devices import KNOWN
+
+pytestmark = pytest.mark.usefixtures("here")
+
+
+def test_a_plan_is_a_table_for_people(here: Path) -> None:
+    out = toolkit("recipe", "plan", "mine.yaml").out
+    for word in (
+        "framework",
+        "weights",
+        "peak",
+        "fits",
+        "yes",
+        "checkpoint",
+        "a step",
+        "5 steps",
+        "(2 x 2)",
+    ):
+        assert word in out, word
+    assert [file.name for file in here.iterdir()] == ["mine.yaml"]
+
+
+def test_and_json_for_scripts() -> None:
+    made = toolkit("recipe", "plan", "mine.yaml", "--device", "t4", "--json").json
+    assert made["device"]["name"] == "Tesla T4"
+    assert sum(made["parts"].values()) == made["peak_bytes"]
+    assert made["fits"] is True
+    assert (made["steps"], made["tokens"]) == (5, 5 * 4 * 32)
+    assert made["weights_bytes"] == 4 * made["parameters"]
+
+
+def test_what_does_not_fit_is_told_with_what_would() -> None:
+    words = ("recipe", "plan", "mine.yaml", "--device", "t4", "--memory", "650MB")
+    told = toolkit(*words, "--set", "model.hidden_size=1024")
+    assert "no: " in told.out.partition("would fit")[0]
+    assert "looking for strategies that fit, for 1 min at most" in told.err
+    hurried = toolkit(*words, "--set", "model.hidden_size=1024", "--search-seconds", "0").out
+    assert "the search ended after 0 s, with 1 set of strategies tried: --search-seconds gives it longer" in hurried
+
+
+def test_a_model_that_would_be_planned_for_hours_ends_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toolkit.planning.tracker.MAX_TRACE_SECONDS", -1.0)
+    assert "too many layers to be traced" in toolkit("recipe", "plan", "mine.yaml", "--device", "t4", status=3).err
+
+
+def test_where_only_the_copy_for_saves_does_not_fit_that_is_the_cure() -> None:
+    settings = ("model.hidden_size=512", "training.global_batch_size=192", "memory=[]")
+    words = ("recipe", "plan", "mine.yaml", *(word for setting in settings for word in ("--set", setting)))
+    made = toolkit(*words, "--json").json
+    without = made["peak_bytes"] - made["snapshot_bytes"]
+    enough = round(without / 0.97) + 1_000_000  # with what a choice leaves free
+    assert without < enough < made["peak_bytes"]
+    small = (*words, "--memory", f"{enough}B")
+    assert "memory: [], and training.save_in_background: false" in toolkit(*small).out
+    would = toolkit(*small, "--json").json["would_fit"]
+    assert (would["strategies"], would["save_in_background"]) == ([], False)
+
+
+def test_a_comparison_has_a_row_for_each_set_of_strategies() -> None:
+    out = toolkit("recipe", "plan", "mine.yaml", "--device", "a100-80g", "--compare").out
+    for words in ("STRATEGIES", "1.00x", "exact", "approximate", "gradient-checkpointing", "mixed-precision"):
+        assert words in out
+    assert "lora" not in out  # the run would refuse it: the exporter would write factors without what they belong to
+
+
+def test_auto_is_planned_as_what_it_chooses() -> None:
+    out = toolkit("recipe", "plan", "mine.yaml", "--set", "memory=[auto]", "--device", "l4").out
+    assert "chosen" in out
+    assert "planned peak" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--device", "t5"], "--device t5: no such device; known are h200, h100"),
+        (["--device", "t5"], "--memory 24GiB"),
+        (["--memory", "much"], "--memory much: write a size, 12GiB"),
+        (["--memory", "0"], "a run needs some memory"),
+        (["--processes", "3"], "3 processes with micro-batches of 2 cannot share 4 sequences"),
+        (["--processes", "3", "--set", "memory=[auto]"], "3 processes with micro-batches of 1 cannot share 4"),
+        (
+            ["--processes", "2", "--set", "memory=[release-gradients]", "--set", "training.max_grad_norm=0"],
+            "2 processes must exchange their gradients before a step",
+        ),
+    ],
+)
+def test_what_cannot_be_planned(words: list[str], text: str) -> None:
+    assert text in toolkit("recipe", "plan", "mine.yaml", *words, status=2).err
+
+
+def test_a_recipe_is_validated_for_another_device() -> None:
+    Path("half.yaml").write_text(RECIPE.replace("frequent-saves", "mixed-precision"))
+    made = toolkit("recipe", "plan", "half.yaml", "--device", "t4", "--json").json
+    assert made["fidelity"] == "approximate"
+    assert toolkit("recipe", "validate", "half.yaml", "--device", "v100").out == "half.yaml is valid\n"
+    assert "no such device" in toolkit("recipe", "validate", "half.yaml", "--device", "abacus", status=2).err
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_devices_are_what_their_names_say(name: str) -> None:
+    entry = KNOWN[name]
+    assert entry.device.memory_bytes > 8e9
+    assert entry.flops["fp32"] > 0
+    assert entry.bandwidth > 1e9
+    assert entry.device.kind == "cpu" or entry.device.bf16 == ("bf16" in entry.flops)  # a processor imitates it
+    assert (entry.device.kind == "cuda") == (entry.device.compute_capability is not None)

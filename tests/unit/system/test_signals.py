@@ -1,0 +1,124 @@
+"""Signals reach a process inside native code, where the interpreter runs no handler."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from toolkit.errors import InterruptedRun
+from toolkit.system.signals import DUPLICATE_SECONDS, GRACE_SECONDS, StopRequest, held_back, numbers
+
+NATIVE = "hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"
+"""Minutes of C that lets other threads run and looks for no signal."""
+PROGRAM = """
+import contextlib, hashlib, sys, time
+from toolkit.system.signals import StopRequest, at_forced_end, ending_the_process, held_back
+with ending_the_process(), at_forced_end(lambda reason: print("ended:", reason, flush=True)):
+    {setting}
+"""
+BUSY = f"print('here', flush=True); {NATIVE}"
+TRAINING = "a run that trains"
+SETTINGS = {
+    "a command": BUSY,
+    "a plan": f"with held_back(): {BUSY}",
+    "a run before training": f"with StopRequest().handled(): {BUSY}",
+    TRAINING: f"with StopRequest().handled() as stop, stop.deferred(): {BUSY}",
+}
+
+
+def started(setting: str, *, cwd: Path) -> subprocess.Popen[str]:
+    program = PROGRAM.format(setting=setting)
+    return subprocess.Popen([sys.executable, "-c", program], cwd=cwd, stdout=subprocess.PIPE, text=True)
+
+
+def test_native_code_is_ended_within_seconds_and_training_by_the_second_signal(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        running = {name: stack.enter_context(started(setting, cwd=tmp_path)) for name, setting in SETTINGS.items()}
+        stack.callback(lambda: [process.kill() for process in running.values()])
+        _ended_by_signals(running)
+
+
+def _ended_by_signals(running: Mapping[str, subprocess.Popen[str]]) -> None:
+    for process in running.values():
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
+    time.sleep(1)  # between the line and the native code, Python's own handler would end a command
+    for process in running.values():
+        process.send_signal(signal.SIGTERM)
+    running, training = {name: p for name, p in running.items() if name != TRAINING}, running[TRAINING]
+    said = {name: process.communicate(timeout=60)[0] for name, process in running.items()}
+    assert said == {
+        "a command": "ended: \n",
+        "a plan": "ended: \n",
+        "a run before training": "ended: stopped by SIGTERM; before training, so there was nothing to save\n",
+    }
+    assert {process.returncode for process in running.values()} == {128 + signal.SIGTERM}
+    time.sleep(GRACE_SECONDS)
+    assert training.poll() is None  # it is given the time to end its step
+    training.send_signal(signal.SIGINT)
+    assert training.communicate(timeout=60)[0] == (
+        "ended: stopped by SIGINT; at once, because it came twice; the last checkpoint stands\n"
+    )
+    assert training.returncode == 128 + signal.SIGINT
+
+
+def test_a_command_that_acts_on_the_signal_is_left_in_peace(tmp_path: Path) -> None:
+    cleaning = "time.sleep(4); print('cleaned', flush=True); sys.exit(7)"
+    process = started(
+        f"""
+    try:
+        print('here', flush=True); time.sleep(60)
+    except KeyboardInterrupt:
+        {cleaning}
+""",
+        cwd=tmp_path,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "here\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[0] == "cleaned\n"
+    assert process.returncode == 7
+
+
+def test_a_hangup_stops_a_run_and_nohup_keeps_it_from_that() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest().handled():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.SIGHUP not in numbers()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with StopRequest().handled(), pytest.raises(InterruptedRun, match="stopped by SIGHUP") as error:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert error.value.exit_status == 129
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_that_a_launcher_passes_on_counts_once_and_a_second_one_ends_the_run_at_once() -> None:
+    stop = StopRequest()
+    with stop.handled(), stop.deferred():
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):  # a terminal's, and torchrun's after it
+            os.kill(os.getpid(), number)
+        assert stop.signal_number == signal.SIGINT
+        time.sleep(DUPLICATE_SECONDS)
+        with pytest.raises(InterruptedRun, match="because it came twice"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _held_back_twice() -> None:
+    with held_back():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_that_was_held_back_comes_afterwards() -> None:
+    with StopRequest().handled(), pytest.raises(InterruptedRun, match="stopped by SIGTERM"):
+        _held_back_twice()

@@ -1,0 +1,69 @@
+"""The Trainer's private methods that ours stands on are there, are called, and are called where we count on it."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+from transformers import Trainer
+
+from tests.tiny import train, train_in_two, write_recipe
+from toolkit.training.trainer import RecipeTrainer
+
+LEANED_ON = (
+    "_save_checkpoint",
+    "_save",
+    "_save_optimizer_and_scheduler",
+    "_load_optimizer_and_scheduler",
+    "_get_output_dir",
+    "_get_grad_norm",
+    "_prepare_inputs",
+)
+
+
+@pytest.mark.parametrize("name", LEANED_ON)
+def test_it_is_the_trainers_own_with_the_parameters_that_we_take(name: str) -> None:
+    theirs = list(inspect.signature(getattr(Trainer, name)).parameters.values())
+    ours = list(inspect.signature(getattr(RecipeTrainer, name)).parameters.values())
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.kind == other.kind
+        assert (one.default is inspect.Parameter.empty) == (other.default is inspect.Parameter.empty)
+
+
+def test_each_is_called_in_a_run_that_saves_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+    called: set[str] = set()
+    for name in LEANED_ON:
+        ours = getattr(RecipeTrainer, name)
+
+        def noting(self, *args, ours=ours, name=name, **kwargs):
+            if self.saver is not None:  # not in the step that is traced for the plan
+                called.add(name)
+            return ours(self, *args, **kwargs)
+
+        monkeypatch.setattr(RecipeTrainer, name, noting)
+    train_in_two(write_recipe(tmp_path), stop_after=2)
+    assert called == set(LEANED_ON)
+
+
+def test_the_norm_is_asked_for_after_backward_and_before_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There the guard looks at the gradients; if the Trainer asked earlier or later, a bad step would be taken."""
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+    order: list[str] = []
+    for name in ("training_step", "_get_grad_norm", "create_optimizer"):
+        ours = getattr(RecipeTrainer, name)
+
+        def noting(self, *args, ours=ours, name=name, **kwargs):
+            result = ours(self, *args, **kwargs)
+            if name == "create_optimizer":
+                order.clear()  # of the step that was traced for the plan
+                result.register_step_pre_hook(lambda *arguments: order.append("step"))
+            else:
+                order.append(name)
+            return result
+
+        monkeypatch.setattr(RecipeTrainer, name, noting)
+    train(write_recipe(tmp_path, memory=[{"plugin": "small-batch", "micro_batch_size": 2}], training={"max_steps": 2}))
+    assert order == ["training_step", "training_step", "_get_grad_norm", "step"] * 2

@@ -1,0 +1,101 @@
+"""Builds a run's tokenizer: what it learns from the documents is cached, and progress is shown meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
+
+from toolkit.api import Progress, RunContext, Tokenizer
+from toolkit.data import documents
+from toolkit.recipe.schema import Component
+from toolkit.system.cache import text_kept
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+TOKENIZER_TEXT_FORMAT = 1
+"""Raise this when the cached text changes its meaning."""
+PROGRESS_SECONDS = 0.5
+
+
+class Corpus:
+    """The training documents, counted as the tokenizer reads them."""
+
+    def __init__(self, split: Dataset) -> None:
+        self.split = split
+        self.read = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for batch in documents.texts(self.split):
+            for text in batch:
+                self.read += 1
+                if text:
+                    yield text
+
+
+def tokenizer_of(component: Component, split: Dataset, digest: str, context: RunContext) -> PreTrainedTokenizerBase:
+    """Have the plugin build its tokenizer; `digest` is that of the documents in `split`.
+
+    Raises:
+        OptionError: the plugin refuses.
+        UnavailableError: what it learned cannot be written to the cache, or the plugin lacks something.
+    """
+    plugin = cast(Tokenizer, component.plugin)
+    corpus = Corpus(split)
+    file = context.cache / "tokenizers" / _key(component, digest, context)
+
+    def learned(learn: Callable[[], str]) -> str:
+        return text_kept(file, learn)
+
+    with _shown(corpus, context.progress):
+        return plugin.build(iter(corpus), replace(context, learned=learned))
+
+
+def _key(component: Component, digest: str, context: RunContext) -> str:
+    """Cache key of what a tokenizer learns: the plugin, its options, the documents, and what it may know of the run."""
+    plugin = component.plugin
+    parts = [
+        TOKENIZER_TEXT_FORMAT,
+        component.name,
+        component.distribution,
+        _source(type(plugin)),
+        plugin.model_dump(mode="json"),
+        digest,
+        [context.task, context.block_size, context.seed, context.rehearsal],
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _source(plugin: type) -> str:
+    """Source of the plugin's module, which its author may have changed without a new version."""
+    with contextlib.suppress(OSError):
+        return inspect.getsource(sys.modules[plugin.__module__])
+    return ""
+
+
+@contextlib.contextmanager
+def _shown(corpus: Corpus, progress: Progress) -> Iterator[None]:
+    """Report how much of the corpus is read, and keep reporting after that, when most of the learning happens."""
+    ended = threading.Event()
+
+    def tell() -> None:
+        while not ended.wait(PROGRESS_SECONDS):
+            if corpus.read:
+                progress("learning the tokenizer", corpus.read, len(corpus.split), unit="documents")
+
+    # From a thread: tokenizer training releases the GIL, but has no progress callback.
+    thread = threading.Thread(target=tell, name="tokenizer-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

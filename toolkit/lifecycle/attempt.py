@@ -1,0 +1,297 @@
+"""One process's work on a run: assemble, resume, train, export, and record in run.json how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any, cast
+
+from toolkit.api import Callback
+from toolkit.data.stats import DataAccount
+from toolkit.errors import InterruptedRun, TrainingError
+from toolkit.events import DataPrepared, Listener, Message, ProgressReporter, TrainingStarted
+from toolkit.lifecycle import branch, ending
+from toolkit.lifecycle.comparison import exporters_of, require_same_data
+from toolkit.lifecycle.export import export, final_sample, ready, told_by
+from toolkit.lifecycle.start import Start, begin_attempt
+from toolkit.lifecycle.trial_save import try_saving
+from toolkit.logs import libraries_quiet
+from toolkit.memory import watch
+from toolkit.memory.allocator import give_memory_back
+from toolkit.memory.budget import own_share
+from toolkit.memory.limits import WHY_INDIVISIBLE
+from toolkit.recipe.batch import BatchSplit
+from toolkit.recipe.resolve import ResolvedRecipe
+from toolkit.storage import checkpoint
+from toolkit.storage.async_saver import AsyncSaver
+from toolkit.storage.run_directory import DATA_FILE, RunDirectory
+from toolkit.system import distributed
+from toolkit.system.disk import check_disk, seconds_to_write
+from toolkit.system.files import read_json, write_json
+from toolkit.system.host_memory import peak_bytes
+from toolkit.system.signals import EndedByEvaluation, StopRequest
+from toolkit.training.components import Components, assemble, context_of, refusals_placed
+from toolkit.training.intervals import Intervals
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import TrainerCallback
+
+    from toolkit.training.run_callback import RunCallback
+    from toolkit.training.trainer import RecipeTrainer
+
+
+class Attempt:
+    """One process's work on a run."""
+
+    def __init__(
+        self,
+        resolved: ResolvedRecipe,
+        directory: RunDirectory,
+        stop: StopRequest,
+        listener: Listener,
+        *,
+        rehearsal: bool,
+        stop_after: int | None,
+    ) -> None:
+        self.resolved = resolved
+        self.directory = directory
+        self.stop = stop
+        self.listener = listener
+        self.stop_after = stop_after
+        self.memory_was_short = False
+        self.sizes = BatchSplit.of(resolved, processes=distributed.world_size())
+        self.context = context_of(resolved, directory.folder, rehearsal=rehearsal, progress=ProgressReporter(listener))
+
+    def run(self) -> None:
+        """Assemble, resume, train and export; record in run.json how it ended."""
+        size = self.sizes.micro_batch_size
+        start = distributed.by_main_process(
+            lambda: begin_attempt(self.directory, self.resolved, self.listener, micro_batch_size=size)
+        )
+        with self._memory_watched():
+            self._work(start)
+
+    def _memory_watched(self) -> contextlib.AbstractContextManager[None]:
+        def when_short() -> None:
+            if self.resolved.device.kind == "cpu":
+                self.memory_was_short = give_memory_back()
+
+        record, device = self.directory.record, self.resolved.device
+        share = own_share(device.memory_bytes, device, distributed.world_size())
+        return watch.watched(
+            self.directory.folder,
+            limit=record.get("memory_budget_bytes") or share,
+            planned=record.get("planned_memory_bytes"),
+            when_short=when_short,
+            rank=distributed.rank(),
+        )
+
+    def _work(self, start: Start) -> None:
+        with ending.noted(self.directory, self.stop):
+            with self.stop.never_swallowed():
+                components = distributed.main_process_first(lambda: assemble(self.resolved, self.context))
+                distributed.by_main_process(lambda: self._check_data(components.data.account))
+                cadence = self._prepare(components)
+                checkpoint_bytes = checkpoint.expected_bytes(components.model)
+                if start.folder and start.of_parent:
+                    branch.check_fits(
+                        self.directory,
+                        start.folder,
+                        components.model,
+                        components.tokenizer,
+                        total_steps=cadence.total_steps,
+                    )
+                check_disk(self.directory.folder, checkpoint_bytes=checkpoint_bytes)
+                schedule = self._schedule(cadence, start, checkpoint_bytes)
+                trainer = self._trainer(components, schedule, start)
+                if not self._is_over(cadence, start):
+                    context, steps = self.context, cadence.total_steps
+                    try_saving(self.resolved, components, trainer, self.directory, context, steps, self.listener)
+            self._train(trainer, schedule, cadence, start)
+            step = trainer.state.global_step or start.step
+            if self.stop.signal_number is not None and (step < cadence.total_steps or trainer.evaluation_left_out):
+                raise self.stop.error(f"step {step} is saved; the same command goes on from there")
+            if distributed.is_main_process():
+                self._finish(components, trainer, step)
+            distributed.barrier()
+
+    def _check_data(self, account: DataAccount) -> None:
+        """Check the documents: they are part of a run's identity, and known only now."""
+        require_same_data(self.directory, account)
+        self.directory.update(data_key=account.key)
+
+    def _prepare(self, components: Components) -> Intervals:
+        """Compute the run's length, and report the data account."""
+        training, data = self.resolved.training, components.data
+        steps_per_epoch = math.ceil(len(data.train) / training.global_batch_size)
+        total_steps = training.max_steps or math.ceil(training.num_train_epochs * steps_per_epoch)
+        tokens_per_step = training.global_batch_size * data.account.block_size
+        prepared = DataPrepared(
+            account=data.account,
+            tokens_per_step=tokens_per_step,
+            epochs=total_steps / steps_per_epoch,
+            total_steps=total_steps,
+            from_cache=data.from_cache,
+        )
+        budget = {"tokens_per_step": tokens_per_step, "epochs": prepared.epochs, "total_steps": total_steps}
+        if distributed.is_main_process():
+            write_json(self.directory.folder / DATA_FILE, data.account.as_dict() | budget)
+        self.listener(prepared)
+        if data.validation is None:
+            self.listener(
+                Message("nothing is held out, so there will be no evaluation; dataset.eval_fraction: 0.05 would")
+            )
+        return Intervals.of(training, total_steps=total_steps, validation_blocks=len(data.validation or ()))
+
+    def _schedule(self, cadence: Intervals, start: Start, checkpoint_bytes: int) -> RunCallback:
+        from toolkit.training.run_callback import RunCallback
+
+        save_seconds = distributed.by_main_process(
+            lambda: seconds_to_write(self.directory.checkpoints, checkpoint_bytes)
+        )
+        schedule = RunCallback(cadence, self.directory, self.listener, self.stop, save_seconds=save_seconds)
+        schedule.resumed_from = start.folder
+        # A run that starts from another's checkpoint evaluates there first, as its parent did.
+        begins = start.of_parent and not self.directory.metrics()
+        due = cadence.eval_steps is not None and start.step % cadence.eval_steps == 0
+        schedule.evaluation_left_out = start.evaluation_left_out or (begins and due)
+        schedule.stop_after = self.stop_after
+        return schedule
+
+    def _trainer(self, components: Components, schedule: RunCallback, start: Start) -> RecipeTrainer:
+        from toolkit.memory.oom_retry import OOMRetry
+        from toolkit.training.arguments import training_arguments
+        from toolkit.training.loss_guard import LossGuard
+        from toolkit.training.trainer import RecipeTrainer
+
+        training = self.resolved.training
+        guard = LossGuard(
+            on_spike=training.on_spike,
+            scaled_gradients=training.precision == "fp16",
+            blocks=components.data.train,
+            tokenizer=components.tokenizer,
+            tell=schedule.spiked,
+        )
+        with libraries_quiet():
+            trainer = RecipeTrainer(
+                components=components,
+                arguments=training_arguments(
+                    training,
+                    output=self.directory.checkpoints,
+                    micro_batch_size=self.sizes.micro_batch_size,
+                    accumulation=self.sizes.accumulation,
+                    device_kind=self.resolved.device.kind,
+                    evaluates=components.data.validation is not None,
+                    evaluation_sequences=start.evaluation_sequences,
+                ),
+                optimizer=self.resolved.recipe.one("optimizer"),
+                settings=training,
+                context=self.context,
+                callbacks=[*self._plugin_callbacks(), schedule],  # last, to see their decisions
+                guard=guard,
+                saver=self._saver(schedule, components, start),
+                steps=OOMRetry(
+                    micro_batch_size=self.sizes.micro_batch_size,
+                    sequences=start.sequences,
+                    tell=schedule.smaller,
+                    indivisible=WHY_INDIVISIBLE if training.release_gradients else None,
+                    unrepeatable="the run's other processes wait for it" if distributed.world_size() > 1 else None,
+                    unrepeatable_in_optimizer="fp16 scaled its gradients" if training.precision == "fp16" else None,
+                ),
+            )
+        schedule.trainer = trainer
+        trainer.settings_replaced_in = start.folder if start.of_parent else None
+        return trainer
+
+    def _saver(self, schedule: RunCallback, components: Components, start: Start) -> AsyncSaver:
+        from toolkit.storage.async_saver import AsyncSaver
+        from toolkit.storage.host_copy import fits_in_memory
+
+        training = self.resolved.training
+        asked = training.save_in_background
+        in_background = (
+            distributed.by_main_process(lambda: fits_in_memory(components.model)) if asked is None else asked
+        )
+        if not in_background:
+            self.listener(Message("checkpoints are written while training waits: a copy of the state needs memory"))
+        saver = AsyncSaver(
+            self.directory,
+            keep=training.save_total_limit,
+            keep_every=training.keep_every,
+            in_background=in_background,
+            on_saved=schedule.saved,
+            on_failed=schedule.save_failed,
+        )
+        saver.verified.update([start.step] if start.folder else [])
+        return saver
+
+    def _plugin_callbacks(self) -> list[TrainerCallback]:
+        recipe, callbacks = self.resolved.recipe, []
+        for path, part in recipe.components.items():
+            if path[0] == "callbacks":
+                with refusals_placed(recipe, path):
+                    callbacks += cast(Callback, part.plugin).callbacks(self.context)
+        return callbacks
+
+    def _is_over(self, cadence: Intervals, start: Start) -> bool:
+        """Whether there is nothing left to train; the Trainer would take one more step."""
+        return start.folder is not None and (start.ended or start.step >= cadence.total_steps)
+
+    def _train(self, trainer: RecipeTrainer, schedule: RunCallback, cadence: Intervals, start: Start) -> None:
+        if start.folder and self._is_over(cadence, start):
+            trainer._load_from_checkpoint(str(start.folder))
+            trainer.seconds_before = start.seconds_trained
+            trainer.state.global_step = start.step
+            seen = read_json(start.folder / "trainer_state.json")["num_input_tokens_seen"]
+            trainer.state.num_input_tokens_seen = int(seen)
+            with self.stop.deferred(), libraries_quiet():
+                schedule.make_up_evaluation(start.step)
+            return
+        parameters = list(cast("torch.nn.Module", trainer.model).parameters())
+        self.listener(
+            TrainingStarted(
+                folder=self.directory.folder,
+                total_steps=cadence.total_steps,
+                resumed_from=start.step if start.folder else None,
+                parameters=sum(parameter.numel() for parameter in parameters),
+                trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
+                device=self.resolved.device.name,
+                precision=self.resolved.training.precision,
+            )
+        )
+        with self.stop.deferred(), libraries_quiet(), trainer.saver.finished(unless=InterruptedRun):
+            try:
+                trainer.train(resume_from_checkpoint=str(start.folder) if start.folder else None)
+            except EndedByEvaluation:  # one that the previous attempt had to leave out
+                trainer.ended = True
+            except UnpicklingError as error:  # weights_only=True, whose own message is long
+                raise TrainingError(
+                    f"a file of {start.folder} holds code or something else that is no training state, and was not "
+                    f"loaded: this run did not write it. Remove that checkpoint, and the same command goes on from "
+                    f"the one before it"
+                ) from error
+
+    def _finish(self, components: Components, trainer: RecipeTrainer, step: int) -> None:
+        """Generate a sample, export the model, and record the results."""
+        trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False, keep_torch_compile=False)
+        model = ready(trained, self.context.task)
+        evaluations = [line for line in self.directory.metrics() if line["kind"] == "eval"]
+        last = evaluations[-1] if evaluations else {}
+        results: dict[str, Any] = {
+            "steps": step,
+            "tokens_seen": int(trainer.state.num_input_tokens_seen),
+            "seconds": trainer.seconds_trained,
+            "peak_memory_bytes": peak_bytes(self.resolved.device.kind),
+            "memory_was_short": self.memory_was_short,
+            "eval_loss": last.get("eval_loss"),
+            "perplexity": last.get("perplexity"),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "sample": final_sample(model, components.tokenizer, self.context),
+        }
+        told = told_by(self.resolved, components.data.account.as_dict(), results)
+        exports = export(self.resolved, model, components.tokenizer, told, self.context, self.listener)
+        exports = self.directory.record.get("exports", {}) | exports
+        self.directory.update(results=results, exports=exports, exporters=exporters_of(self.resolved))
+        self.directory.end_attempt(how="finished", step=step)

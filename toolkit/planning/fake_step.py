@@ -1,0 +1,196 @@
+"""ResolvedRecipe -> Trace: a step of the real trainer, on fake tensors.
+
+The forward pass, the loss, the backward pass, clipping, the optimizer and the evaluation are the trainer's own
+methods, so that the plan follows whatever changes there. The second step is traced, because the first one starts
+without optimizer state; and at most two of its micro-batches, because a third behaves like the second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from toolkit.api import RunContext
+from toolkit.planning import fake_components, kernels
+from toolkit.planning.trace import Trace
+from toolkit.recipe.resolve import ResolvedRecipe
+from toolkit.system import environment_variables
+from toolkit.system.signals import held_back
+from toolkit.training.components import Components, context_of, refusals_placed
+
+if TYPE_CHECKING:
+    import torch
+
+    from toolkit.planning.tracker import StorageTracker
+    from toolkit.training.trainer import RecipeTrainer
+
+
+def trace(resolved: ResolvedRecipe, *, micro_batch_size: int, accumulation: int) -> Trace:
+    """Run a step in which every tensor is fake, and return what it would take.
+
+    Raises:
+        RecipeError, UnavailableError: a plugin refuses, as it would in a run.
+        PluginError: a plugin cannot work without values.
+    """
+    from toolkit.planning.tracker import StorageTracker
+    from toolkit.system.rng_state import random_state_preserved
+
+    passes = min(accumulation, 2)
+    with (
+        environment_variables.set_aside(),
+        held_back(),  # for as long as a trace takes: seconds
+        tempfile.TemporaryDirectory(prefix="planned-") as folder,  # the Trainer creates its output folder at once
+        random_state_preserved(),
+        _as_one_process(),
+        fake_components.fake_tensors() as mode,
+    ):
+        context = replace(context_of(resolved, Path(folder)), log=_UNHEARD)  # the run's own build logs these messages
+        built, built_bytes = fake_components.components(resolved, context)
+        ledger = StorageTracker(vocabulary_size=_vocabulary_size(built))
+        objective = type(built.objective)
+        with fake_components.needs_no_values("objective", objective), refusals_placed(resolved.recipe, ("objective",)):
+            real = fake_components.batch(built, context, size=micro_batch_size)
+        batch: dict[str, torch.Tensor] = {name: mode.from_tensor(tensor) for name, tensor in real.items()}
+        trainer = _trainer(resolved, context, built, micro_batch_size=micro_batch_size, accumulation=accumulation)
+        with (
+            fake_components.needs_no_values("training step", None),
+            kernels.as_on(resolved.device.kind, documents_masked="position_ids" in real),
+        ):
+            model = _prepared(trainer, ledger)
+            with ledger:
+                ledger.enter(batch.values(), "batch")
+                _step(trainer, model, ledger, batch, passes=1)
+                ledger.new_page()
+                _step(trainer, model, ledger, batch, passes=passes)
+                ledger.phase = "evaluation"
+                trainer.prediction_step(model, dict(batch), prediction_loss_only=True)
+            return ledger.trace(micro_batch_size=micro_batch_size, passes=passes, model=model, built_bytes=built_bytes)
+
+
+def _trainer(
+    resolved: ResolvedRecipe, context: RunContext, built: Components, *, micro_batch_size: int, accumulation: int
+) -> RecipeTrainer:
+    from toolkit.logs import libraries_quiet
+    from toolkit.memory.oom_retry import OOMRetry
+    from toolkit.training.arguments import training_arguments
+    from toolkit.training.trainer import RecipeTrainer
+
+    training = resolved.training
+    if training.precision == "fp16":  # accelerate refuses it on a CPU; bf16 has the same size
+        training = training.model_copy(update={"precision": "bf16"})
+    arguments = training_arguments(
+        training.model_copy(update={"torch_compile": False, "report_to": ()}),
+        output=context.folder,
+        micro_batch_size=micro_batch_size,
+        accumulation=accumulation,
+        device_kind="cpu",
+    )
+    unused: Any = None  # nothing is saved
+    with libraries_quiet():
+        return RecipeTrainer(
+            components=built,
+            arguments=arguments,
+            optimizer=resolved.recipe.one("optimizer"),
+            settings=training,
+            context=context,
+            callbacks=[],
+            guard=cast(Any, _NoGuard()),
+            saver=unused,
+            steps=OOMRetry(micro_batch_size=micro_batch_size, sequences=micro_batch_size, tell=lambda smaller: None),
+        )
+
+
+_UNHEARD = logging.Logger("toolkit.planning")
+_UNHEARD.disabled = True
+
+
+class _NoGuard:
+    """Stands in for the guard, which reads values; fake tensors have none."""
+
+    def judge(self, **_: Any) -> bool:
+        return False
+
+    def check_gradient(self, **_: Any) -> None:
+        return None
+
+    def state_check(self, step: int) -> None:
+        return None
+
+
+def _prepared(trainer: RecipeTrainer, ledger: StorageTracker) -> torch.nn.Module:
+    """The model and the optimizer as the trainer prepares them, with hooks that report to the ledger."""
+    import torch
+
+    trainer._tr_loss = torch.zeros(())
+    trainer.create_optimizer()
+    model, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(
+                lambda trained: ledger.enter([trained.grad] if trained.grad is not None else [], "gradients")
+            )
+    model.register_forward_pre_hook(lambda *_: _begin(ledger, "forward"))
+    model.register_forward_hook(lambda *_: _begin(ledger, "loss"))
+    ledger.enter([*model.parameters(), *model.buffers()], "weights")
+    return cast("torch.nn.Module", model)
+
+
+def _begin(ledger: StorageTracker, phase: Any) -> None:
+    if ledger.phase != "evaluation":
+        ledger.phase = phase
+
+
+def _step(
+    trainer: RecipeTrainer,
+    model: torch.nn.Module,
+    ledger: StorageTracker,
+    batch: dict[str, torch.Tensor],
+    *,
+    passes: int,
+) -> None:
+    """One optimizer step, as in the trainer's loop."""
+    import torch
+
+    tokens = torch.tensor(batch["labels"].numel())
+    trainer.current_gradient_accumulation_steps = passes
+    trainer.steps.step_begins()
+    for number in range(passes):
+        trainer.accelerator.gradient_state._set_sync_gradients(number == passes - 1)
+        ledger.phase = "forward"
+        trainer.training_step(model, dict(batch), tokens)
+    ledger.phase = "optimizer step"
+    if trainer.args.max_grad_norm > 0:
+        trainer._clip_grad_norm(model)  # type: ignore[no-untyped-call]  # transformers has no annotation for it
+    cast(Any, trainer.optimizer).step()
+    model.zero_grad()
+
+
+def _vocabulary_size(built: Components) -> int:
+    head: Any = built.model.get_output_embeddings()
+    rows = getattr(head, "weight", None)
+    return int(rows.shape[0]) if rows is not None else len(built.tokenizer)
+
+
+@contextlib.contextmanager
+def _as_one_process() -> Iterator[None]:
+    """Hide the run's other processes from the trainer: a plan is made by one process alone."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    environment = {name: os.environ.pop(name) for name in names if name in os.environ}
+    states = [(state, dict(state._shared_state)) for state in (PartialState, AcceleratorState, GradientState)]
+    for state, _ in states:
+        state._shared_state.clear()
+    try:
+        yield
+    finally:
+        os.environ.update(environment)
+        for state, shared in states:
+            state._shared_state.clear()
+            state._shared_state.update(shared)

@@ -1,0 +1,144 @@
+"""A recipe with other memory strategies: which there are, which go together, and what a run takes with them.
+
+Knows no strategy by name. A plugin's `candidates` says what may be tried, its claims say which exclude each other, and
+`resolve` decides whether a recipe with them is valid.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import cast
+
+from toolkit.api import Chooser, Fidelity, Memory
+from toolkit.errors import PluginError, RecipeError
+from toolkit.planning.plan import Plan, reckon
+from toolkit.planning.roofline import Rates
+from toolkit.planning.trace import Trace
+from toolkit.planning.words import named
+from toolkit.recipe.batch import BatchSplit
+from toolkit.recipe.resolve import ResolvedRecipe, resolve
+from toolkit.recipe.schema import Component, Recipe
+
+FIDELITIES: tuple[Fidelity, ...] = ("exact", "approximate", "different")
+
+Set = frozenset[Component]
+
+
+@dataclass(frozen=True)
+class Option:
+    """A valid set of strategies on top of the recipe's own, and the plan of the run with them."""
+
+    added: tuple[Component, ...]
+    resolved: ResolvedRecipe
+    plan: Plan
+
+
+def without_choosers(recipe: Recipe) -> Recipe:
+    """The recipe without its placeholder strategies, such as `auto`."""
+    components = {path: part for path, part in recipe.components.items() if not isinstance(part.plugin, Chooser)}
+    return replace(recipe, components=components)
+
+
+def with_added(recipe: Recipe, added: Iterable[Component]) -> Recipe:
+    """The recipe with more strategies at the end of its list."""
+    taken = [cast(int, path[1]) for path in recipe.components if path[0] == "memory"]
+    first = max(taken, default=-1) + 1
+    return replace(
+        recipe, components={**recipe.components, **{("memory", first + n): part for n, part in enumerate(added)}}
+    )
+
+
+def candidates(resolved: ResolvedRecipe) -> list[Component]:
+    """What the plugins offer for this recipe and device, each valid with the recipe's own strategies."""
+    recipe = without_choosers(resolved.recipe)
+    registry = recipe.registry
+    present = {part.name for part in recipe.many("memory")}
+    found = []
+    for name in registry.names("memory"):
+        if name in present:
+            continue
+        try:
+            plugin = cast(type[Memory], registry.load("memory", name))
+        except PluginError as error:
+            logging.getLogger("toolkit").debug("not among what can be chosen: %s", error)
+            continue
+        settings = recipe.training.model_dump()
+        for variant in plugin.candidates(settings, resolved.device):
+            part = Component(name, variant, registry.offer("memory", name).distribution)
+            if is_valid(with_added(recipe, [part]), resolved):
+                found.append(part)
+    return found
+
+
+def is_valid(recipe: Recipe, like: ResolvedRecipe) -> bool:
+    """Whether a recipe can run on the device of `like`."""
+    try:
+        resolve(recipe, like.device)
+    except RecipeError:
+        return False
+    return True
+
+
+def cuts_the_batch_alone(part: Component, resolved: ResolvedRecipe) -> bool:
+    """Whether all that a strategy does is set the micro-batch size."""
+    strategy = cast(Memory, part.plugin)
+    changes = strategy.changes(resolved.recipe.training.model_dump(), resolved.device)
+    return changes.keys() == {"micro_batch_size"} and type(strategy).apply is Memory.apply
+
+
+class Planner:
+    """Plans sets of strategies with as few traces as possible.
+
+    For one set, every micro-batch size lies on a line through two traced ones; see `Trace.at_micro_batch`.
+    """
+
+    def __init__(self, resolved: ResolvedRecipe, *, rates: Rates, limit_bytes: int, processes: int = 1) -> None:
+        self.resolved = resolved
+        self.rates = rates
+        self.limit_bytes = limit_bytes
+        self.processes = processes
+        self._traces: dict[tuple[Set, int], Trace] = {}
+
+    def option(self, added: Set, batch: Component | None = None) -> Option | None:
+        """The plan with these strategies and this micro-batch size; None if they do not go together.
+
+        Raises:
+            RecipeError, PluginError: the recipe is refused even without any of them.
+        """
+        parts = tuple(sorted(added, key=lambda part: part.name)) + ((batch,) if batch else ())
+        recipe = with_added(without_choosers(self.resolved.recipe), parts)
+        try:
+            resolved = resolve(recipe, self.resolved.device)
+            sizes = BatchSplit.of(resolved, processes=self.processes)
+        except RecipeError:
+            if not parts:
+                raise
+            return None
+        if resolved.training.save_in_background is None:
+            # Whether there is room for a copy of the state is decided once the strategies are chosen.
+            resolved = replace(resolved, training=resolved.training.model_copy(update={"save_in_background": False}))
+        try:
+            traced = self._traced(added, resolved, sizes)
+        except (RecipeError, PluginError) as error:
+            if not added:
+                raise
+            logging.getLogger("toolkit").debug("%s cannot be chosen: %s", ", ".join(named(parts)), error)
+            return None
+        made = reckon(resolved, traced, sizes, rates=self.rates, limit_bytes=self.limit_bytes)
+        return Option(parts, resolved, made)
+
+    def is_valid(self, added: Set) -> bool:
+        """Whether these strategies go together and with the recipe."""
+        return is_valid(with_added(without_choosers(self.resolved.recipe), added), self.resolved)
+
+    def _traced(self, added: Set, resolved: ResolvedRecipe, sizes: BatchSplit) -> Trace:
+        from toolkit.planning.fake_step import trace
+
+        size, accumulation = sizes.micro_batch_size, sizes.accumulation
+        if (added, size) not in self._traces:
+            known = [found for (of, _), found in self._traces.items() if of == added and found.lies_on_a_line]
+            between = known[0].at_micro_batch(size, other=known[1]) if len(known) > 1 and accumulation > 1 else None
+            self._traces[added, size] = between or trace(resolved, micro_batch_size=size, accumulation=accumulation)
+        return self._traces[added, size]

@@ -1,0 +1,39 @@
+"""How a step's sequences are split into micro-batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from toolkit.recipe.resolve import ResolvedRecipe
+
+
+@dataclass(frozen=True)
+class BatchSplit:
+    """How a step is split into micro-batches."""
+
+    micro_batch_size: int
+    accumulation: int
+    processes: int
+
+    @classmethod
+    def of(cls, resolved: ResolvedRecipe, *, processes: int = 1) -> BatchSplit:
+        """As the run will split it.
+
+        Raises:
+            RecipeError: the processes cannot share the global batch, or a step.
+        """
+        whole = resolved.training.global_batch_size
+        micro = resolved.training.micro_batch_size or max(1, whole // processes)
+        if whole % (micro * processes):
+            raise resolved.recipe.error(
+                f"{processes} processes with micro-batches of {micro} cannot share {whole} sequences per step evenly; "
+                f"set global_batch_size to a multiple of {micro * processes}",
+                ("training", "global_batch_size"),
+            )
+        if resolved.training.release_gradients and processes > 1:
+            raise resolved.recipe.error(
+                f"{processes} processes must exchange their gradients before a step, and then none can be freed "
+                f"before; train in one process, or leave release-gradients out",
+                resolved.set_at("release_gradients"),
+            )
+        return cls(micro, whole // (micro * processes), processes)

@@ -1,0 +1,133 @@
+"""Merges what memory strategies declare, and derives their conflicts from that.
+
+There is no list of pairs: two strategies exclude each other because they claim the same resource, or because
+they (or the recipe) give one setting two values. Their order in the recipe never matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, cast, get_args
+
+from toolkit.api import Change, Claim, Device, Memory
+from toolkit.errors import PluginError, Problem, RecipeError, nearest
+from toolkit.recipe.document import Path_, dotted
+from toolkit.recipe.schema import DEFAULTS, Component, Recipe
+from toolkit.recipe.settings import Training
+
+SETTINGS_OF_THE_RECIPE = frozenset({"global_batch_size", "seed", "num_train_epochs", "max_steps"})
+"""Settings that belong to the recipe, and that no strategy may change."""
+
+
+@dataclass(frozen=True)
+class StrategyChange:
+    """A setting that a strategy sets."""
+
+    strategy: str
+    path: Path_
+    setting: str
+    change: Change
+
+
+def merge(recipe: Recipe, device: Device) -> tuple[StrategyChange, ...]:
+    """Return the settings that the recipe's strategies set.
+
+    Raises:
+        RecipeError: strategies conflict with each other, with the recipe or with the device.
+        PluginError: a strategy sets something that strategies may not.
+    """
+    strategies = {path: part for path, part in recipe.components.items() if path[0] == "memory"}
+    changes = [change for path, part in strategies.items() for change in _changes(path, part, recipe, device)]
+    problems = [
+        *_claimed_twice(strategies, recipe),
+        *_unmet_needs(strategies, recipe, device),
+        *_set_twice(changes, recipe),
+        *_against_the_recipe(changes, recipe),
+        *_two_optimizers(strategies, recipe),
+    ]
+    if problems:
+        raise RecipeError(problems)
+    return tuple(changes)
+
+
+def _changes(path: Path_, part: Component, recipe: Recipe, device: Device) -> Iterator[StrategyChange]:
+    settings = recipe.training.model_dump()
+    for setting, change in cast(Memory, part.plugin).changes(settings, device).items():
+        if setting not in Training.model_fields:
+            raise PluginError(
+                f"{part.name} sets {setting!r}: no such setting; {nearest(setting, Training.model_fields)}"
+            )
+        if setting in SETTINGS_OF_THE_RECIPE:
+            raise PluginError(f"{part.name} sets {setting}, which belongs to the recipe alone")
+        yield StrategyChange(part.name, path, setting, change)
+
+
+def _claimed_twice(strategies: Mapping[Path_, Component], recipe: Recipe) -> Iterator[Problem]:
+    holders: dict[str, Component] = {}
+    for path, part in strategies.items():
+        for claim in sorted(cast(Memory, part.plugin).claims):
+            if claim in holders:
+                other = holders[claim].name
+                pair = (
+                    "is here twice"
+                    if other == part.name
+                    else f"and {other} exclude each other: both manage the {claim}"
+                )
+                yield _problem(recipe, path, f"{part.name} {pair}; remove one")
+            holders[claim] = part
+
+
+def _unmet_needs(strategies: Mapping[Path_, Component], recipe: Recipe, device: Device) -> Iterator[Problem]:
+    claimed = {claim for part in strategies.values() for claim in cast(Memory, part.plugin).claims}
+    for path, part in strategies.items():
+        strategy = cast(Memory, part.plugin)
+        instead = f", or use {strategy.instead}" if strategy.instead else ""
+        for need in sorted(strategy.needed()):
+            kind, _, package = need.partition(":")
+            if kind == "package" and find_spec(package) is None:
+                message = f"{part.name} needs the package {package}; install it: pip install {package}{instead}"
+                yield _problem(recipe, path, message)
+            elif need in get_args(Claim) and need not in claimed:
+                yield _problem(recipe, path, f"{part.name} needs a strategy that manages the {need} beside it")
+            elif need in ("cuda", "mps") and need != device.kind:
+                yield _problem(
+                    recipe, path, f"{part.name} needs a {need} device, and this machine has: {device.name}{instead}"
+                )
+
+
+def _set_twice(changes: list[StrategyChange], recipe: Recipe) -> Iterator[Problem]:
+    first: dict[str, StrategyChange] = {}
+    for change in changes:
+        other = first.setdefault(change.setting, change)
+        if other.change.value != change.change.value:
+            message = (
+                f"{change.strategy} sets {change.setting} to {change.change.value!r} and {other.strategy} sets it to "
+                f"{other.change.value!r}; remove one of the two"
+            )
+            yield _problem(recipe, change.path, message)
+
+
+def _against_the_recipe(changes: list[StrategyChange], recipe: Recipe) -> Iterator[Problem]:
+    for change in changes:
+        written: Any = getattr(recipe.training, change.setting)
+        if change.setting in recipe.training.model_fields_set and written != change.change.value:
+            message = (
+                f"this says {written!r}, and {change.strategy} ({dotted(change.path)}) sets it to "
+                f"{change.change.value!r}; remove one of the two"
+            )
+            yield _problem(recipe, ("training", change.setting), message)
+
+
+def _two_optimizers(strategies: Mapping[Path_, Component], recipe: Recipe) -> Iterator[Problem]:
+    written = recipe.components["optimizer",].name
+    for part in strategies.values():
+        # A resolved recipe spells out the default optimizer too, so that one is no conflict.
+        if "optimizer" in cast(Memory, part.plugin).claims and written != DEFAULTS["optimizer"]:
+            message = f"this says {written}, and {part.name} trains with an optimizer of its own; remove one of the two"
+            yield _problem(recipe, ("optimizer",), message)
+
+
+def _problem(recipe: Recipe, path: Path_, message: str) -> Problem:
+    return Problem(recipe.document.place(path), dotted(path), message)

@@ -1,0 +1,296 @@
+"""ResolvedRecipe -> Components: tokenizer, model and packed data.
+
+torch is imported inside the functions only. What a plugin rejects is reported at its line of the recipe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from toolkit.api import Dataset, Exporter, Memory, Model, Objective, Peek, Progress, RunContext, Tokenizer, highest_id
+from toolkit.data import documents, packing
+from toolkit.data.packing import PackedData
+from toolkit.data.tokenizer_training import tokenizer_of
+from toolkit.errors import OptionError, PluginError, RecipeError, UnavailableError
+from toolkit.recipe.document import Path_, dotted
+from toolkit.recipe.resolve import ResolvedRecipe
+from toolkit.recipe.schema import Recipe
+from toolkit.system.cache import cache_folder, remove_abandoned
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import DatasetDict
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PACKING_OPTIONS: dict[str | None, Path_] = {"block_size": ("objective", "block_size"), "tokenizer": ("tokenizer",)}
+"""Recipe paths of the options that packing may reject; anything else is reported at the dataset."""
+STRATEGY_PHASES = ("weights", "adapters", "activations")
+"""The order in which memory strategies are applied to the model."""
+
+
+@dataclass(frozen=True)
+class Components:
+    """What a recipe's plugins built."""
+
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    data: PackedData
+    objective: Objective
+    loss: Callable[..., torch.Tensor]
+    """Takes the model's outputs, the labels and the number of predicted tokens in the step."""
+
+
+def context_of(
+    resolved: ResolvedRecipe, folder: Path, *, rehearsal: bool = False, progress: Progress | None = None
+) -> RunContext:
+    """The `RunContext` that a run's plugins receive."""
+    objective: Objective = resolved.recipe.one("objective")
+    context = RunContext(
+        name=folder.name,
+        folder=folder,
+        cache=cache_folder(),
+        seed=resolved.training.seed,
+        device=resolved.device,
+        task=objective.task,
+        block_size=objective.block_size,
+        rehearsal=rehearsal,
+    )
+    return replace(context, progress=progress) if progress else context
+
+
+def assemble(resolved: ResolvedRecipe, context: RunContext) -> Components:
+    """Load the documents, build tokenizer and model, check that they fit together, and pack the tokens.
+
+    The order finds mistakes before the expensive work: nothing is packed before the model fits.
+
+    Raises:
+        RecipeError: an option has to change; with its place.
+        UnavailableError: the machine or the network lacks something.
+    """
+    from transformers import set_seed
+
+    recipe = resolved.recipe
+    remove_abandoned(context.cache)
+    data = load_documents(resolved, context)
+    with refusals_placed(recipe, ("dataset",)):
+        contents = documents.contents_of(data, context.progress)
+    tokenizer = _tokenizer(recipe, data, contents["train"].digest, context)
+    set_seed(context.seed)  # the model's first weights
+    model = _model(recipe, tokenizer, context)
+    _check_own_loss(recipe, model, context)
+    objective: Objective = recipe.one("objective")
+    _check_fit(recipe, tokenizer, model, objective)
+    model = with_strategies(resolved, model, context)
+    check_exporters(recipe, model, context)
+    loss = checked_loss(resolved, model, context)
+    try:
+        packed = packing.prepare(data, contents, tokenizer, objective, context)
+    except OptionError as error:
+        raise recipe.error(error.message, PACKING_OPTIONS.get(error.option, ("dataset",))) from error
+    return Components(tokenizer, model, packed, objective, loss)
+
+
+def load_documents(
+    resolved: ResolvedRecipe, context: RunContext, tokenizer: PreTrainedTokenizerBase | None = None
+) -> DatasetDict:
+    """Load the recipe's dataset, cut its texts at end tokens, draw its samples and hold out its evaluation share.
+
+    The end token is that of `tokenizer`, or of the recipe's own if none is given.
+
+    Raises:
+        RecipeError, UnavailableError: the dataset plugin refuses.
+    """
+    recipe = resolved.recipe
+    dataset: Dataset = recipe.one("dataset")
+    with refusals_placed(recipe, ("dataset",)):
+        data = dataset.load(context)
+        if missing := [split for split in data if "text" not in data[split].column_names]:
+            raise PluginError(f"the dataset plugin returned no column 'text' in {', '.join(map(str, missing))}")
+        cut = dataset.holds_end_tokens() if dataset.cut_at_end_token is None else dataset.cut_at_end_token
+    if cut:
+        end = _end_token(recipe, context, tokenizer)
+        data = documents.cut_at(data, end, context.cache) if end else data
+    with refusals_placed(recipe, ("dataset",)):
+        return documents.drawn(data, dataset)
+
+
+def peek_documents(resolved: ResolvedRecipe) -> Peek | None:
+    """Preview the first rows of the recipe's dataset; None if the plugin cannot without loading everything.
+
+    Raises:
+        RecipeError, UnavailableError: the dataset plugin refuses.
+    """
+    dataset: Dataset = resolved.recipe.one("dataset")
+    with refusals_placed(resolved.recipe, ("dataset",)):
+        return dataset.peek(context_of(resolved, Path(resolved.name)))
+
+
+def _end_token(recipe: Recipe, context: RunContext, tokenizer: PreTrainedTokenizerBase | None) -> str | None:
+    """The end token as written in a text: the tokenizer's own, or else the objective's (SEP, with BERT)."""
+    if tokenizer is None:
+        plugin: Tokenizer = recipe.one("tokenizer")
+        with refusals_placed(recipe, ("tokenizer",)):
+            tokenizer = plugin.skeleton(context)
+    if tokenizer.eos_token is not None:
+        return str(tokenizer.eos_token)
+    objective: Objective = recipe.one("objective")
+    with refusals_placed(recipe, ("objective",)):
+        end = objective.document_end(tokenizer)
+    return str(tokenizer.convert_ids_to_tokens(end[-1])) if end else None
+
+
+def _tokenizer(recipe: Recipe, data: DatasetDict, digest: str, context: RunContext) -> PreTrainedTokenizerBase:
+    with refusals_placed(recipe, ("tokenizer",)):
+        return tokenizer_of(recipe.components["tokenizer",], data["train"], digest, context)
+
+
+def _model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context: RunContext) -> PreTrainedModel:
+    model: Model = recipe.one("model")
+    with refusals_placed(recipe, ("model",)):
+        return model.build(tokenizer, context)
+
+
+def _check_own_loss(recipe: Recipe, model: PreTrainedModel, context: RunContext) -> None:
+    """Say so if the model has a loss of its own, because training uses the toolkit's."""
+    from toolkit.training.without_effect import check_built
+
+    with refusals_placed(recipe, ("model",)):
+        if told := check_built(model, context.task):
+            context.log.info("%s", told)
+
+
+def with_strategies(resolved: ResolvedRecipe, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
+    """Apply the memory strategies phase by phase, then gradient checkpointing if it is on."""
+    from toolkit.training.without_effect import Watched
+
+    recipe = resolved.recipe
+    strategies = {
+        path: strategy
+        for path, part in recipe.components.items()
+        if path[0] == "memory" and type(strategy := cast(Memory, part.plugin)).apply is not Memory.apply
+    }
+    watched = Watched.of(model, context.task)
+    for path, strategy in sorted(strategies.items(), key=lambda item: STRATEGY_PHASES.index(item[1].phase)):
+        with refusals_placed(recipe, path):
+            model = strategy.apply(model, context)
+            watched = watched.then(model, context.task, name=recipe.components[path].name)
+    if resolved.training.gradient_checkpointing:
+        _checkpoint(model, every=resolved.training.gradient_checkpointing_every)
+    return model
+
+
+def _checkpoint(model: PreTrainedModel, *, every: int) -> None:
+    """Enable gradient checkpointing on every `every`-th layer."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    # Not through TrainingArguments: its name for this changed within the versions we support.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    layers = (module for module in model.modules() if isinstance(module, GradientCheckpointingLayer))
+    for number, layer in enumerate(layers):
+        layer.gradient_checkpointing = number % every == 0
+
+
+def _check_fit(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, objective: Objective
+) -> None:
+    """Catch now what would otherwise be an index error, or a silent leak between documents, in mid-run."""
+    rows = cast(int, model.get_input_embeddings().num_embeddings)
+    if (needed := highest_id(tokenizer) + 1) > rows:
+        raise recipe.error(
+            f"the tokenizer needs an embedding of {needed:,} rows and the model's has {rows:,}; take the model's own "
+            f"tokenizer, or a model from scratch (gpt2, llama)",
+            ("tokenizer",),
+        )
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and objective.block_size > positions:
+        raise recipe.error(
+            f"a block of {objective.block_size:,} tokens is longer than the model's {positions:,} positions; "
+            f"set block_size to {positions} or less",
+            ("objective", "block_size"),
+        )
+    with refusals_placed(recipe, ("objective",)):
+        collate = objective.collator(tokenizer)
+        _check_batch(collate, model, objective.document_end(tokenizer), known=needed)
+
+
+def check_exporters(recipe: Recipe, model: PreTrainedModel, context: RunContext) -> None:
+    """Let the exporters object before training rather than after it."""
+    for path, part in recipe.components.items():
+        if path[0] == "exporters":
+            with refusals_placed(recipe, path):
+                cast(Exporter, part.plugin).check(model, context)
+
+
+def checked_loss(resolved: ResolvedRecipe, model: PreTrainedModel, context: RunContext) -> Callable[..., torch.Tensor]:
+    """The loss that the settings ask for, checked against the model."""
+    from toolkit.training.loss import ChunkedCrossEntropy, check_head, loss_for
+
+    with refusals_placed(resolved.recipe, resolved.set_at("loss_chunk_size")):
+        loss = loss_for(model, context.task, resolved.training)
+        if isinstance(loss, ChunkedCrossEntropy):
+            check_head(model, loss)
+    return loss
+
+
+def _check_batch(collate: Any, model: PreTrainedModel, end: tuple[int, ...], *, known: int) -> None:
+    """Check that the model takes every entry of a batch, and isolates documents where `position_ids` restart.
+
+    Not every architecture derives a document mask from the positions, and those that do not are silent: run the model.
+
+    Args:
+        collate: the objective's collator.
+        model: as it was built.
+        end: the token ids that end a document.
+        known: all token ids below this one exist.
+    """
+    import numpy
+    import torch
+
+    from toolkit.training.without_effect import check_batch, takes
+
+    words = [token for token in range(min(known, 12)) if token not in end][:8]
+    first, second = [*words, *end], words[::-1]
+    batch = collate([{"input_ids": numpy.array(first + second), "seed": 0}])
+    if "position_ids" in batch and not takes(model, "position_ids"):
+        raise OptionError(
+            f"{type(model).__name__} takes no position_ids, which tell it where a document begins, so a document mask "
+            f"would have no effect; set document_mask: false, or use another architecture",
+            option="document_mask",
+        )
+    check_batch(batch, model)
+    if not end or "position_ids" not in batch or batch["position_ids"][0, len(first)] != 0:
+        return
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        packed = {key: value for key, value in batch.items() if key != "labels"}
+        # use_cache=False, as in the Trainer: with a cache, transformers ignores the positions.
+        together = model(**packed, use_cache=False).logits[0, len(first) :]
+        alone = model(input_ids=torch.tensor([second]), use_cache=False).logits[0]
+    model.train(was_training)
+    difference = (together - alone).abs().max().item()
+    if difference > 1e-3:
+        raise OptionError(
+            f"{type(model).__name__} lets a document see the one before it in its block (its logits change by "
+            f"{difference:.2g}), so the document mask would be a promise without effect; set document_mask: false",
+            option="document_mask",
+        )
+
+
+@contextlib.contextmanager
+def refusals_placed(recipe: Recipe, path: Path_) -> Iterator[None]:
+    """Add its place in the recipe to what the plugin at this path rejects."""
+    try:
+        yield
+    except OptionError as error:
+        raise recipe.error(error.message, (*path, error.option) if error.option else path) from error
+    except UnavailableError as error:
+        where = (*path, error.option) if error.option else path
+        raise UnavailableError(f"{recipe.document.place(where)}: {dotted(where)}: {error.message}") from error
+    except PluginError as error:
+        raise RecipeError(recipe.error(str(error), (*path, "plugin")).problems) from error
