@@ -14,7 +14,7 @@ PROCESSES := --numprocesses auto --maxprocesses 4
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart install test test-slow test-oldest benchmark check format clean
+.PHONY: help quickstart install test test-slow test-oldest benchmark check format docs clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +47,11 @@ format: $(VENV)/.installed-dev ## Put the code into its form
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+docs: $(VENV)/.installed-docs ## The documentation as a website, in build/docs; a dead link is an error
+	@# Everything anew: a page that did not change would keep its warnings to itself.
+	$(BIN)/sphinx-build -W --keep-going --fresh-env -q -c docs/site -d build/doctrees . build/docs
+	@echo build/docs/index.html
+
 clean: ## Remove the environments, not the runs
 	rm -rf $(VENV) $(OLDEST)
 
@@ -59,6 +64,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(VENV)/.installed-dev: pyproject.toml constraints.txt
 	$(call make-environment,$(VENV))
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: pyproject.toml constraints.txt
+	$(call make-environment,$(VENV))
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[docs]'
 	@touch $@ $(VENV)/.installed
 
 $(OLDEST)/.installed-dev: pyproject.toml constraints-oldest.txt
