@@ -2,10 +2,8 @@
 
 Training and the content of a checkpoint are the Trainer's. Overridden here are where and when a save is written, how
 a step is repeated after running out of memory, and which optimizer takes it; in `undisturbed_training`, evaluation
-and callbacks. The private methods that this overrides (`_save_checkpoint`, `_save`, `_save_optimizer_and_scheduler`,
-`_load_optimizer_and_scheduler`, `_get_output_dir`, `_get_grad_norm`, `_prepare_inputs`) are secured by the version
-range in pyproject.toml and by tests/unit/test_trainer.py. `_clip_grad_norm`, and from other modules
-`_load_from_checkpoint` and `_load_rng_state`, are only called.
+and callbacks. docs/architecture.md lists the private methods of the Trainer that are overridden or called, with the
+reasons; they are secured by the version range in pyproject.toml and by tests/unit/training/test_trainer.py.
 """
 
 from __future__ import annotations

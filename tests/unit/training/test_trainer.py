@@ -17,7 +17,11 @@ LEANED_ON = (
     "_get_output_dir",
     "_get_grad_norm",
     "_prepare_inputs",
+    "_issue_warnings_after_load",
 )
+"""Overridden."""
+CALLED = {"_clip_grad_norm": ["model"], "_load_from_checkpoint": ["folder"], "_load_rng_state": ["folder"]}
+"""Only called, with these arguments."""
 
 
 @pytest.mark.parametrize("name", LEANED_ON)
@@ -30,10 +34,16 @@ def test_it_is_the_trainers_own_with_the_parameters_that_we_take(name: str) -> N
         assert (one.default is inspect.Parameter.empty) == (other.default is inspect.Parameter.empty)
 
 
+@pytest.mark.parametrize("name", CALLED)
+def test_it_takes_the_arguments_of_our_calls(name: str) -> None:
+    assert getattr(RecipeTrainer, name) is getattr(Trainer, name)
+    inspect.signature(getattr(Trainer, name)).bind("self", *CALLED[name])
+
+
 def test_each_is_called_in_a_run_that_saves_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
     called: set[str] = set()
-    for name in LEANED_ON:
+    for name in (*LEANED_ON, *CALLED):
         ours = getattr(RecipeTrainer, name)
 
         def noting(self, *args, ours=ours, name=name, **kwargs):
@@ -43,7 +53,7 @@ def test_each_is_called_in_a_run_that_saves_and_resumes(tmp_path: Path, monkeypa
 
         monkeypatch.setattr(RecipeTrainer, name, noting)
     train_in_two(write_recipe(tmp_path), stop_after=2)
-    assert called == set(LEANED_ON)
+    assert called == {*LEANED_ON, *CALLED}
 
 
 def test_the_norm_is_asked_for_after_backward_and_before_the_step(
