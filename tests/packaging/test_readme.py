@@ -24,7 +24,9 @@ from toolkit.registry import Registry
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-DOCUMENTS = [README, *sorted(ROOT.glob("docs/*.md")), ROOT / "docker/README.md", ROOT / "plugins/README.md"]
+DOCUMENTS = sorted(
+    file for pattern in ("", "docs/", "docker/", "plugins/**/", "toolkit/**/") for file in ROOT.glob(f"{pattern}*.md")
+)
 BLOCK = re.compile(r"(?:<!-- (?P<remark>.+?) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)```", re.DOTALL)
 NO_DOCUMENT = {"./mine.yaml", "./my-model.yaml"}
 """Recipes of the reader's own."""
@@ -176,9 +178,19 @@ def test_a_command_that_does_not_exist_would_be_found() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_link_leads_to_a_file(document: Path) -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", document.read_text(encoding="utf-8"))
-    assert [link for link in links if not (document.parent / link).exists()] == []
+def test_every_link_leads_to_a_file_and_a_heading(document: Path) -> None:
+    """In the repository; on the website, `make docs` sees to it."""
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", document.read_text(encoding="utf-8")):
+        path, _, heading = link.partition("#")
+        target = document.parent / path if path else document
+        assert target.exists(), link
+        assert not heading or heading in anchors(target), link
+
+
+def anchors(document: Path) -> set[str]:
+    """What GitHub calls a document's headings in a link."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
