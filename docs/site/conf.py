@@ -45,7 +45,9 @@ CONTENTS = {
     "Extend": ["plugins/README", "plugins/example/README", "docs/site/api", "docs/site/python"],
     "Carry it on": ["docs/architecture", "toolkit/planning/NOTES", "CONTRIBUTING", "SECURITY", "CHANGELOG"],
 }
-"""The sidebar: captions and pages."""
+"""The sidebar: captions and pages; a page of docs/ that is not named here goes to the end of "Extend"."""
+LISTED = {page for pages in CONTENTS.values() for page in pages}
+CONTENTS["Extend"] += sorted({f"docs/{file.stem}" for file in (ROOT / "docs").glob("*.md")} - LISTED)
 PAGES = {
     "recipes": "docs/site/recipes.md",
     "toolkit/api.py": "docs/site/api.md",
@@ -83,9 +85,10 @@ def _sidebar(caption: str, pages: list[str]) -> str:
 
 def as_written(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """Take docstrings as we write them: Google's sections, and Markdown's blocks of code."""
-    for number in range(len(lines) - 2):
-        if lines[number].endswith(":") and not lines[number + 1] and lines[number + 2].startswith("    "):
-            lines[number] += ":"
+    for number in range(len(lines) - 2, 0, -1):
+        before, blank, after = lines[number - 1 : number + 2]
+        if after.startswith("    ") and not blank and before and not before.startswith((" ", "* ", "- ")):
+            lines[number:number] = ["", "::"]
     if what not in ("attribute", "property", "data"):  # where napoleon takes all before the first colon for a type
         lines[:] = GoogleDocstring(lines, NAPOLEON).lines()
 
