@@ -89,7 +89,7 @@ def told(event: Event, width: int = render.UNWRAPPED_WIDTH) -> list[str]:
 def _started(event: TrainingStarted) -> list[str]:
     trained = f"{formatting.compact(event.parameters)} parameters"
     if event.trainable_parameters != event.parameters:
-        trained += f", {formatting.compact(event.trainable_parameters)} of them trained"
+        trained += f", {formatting.compact(event.trainable_parameters)} trainable"
     begin = f"from step {event.resumed_from:,} of" if event.resumed_from is not None else "for"
     return [
         f"training {trained}, in {event.precision} on {event.device}",
@@ -106,14 +106,14 @@ def _prepared(event: DataPrepared) -> dict[str, str]:
         sum(getattr(split, name) for split in splits) for name in ("documents", "tokens", "tokens_dropped")
     )
     held = held_out.tokens_in_blocks if held_out else 0
-    passes = f"{event.epochs:.3g} {'pass' if event.epochs == 1 else 'passes'}"
+    epochs = f"{event.epochs:.3g} {'epoch' if event.epochs == 1 else 'epochs'}"
     return {
         "documents": _documents(account, documents),
         "tokens": f"{tokens:,} = {train.tokens_in_blocks:,} trained + {held:,} held out + {dropped:,} dropped",
         "blocks": f"{train.blocks:,} of {account.block_size:,} tokens; padding {train.padding:.1%}",
         **_special_tokens(account),
-        "ends": f"{train.ends_learned:,} of {train.documents:,} document ends are learned",
-        "steps": f"{event.total_steps:,} of {event.tokens_per_step:,} tokens: {passes} over the training tokens",
+        "ends": f"{train.ends_learned:,} of {train.documents:,} document ends are training targets",
+        "steps": f"{event.total_steps:,} of {event.tokens_per_step:,} tokens: {epochs}",
     }
 
 
@@ -122,16 +122,16 @@ def _special_tokens(account: DataAccount) -> dict[str, str]:
     for split in (account.train, account.validation):
         found.update(split.special_tokens if split else {})
     counts = ", ".join(f"{times:,} {token}" for token, times in found.most_common(5))
-    return {"special": f"tokens written in the text and read as such: {counts}"} if found else {}
+    return {"special": f"special tokens written in the text and parsed as such: {counts}"} if found else {}
 
 
 def _documents(account: DataAccount, documents: int) -> str:
     words = f"{documents:,}"
     if account.validation:
-        words += f" ({account.train.documents:,} trained, {account.validation.documents:,} held out)"
+        words += f" ({account.train.documents:,} for training, {account.validation.documents:,} held out)"
     splits = [split for split in (account.train, account.validation) if split]
     if cut := sum(split.documents_cut for split in splits):
-        words += f"; {cut:,} of them cut off at an end token in the text"
+        words += f"; {cut:,} of them split off at an end token in the text"
     if empty := sum(split.empty_documents for split in splits):
-        words += f"; {empty:,} empty ones left out"
+        words += f"; {empty:,} empty ones skipped"
     return words

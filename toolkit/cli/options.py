@@ -21,14 +21,14 @@ overrides = click.option(
     "overrides",
     metavar="KEY=VALUE",
     multiple=True,
-    help="Use this value in place of the recipe's: training.max_steps=100, memory.0.micro_batch_size=1. Repeatable.",
+    help="Override a value of the recipe: training.max_steps=100, memory.0.micro_batch_size=1. Repeatable.",
 )
 
 device = click.option(
     "--device",
     "device_name",
     metavar="NAME",
-    help="For this device in place of the one that is here: h200, h100, a100-80g, a100-40g, l4, t4, rtx-4090, ...",
+    help="Target device, instead of the one in this machine: h200, h100, a100-80g, a100-40g, l4, t4, rtx-4090, ...",
 )
 
 plugin_folders = click.option(
@@ -37,7 +37,7 @@ plugin_folders = click.option(
     metavar="DIR",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Find plugins in this folder too, laid out as DIR/KIND/NAME.py. Repeatable.",
+    help="Also look for plugins in this folder, laid out as DIR/KIND/NAME.py. Repeatable.",
 )
 
 runs = click.option(
@@ -49,7 +49,7 @@ runs = click.option(
     show_default=True,
     show_envvar=True,
     is_eager=True,  # so that completion of a run's name knows the folder
-    help="The folder of runs.",
+    help="Folder that holds the runs.",
 )
 
 run_argument = click.argument("run", shell_complete=complete_runs)

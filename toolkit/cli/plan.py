@@ -34,14 +34,18 @@ if TYPE_CHECKING:
 )
 @click.argument("name", shell_complete=complete_recipes)
 @options.device
-@click.option("--memory", metavar="SIZE", help="The memory that the run may take, in place of the device's: 12GiB.")
+@click.option("--memory", metavar="SIZE", help="Memory limit of the run, instead of the device's memory: 12GiB.")
 @click.option(
-    "--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Devices that share a step."
+    "--processes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Data-parallel processes.",
 )
-@click.option("--compare", is_flag=True, help="Show what memory strategies would change: peak, speed and fidelity.")
+@click.option("--compare", is_flag=True, help="Compare memory strategies by peak memory, speed and fidelity.")
 @click.option(
     "--search-seconds", type=click.FloatRange(min=0), default=60, show_default=True,
-    help="How long to look for strategies with which it fits.",
+    help="Time limit of the search for strategies that make the run fit.",
 )  # fmt: skip
 @options.overrides
 @options.runs
@@ -65,10 +69,10 @@ def plan(
     The plan comes from the run's own training step, traced without allocating its memory: no weights are downloaded
     and no GPU is needed, so you can plan here for another machine. Configs and tokenizers are fetched from the Hub.
 
-    The first rows of the dataset are checked too, and what a run would refuse about them is reported.
+    The first rows of the dataset are checked too, and anything that a run would refuse is reported.
 
     If a run does not fit, the plan is followed by what would make it fit; the exit status is still 0. It is 2 if the
-    recipe leaves the choice to `auto` and nothing that it may choose fits.
+    recipe leaves the choice to `auto` and nothing that `auto` may choose fits.
     """
     from toolkit.cli.watch import watching
     from toolkit.recipe import resolve
@@ -125,7 +129,7 @@ def plan(
         render.text()
         _show_rows(rows)
         if search.cut_short:
-            render.text(f"Not all is shown: {not_all_was_tried(search)}.")
+            render.text(f"The table is incomplete: {not_all_was_tried(search)}.")
     if not made.fits:
         render.text()
         render.text(_what_would_fit(search, help_, made))
@@ -137,9 +141,9 @@ def _bytes(text: str) -> int:
     try:
         size = TypeAdapter(ByteSize).validate_python(text)
     except ValidationError:
-        raise UsageError(f"--memory {text}: write a size, 12GiB or 800MB say") from None
+        raise UsageError(f"--memory {text}: not a size; write it like 12GiB or 800MB") from None
     if size <= 0:
-        raise UsageError(f"--memory {text}: a run needs some memory")
+        raise UsageError(f"--memory {text}: must be more than 0")
     return int(size)
 
 
@@ -205,7 +209,7 @@ def _show(made: Plan, why: Sequence[str], data: Mapping[str, Any]) -> None:
             "fits": _verdict(made),
             "strategies": "; ".join(made.strategies) or "none",
             **({"chosen": "; ".join(why)} if why else {}),
-            "model": f"{made.parameters:,} parameters, {made.trained_parameters:,} trained",
+            "model": f"{made.parameters:,} parameters, {made.trained_parameters:,} trainable",
             "data": in_words(data),
             "step": _step(made),
             "run": _run(made),
@@ -238,24 +242,24 @@ def _step(made: Plan) -> str:
 
 def _run(made: Plan) -> str:
     if made.steps is None:
-        return "as long as the data is; a first run of this name counts it, and so does --set training.max_steps=N"
+        return "steps unknown until a run of this name has counted the data; --set training.max_steps=N sets them"
     return f"{made.steps:,} steps, {made.tokens:,} tokens"
 
 
 def _checkpoint(made: Plan) -> str:
-    return f"{formatting.size(made.checkpoint_bytes)}; {formatting.size(made.disk_bytes)} of disk for the run"
+    return f"{formatting.size(made.checkpoint_bytes)}; the run needs {formatting.size(made.disk_bytes)} of disk"
 
 
 def _saves(made: Plan) -> str:
     if made.snapshot_bytes:
-        where = "the host's memory" if made.device.kind == "cuda" else "memory"
+        where = "host memory" if made.device.kind == "cuda" else "memory"
         return f"in the background, from a copy of {formatting.size(made.snapshot_bytes)} in {where}"
-    return "training waits for them"
+    return "training waits for the disk"
 
 
 def _time(made: Plan) -> str:
-    total = f", {formatting.duration(made.seconds)} in all, without evaluations and saves" if made.seconds else ""
-    return f"about {formatting.duration(made.seconds_per_step)} a step{total}"
+    total = f", {formatting.duration(made.seconds)} in total, excluding evaluations and saves" if made.seconds else ""
+    return f"about {formatting.duration(made.seconds_per_step)} per step{total}"
 
 
 def _show_rows(rows: Sequence[Option]) -> None:
@@ -276,8 +280,8 @@ def _show_rows(rows: Sequence[Option]) -> None:
         ],
     )
     render.text(
-        "Without the copy of the state for saves in the background, which is taken where it has room. What fits leaves "
-        f"{SPARE_SHARE[first.device.kind]:.0%} free, as auto does."
+        "Peaks exclude the copy of the state for background saves, which is made only where it fits. A run counts as "
+        f"fitting if it leaves {SPARE_SHARE[first.device.kind]:.0%} free, as with auto."
     )
 
 
@@ -293,6 +297,6 @@ def _what_would_fit(search: Any, found: Option | None, made: Plan) -> str:
     more = f"; {not_all_was_tried(search)}" if search.cut_short else ""
     slower = found.plan.seconds_per_step / made.seconds_per_step - 1
     return (
-        f"It would fit in {formatting.size(found.plan.peak_bytes)}, with {slower:+.0%} time a step and fidelity "
+        f"It would fit in {formatting.size(found.plan.peak_bytes)}, with {slower:+.0%} time per step and fidelity "
         f"{found.plan.fidelity}: memory: {entries}{waiting}{more}"
     )

@@ -52,7 +52,11 @@ def list_(as_json: bool) -> None:
     )
 )
 @click.argument("name", shell_complete=complete_recipes)
-@click.option("--resolved", is_flag=True, help="Every value that a run would use here, and who set it; a recipe again.")
+@click.option(
+    "--resolved",
+    is_flag=True,
+    help="Show every value that a run would use here, and its origin; again a recipe.",
+)
 @options.overrides
 @options.plugin_folders
 @options.as_json
@@ -98,9 +102,9 @@ def new(new_name: str, origin: str) -> None:
     from toolkit.recipe.new import write_copy
 
     written = write_copy(origin, new_name)
-    render.text(f"Written: {written}, a copy of {origin}. Edit it, then:")
+    render.text(f"Wrote {written}, a copy of {origin}. Edit it, then:")
     render.text(f"  toolkit recipe run {written}")
-    render.text("For completion and checks in your editor, once in this folder:")
+    render.text("For completion and validation in your editor, run once in this folder:")
     render.text("  toolkit recipe schema")
 
 
@@ -115,19 +119,19 @@ def new(new_name: str, origin: str) -> None:
 )
 @click.argument("name", shell_complete=complete_recipes)
 @options.overrides
-@click.option("--fresh", is_flag=True, help="Start over in a folder beside the old run, which stays as it is.")
+@click.option("--fresh", is_flag=True, help="Start from scratch in a new folder beside the old run, which is kept.")
 @click.option(
     "--from", "parent", metavar="RUN@STEP",
-    help="Begin a new run at this checkpoint of another, with the recipe's settings; without @STEP at the newest.",
+    help="Start a new run from a checkpoint of another, with this recipe's settings; without @STEP, from the newest.",
 )  # fmt: skip
 @click.option(
-    "--rehearse", is_flag=True, help="Try everything in seconds and without a network: a shrunk model, a few steps."
+    "--rehearse", is_flag=True, help="Test the whole pipeline in seconds, without a network: a tiny model, a few steps."
 )
-@click.option("--name", "run_name", metavar="RUN", help="Name of the run and its folder; the recipe's if not given.")
+@click.option("--name", "run_name", metavar="RUN", help="Name of the run and its folder; by default the recipe's.")
 @options.runs
 @options.plugin_folders
 @options.as_json
-@click.option("--quiet", is_flag=True, help="Print nothing but what was reached.")
+@click.option("--quiet", is_flag=True, help="Print only the results.")
 def run(
     name: str,
     overrides: tuple[str, ...],
@@ -147,12 +151,12 @@ def run(
     standard output, and progress goes to standard error.
 
     Exit status: 0 done, 1 failed, 2 invalid recipe or command, 3 something is missing here (network, device, disk),
-    129, 130 and 143 interrupted with everything saved.
+    129, 130 and 143 interrupted, with the work saved.
     """
     from toolkit.cli.run_log import watching_and_logging
 
     if rehearse and (fresh or parent):
-        raise UsageError("a rehearsal always starts over, in a folder of its own; leave --fresh and --from out")
+        raise UsageError("--rehearse always starts from scratch, in a folder of its own; remove --fresh and --from")
     if run_name is not None:
         from toolkit.storage.run_directory import check_name
 
@@ -207,7 +211,7 @@ def _rehearse(
 )
 @click.option(
     "--output", "-o", metavar="FILE", default=".toolkit/recipe.schema.json", show_default=True,
-    help="Where to write it; - is standard output.",
+    help="Output file; - is standard output.",
 )  # fmt: skip
 @options.plugin_folders
 def schema(output: str, plugin_folders: tuple[Path, ...]) -> None:
@@ -222,12 +226,12 @@ def schema(output: str, plugin_folders: tuple[Path, ...]) -> None:
 
     document, failures = json_schema.schema(Registry.discover(plugin_folders))
     for failure in failures:
-        render.note(f"without the options of one plugin: {failure}")
+        render.note(f"the schema lacks the options of a plugin: {failure}")
     if output == "-":
         render.as_json(document)
     else:
         json_schema.write(document, Path(output))
-        render.text(f"Written: {output}")
+        render.text(f"Wrote {output}")
 
 
 recipe.add_command(plan)

@@ -149,7 +149,7 @@ def result(result: RunResult, *, recipe: str, rehearsed: bool) -> None:
         memory_was_short=result.memory_was_short,
     )
     if result.sample:
-        entries["it writes"] = beginning(result.sample)
+        entries["sample"] = beginning(result.sample)
     if result.model_folder:
         entries["model"] = result.model_folder
     if not rehearsed:
@@ -170,10 +170,10 @@ def not_tested(stand_ins: Iterable[StandIn], name: str) -> None:
         words.append(here if stand_in.rehearsal is not None else "unset" if stand_in.option else "nothing")
         words += [f"instead of {there}"] if stand_in.recipe is not None else []
         sections.setdefault(stand_in.section, []).append(" ".join(words))
-    text("\nNot tested, because something small stood in for it:")
+    text("\nNot tested, because a small stand-in replaced it:")
     for line in beside({section: ", ".join(parts) for section, parts in sections.items()}, terminal_width(), indent=2):
         text(line)
-    text("Nor were the network, and memory, disk and time at full size. A look at these, and at the data:")
+    text("Nor were the network, or memory, disk and time at full size. To check those, and the data:")
     text(f"  toolkit recipe plan {name}")
 
 
@@ -198,13 +198,13 @@ def reached(
     if planned_memory_bytes:
         entries["memory"] += f"; planned {formatting.size(planned_memory_bytes)}"
         if peak_memory_bytes > planned_memory_bytes and not memory_was_short:
-            entries["memory"] += " (there was room to spare, so freed memory was kept for reuse)"
+            entries["memory"] += " (memory was plentiful, so freed memory was kept for reuse)"
     return entries
 
 
 def beginning(sample: str) -> str:
     """The first lines of a generated text; the report and --json have all of it."""
-    width = min(terminal_width(), 100) - len("it writes  ")
+    width = min(terminal_width(), 100) - len("validation  ")
     lines = [part for line in sample.splitlines() if line.strip() for part in wrapped(line.strip(), width)]
     return "\n".join(lines[:SAMPLE_LINES]) + " ..." * (len(lines) > SAMPLE_LINES)
 
@@ -216,13 +216,13 @@ def _known_as(result: RunResult) -> str | Path:
 
 def _headline(result: RunResult, *, recipe: str, rehearsed: bool) -> str:
     if rehearsed:
-        return f"Rehearsed: everything works from data to model. What {result.folder} holds is no result."
+        return f"Rehearsal passed: everything works, from data to model. {result.folder} holds a test, not a result."
     if result.already_finished and result.not_exported:
         return (
-            f"{result.name} was finished before, and its recipe now has an exporter that was not carried out then: "
-            f"{', '.join(result.not_exported)}. Nothing was changed; to carry it out:\n"
+            f"{result.name} has already finished, and its recipe now has an exporter that has not run: "
+            f"{', '.join(result.not_exported)}. Nothing was changed; to run it:\n"
             f"  toolkit run export {_known_as(result)} --recipe {recipe}"
         )
     if result.already_finished:
-        return f"{result.name} was finished before; nothing was changed. Start another beside it with --fresh."
+        return f"{result.name} has already finished; nothing was changed. To start a new run beside it, add --fresh."
     return f"Finished: {result.name}"

@@ -27,7 +27,7 @@ SHOWN_CHARACTERS = 80
     )
 )
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_recipes)
-@click.option("--data", "with_data", is_flag=True, help="Look at the first rows of the dataset, too.")
+@click.option("--data", "with_data", is_flag=True, help="Also check the first rows of the dataset.")
 @options.device
 @options.overrides
 @options.plugin_folders
@@ -44,9 +44,9 @@ def validate(
 ) -> None:
     """Check recipes without running them.
 
-    Shows all problems at once: sections, plugins, options, values, and conflicting strategies. With --data, also what
-    a run would refuse about the first rows: a missing or empty file, a missing column, another delimiter. For a
-    dataset on the Hub, the first rows are fetched.
+    Shows all problems at once: sections, plugins, options, values, and conflicting strategies. With --data, also
+    checks the first rows, fetched if the dataset is on the Hub: a missing or empty file, a missing column, a wrong
+    delimiter.
     """
     from toolkit.recipe.resolve import check_trackers
 
@@ -96,7 +96,7 @@ def first_rows_or_refusal(resolved: ResolvedRecipe) -> dict[str, Any]:
     try:
         return first_rows(resolved)
     except (RecipeError, UnavailableError) as error:
-        render.note(f"a run would be refused, as things are here: {error}")
+        render.note(f"a run would be refused here: {error}")
         return {"refused": str(error)}
 
 
@@ -105,11 +105,11 @@ def in_words(data: Mapping[str, Any]) -> str:
     if "refused" in data:
         return f"a run would be refused: {data['refused']}"
     if data["source"] is None:
-        return f"{data['plugin']}: this plugin shows nothing before a run"
+        return f"{data['plugin']}: this plugin has no preview"
     document = " ".join(data["document"].split())
     if len(document) > SHOWN_CHARACTERS:
         document = f"{document[:SHOWN_CHARACTERS]}..."
-    return f"{data['plugin']}: {data['source']}; the first document: {document or 'none with text'}"
+    return f"{data['plugin']}: {data['source']}; first document: {document or 'none with text'}"
 
 
 def _problems(error: ToolkitError) -> Iterable[dict[str, Any]]:

@@ -89,7 +89,7 @@ def _shown(corpus: Corpus, progress: Progress) -> Iterator[None]:
     def tell() -> None:
         while not ended.wait(PROGRESS_SECONDS):
             if corpus.read:
-                progress("learning the tokenizer", corpus.read, len(corpus.split), unit="documents")
+                progress("training the tokenizer", corpus.read, len(corpus.split), unit="documents")
 
     # From a thread: tokenizer training releases the GIL, but has no progress callback.
     thread = threading.Thread(target=tell, name="tokenizer-progress", daemon=True)

@@ -75,7 +75,7 @@ def evaluate(
         UsageError: the run has no model, held no text out, or has a masked model, for which perplexity is undefined.
     """
     if run.record["task"] == "masked-lm":
-        raise UsageError(f"{run.name} fills in words; perplexity is of models that predict the next one")
+        raise UsageError(f"{run.name} is a masked language model; perplexity needs a causal one")
     progress = ProgressReporter(listener)
     progress("loading")
     model, tokenizer = load_model(run)
@@ -119,7 +119,7 @@ def held_out_documents(run: RunDirectory, tokenizer: PreTrainedTokenizerBase | N
     context = context_of(resolved, run.folder, rehearsal=bool(run.record.get("rehearsal")))
     data = load_documents(resolved, context, tokenizer)
     if "validation" not in data:
-        raise UsageError(f"{run.name} held nothing out; dataset.eval_fraction would have")
+        raise UsageError(f"{run.name} has no held-out documents; train with dataset.eval_fraction: 0.05, say")
     return data["validation"]
 
 

@@ -112,7 +112,7 @@ class Attempt:
             self._train(trainer, schedule, cadence, start)
             step = trainer.state.global_step or start.step
             if self.stop.signal_number is not None and (step < cadence.total_steps or trainer.evaluation_left_out):
-                raise self.stop.error(f"step {step} is saved; the same command goes on from there")
+                raise self.stop.error(f"step {step} is saved; the same command resumes from there")
             if distributed.is_main_process():
                 self._finish(components, trainer, step)
             distributed.barrier()
@@ -141,7 +141,7 @@ class Attempt:
         self.listener(prepared)
         if data.validation is None:
             self.listener(
-                Message("nothing is held out, so there will be no evaluation; dataset.eval_fraction: 0.05 would")
+                Message("nothing is held out, so there is no evaluation; dataset.eval_fraction: 0.05 holds out 5%")
             )
         return Intervals.of(training, total_steps=total_steps, validation_blocks=len(data.validation or ()))
 
@@ -215,7 +215,7 @@ class Attempt:
             distributed.by_main_process(lambda: fits_in_memory(components.model)) if asked is None else asked
         )
         if not in_background:
-            self.listener(Message("checkpoints are written while training waits: a copy of the state needs memory"))
+            self.listener(Message("training waits for each save: background saves need memory for a copy of the state"))
         saver = AsyncSaver(
             self.directory,
             keep=training.save_total_limit,
@@ -268,8 +268,8 @@ class Attempt:
                 trainer.ended = True
             except UnpicklingError as error:  # weights_only=True, whose own message is long
                 raise TrainingError(
-                    f"a file of {start.folder} holds code or something else that is no training state, and was not "
-                    f"loaded: this run did not write it. Remove that checkpoint, and the same command goes on from "
+                    f"a file of {start.folder} contains code or other objects that are not training state, and was not "
+                    f"loaded: this run did not write it. Remove that checkpoint, and the same command resumes from "
                     f"the one before it"
                 ) from error
 

@@ -35,7 +35,7 @@ def final_sample(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: RunContext, *, max_new_tokens: int = 100
 ) -> str:
     """A sample from the finished model: a text, or from a masked model a sentence with its masked word filled in."""
-    context.progress("writing a sample")
+    context.progress("generating a sample")
     if context.task == "masked-lm":
         return fill_mask_text(model, tokenizer)
     return sample_text(
@@ -99,8 +99,8 @@ def export(
             if exporter.folder is None:
                 if not newest.is_dir():
                     raise OptionError(
-                        f"this reads what another exporter has written, and there is no {newest.name}; put one that "
-                        f"writes it (model-folder, merge-lora) before it"
+                        f"this exporter reads what another one has written, but there is no {newest.name}; put one "
+                        f"that writes it (model-folder, merge-lora) before it"
                     )
                 exporter.export(model, tokenizer, newest, results, context)
                 listener(Exported(part.name, None))

@@ -117,7 +117,7 @@ def _recipe(run: RunDirectory, name: str | None, wanted: Collection[str], plugin
 
 def _checkpoint(run: RunDirectory, step: int | None) -> Checkpoint:
     steps = sorted(number for number, _ in checkpoint.numbered(run.checkpoints))
-    there = f"{run.name} has checkpoints of the steps {', '.join(f'{number:,}' for number in steps) or '(none)'}"
+    there = f"{run.name} has checkpoints at the steps {', '.join(f'{number:,}' for number in steps) or '(none)'}"
     if not steps or (step is not None and step not in steps):
         raise UsageError(f"there is no checkpoint to export; {there}")
     if step is None:
@@ -142,7 +142,7 @@ def _check_targets(run: RunDirectory, resolved: ResolvedRecipe, suffix: str) -> 
         files = exports.get(folder.name, {})
         more = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()} - files.keys()
         if reason := checkpoint.difference(folder, files) or (f"{min(more)} was added" if more else None):
-            raise UsageError(f"{folder} is not as it was exported ({reason}); move it away, and give the command again")
+            raise UsageError(f"{folder} has changed since it was exported ({reason}); move it away, then try again")
 
 
 def _loaded(

@@ -71,13 +71,13 @@ def rehearse(
     if (folder / "run.json").is_file() and read_json(folder / "run.json").get("rehearsal"):
         shutil.rmtree(folder)
     elif folder.exists():
-        raise UsageError(f"{folder} is not a rehearsal's; move it away, or give the run another --name")
+        raise UsageError(f"{folder} exists and is not a rehearsal; move it away, or choose another --name")
     block_size = small.one("objective").block_size
     listener(Message(f"rehearsal: a small model, blocks of {block_size} tokens, {REHEARSAL_STEPS} steps"))
     try:
         run(resolved, runs=runs, name=series, rehearsal=True, stop_after=REHEARSAL_STEPS // 2, listener=listener)
     except InterruptedRun:
-        listener(Message(f"stopped on purpose after step {REHEARSAL_STEPS // 2}; going on as the same command would"))
+        listener(Message(f"stopped on purpose after step {REHEARSAL_STEPS // 2}; resuming as the same command would"))
     result = run(resolved, runs=runs, name=series, rehearsal=True, listener=listener)
     assert result.steps == REHEARSAL_STEPS
     return result, list(stand_ins(recipe, small))

@@ -91,7 +91,7 @@ def try_saving(
     log = logging.getLogger("toolkit.lifecycle.trial_save")
     log.setLevel(logging.ERROR)  # of what plugins have to say, a person hears once
     # As a rehearsal, so that nothing is uploaded.
-    context.progress("trying to save and export")
+    context.progress("testing save and export")
     context = replace(context, folder=run.folder / TRIAL_FOLDER, rehearsal=True, log=log, progress=_unshown)
     with random_state_preserved(), libraries_quiet(), warnings.catch_warnings(), _folder(run) as scratch:
         warnings.simplefilter("ignore")
@@ -104,7 +104,7 @@ def try_saving(
             distributed.by_main_process(lambda: _export(subject, components, context))
             distributed.barrier()
     if (seconds := time.monotonic() - begun) > MENTIONED_AFTER_SECONDS:
-        listener(Message(f"a checkpoint and the exports were written and loaded once, to try them: {seconds:.0f} s"))
+        listener(Message(f"trial save: a checkpoint and the exports were written and loaded, in {seconds:.0f} s"))
 
 
 def _unshown(phase: str, done: int = 0, total: int | None = None, *, unit: str = "") -> None:
@@ -139,7 +139,7 @@ def _subject(
     plugin: Model = recipe.one("model")
     if plugin.rehearse() == plugin and not is_small:
         name = recipe.components[("model",)].name
-        listener(Message(f"saving is not tried beforehand: the model {name} has no rehearse that would make it small"))
+        listener(Message(f"saving is not tested beforehand: the model {name} has no rehearse() that makes it small"))
         return None
     parts = {
         path: replace(part, plugin=part.plugin.rehearse()) if path[0] in ("model", "memory") else part
@@ -153,7 +153,7 @@ def _subject(
         return Subject(small, with_strategies(small, built, context), is_whole=False)
     except Exception as error:  # noqa: BLE001 - a plugin's own code; the run has its large model, and can do without
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        listener(Message(f"saving is not tried beforehand, because no small model could be made for it: {reason}"))
+        listener(Message(f"saving is not tested beforehand, because no small model could be built: {reason}"))
         return None
 
 
@@ -193,7 +193,7 @@ def _save_and_load(
                 parameter.zero_()
         trial._load_from_checkpoint(str(folder))
         if not all(map(torch.equal, saved, trained)):
-            raise ValueError("its weights come back as others")
+            raise ValueError("the loaded weights differ from the saved ones")
     with _refused_at(recipe, ("optimizer",), "the optimizer's state cannot be loaded from a checkpoint"):
         trial._load_optimizer_and_scheduler(str(folder))
     trial._load_rng_state(str(folder))

@@ -172,7 +172,7 @@ def _check_used(recipe: Recipe, training: Training) -> None:
     }
     for setting, (switch, is_unused) in unused.items():
         if is_unused:
-            raise recipe.error(f"{setting} has no effect without {switch}; set that, too", ("training", setting))
+            raise recipe.error(f"{setting} has no effect without {switch}; set it too", ("training", setting))
 
 
 def resolve(recipe: Recipe, device: Device) -> ResolvedRecipe:
@@ -192,8 +192,8 @@ def resolve(recipe: Recipe, device: Device) -> ResolvedRecipe:
         setting = getattr(cause, "setting", changes[0].setting)
         at = next((change for change in changes if change.setting == setting), changes[0])
         strategies = " and ".join(sorted({change.strategy for change in changes}))
-        whose = at.strategy if at.setting == setting else f"what {strategies} sets"
-        raise recipe.error(f"{whose} does not fit: {cause}", at.path) from None
+        whose = at.strategy if at.setting == setting else f"the combination of what {strategies} set"
+        raise recipe.error(f"{whose} cannot be used: {cause}", at.path) from None
     _check_used(recipe, training)
     return ResolvedRecipe(_name(recipe), recipe, training, changes, device)
 
@@ -207,7 +207,7 @@ def check_trackers(recipe: Recipe) -> None:
     for tracker in recipe.training.report_to:
         if missing := trackers.missing(tracker):
             raise recipe.error(
-                f"{tracker} is not installed here: pip install {' '.join(missing)}, or leave it out",
+                f"{tracker} is not installed here: pip install {' '.join(missing)}, or remove it",
                 ("training", "report_to"),
             )
 

@@ -117,9 +117,9 @@ class _Validation:
             if key not in SECTIONS:
                 self._problem((key,), f"no such section; {nearest(key, SECTIONS)}")
         if (version := data.get("recipe", FORMAT)) != FORMAT:
-            self._problem(("recipe",), f"this toolkit reads recipes of format {FORMAT}, and this one says {version!r}")
+            self._problem(("recipe",), f"this toolkit reads recipe format {FORMAT}, but this recipe has {version!r}")
         if "recipe" not in data:
-            self._problem((), f"the recipe must say which format it has: recipe: {FORMAT}")
+            self._problem((), f"the format of the recipe is missing; add: recipe: {FORMAT}")
 
     def _components(self, data: Mapping[str, Any]) -> Iterator[tuple[Path_, Component]]:
         for section, kind in SINGLE_SECTIONS.items():
@@ -131,7 +131,7 @@ class _Validation:
         for section, kind in LIST_SECTIONS.items():
             entries = data[section]
             if not isinstance(entries, list):
-                self._problem((section,), f"this is a list: {section}: [{{plugin: NAME}}, ...]")
+                self._problem((section,), f"must be a list: {section}: [{{plugin: NAME}}, ...]")
                 continue
             for index, entry in enumerate(entries):
                 if component := self._component(entry, (section, index), kind):
@@ -155,7 +155,7 @@ class _Validation:
 
     def _training(self, settings: Any) -> Training:
         if not isinstance(settings, Mapping):
-            self._problem(("training",), "this is a mapping: training: {num_train_epochs: 3, ...}")
+            self._problem(("training",), "must be a mapping: training: {num_train_epochs: 3, ...}")
             settings = {}
         return cast(Training, self._model(Training, settings, ("training",)) or Training())
 
@@ -182,7 +182,7 @@ def plugin_paths(document: Document) -> tuple[str, ...]:
     paths = document.data.get("plugin_paths", [])
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         place = document.place(("plugin_paths",))
-        raise RecipeError([Problem(place, "plugin_paths", "this is a list of folders: plugin_paths: [./my_plugins]")])
+        raise RecipeError([Problem(place, "plugin_paths", "must be a list of folders: plugin_paths: [./my_plugins]")])
     return tuple(paths)
 
 
@@ -203,7 +203,7 @@ def _message(error: ErrorDetails, model: type[BaseModel]) -> str:
             expected = error["ctx"]["expected"]
             return f"{given!r} is not one of {expected}"
         case _:
-            return f"{error['msg'][:1].lower()}{error['msg'][1:]}, and this is {_shown(given)}"
+            return f"{error['msg'][:1].lower()}{error['msg'][1:]}, but this is {_shown(given)}"
 
 
 def _shown(value: Any) -> str:

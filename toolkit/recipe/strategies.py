@@ -60,7 +60,7 @@ def _changes(path: Path_, part: Component, recipe: Recipe, device: Device) -> It
                 f"{part.name} sets {setting!r}: no such setting; {nearest(setting, Training.model_fields)}"
             )
         if setting in SETTINGS_OF_THE_RECIPE:
-            raise PluginError(f"{part.name} sets {setting}, which belongs to the recipe alone")
+            raise PluginError(f"{part.name} sets {setting}, which only the recipe may set")
         yield StrategyChange(part.name, path, setting, change)
 
 
@@ -71,7 +71,7 @@ def _claimed_twice(strategies: Mapping[Path_, Component], recipe: Recipe) -> Ite
             if claim in holders:
                 other = holders[claim].name
                 pair = (
-                    "is here twice"
+                    "is listed twice"
                     if other == part.name
                     else f"and {other} exclude each other: both manage the {claim}"
                 )
@@ -90,10 +90,10 @@ def _unmet_needs(strategies: Mapping[Path_, Component], recipe: Recipe, device: 
                 message = f"{part.name} needs the package {package}; install it: pip install {package}{instead}"
                 yield _problem(recipe, path, message)
             elif need in get_args(Claim) and need not in claimed:
-                yield _problem(recipe, path, f"{part.name} needs a strategy that manages the {need} beside it")
+                yield _problem(recipe, path, f"{part.name} needs another strategy that manages the {need}; add one")
             elif need in ("cuda", "mps") and need != device.kind:
                 yield _problem(
-                    recipe, path, f"{part.name} needs a {need} device, and this machine has: {device.name}{instead}"
+                    recipe, path, f"{part.name} needs a {need} device, but this machine has: {device.name}{instead}"
                 )
 
 
@@ -114,7 +114,7 @@ def _against_the_recipe(changes: list[StrategyChange], recipe: Recipe) -> Iterat
         written: Any = getattr(recipe.training, change.setting)
         if change.setting in recipe.training.model_fields_set and written != change.change.value:
             message = (
-                f"this says {written!r}, and {change.strategy} ({dotted(change.path)}) sets it to "
+                f"set to {written!r} here, but {change.strategy} ({dotted(change.path)}) sets it to "
                 f"{change.change.value!r}; remove one of the two"
             )
             yield _problem(recipe, ("training", change.setting), message)
@@ -125,7 +125,7 @@ def _two_optimizers(strategies: Mapping[Path_, Component], recipe: Recipe) -> It
     for part in strategies.values():
         # A resolved recipe spells out the default optimizer too, so that one is no conflict.
         if "optimizer" in cast(Memory, part.plugin).claims and written != DEFAULTS["optimizer"]:
-            message = f"this says {written}, and {part.name} trains with an optimizer of its own; remove one of the two"
+            message = f"{written} is set here, but {part.name} brings its own optimizer; remove one of the two"
             yield _problem(recipe, ("optimizer",), message)
 
 

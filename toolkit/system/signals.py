@@ -124,11 +124,11 @@ class StopRequest:
         """The error of a run that a signal ends at once."""
         self.signal_number = number
         if self.is_training:
-            return self.error("at once, because it came twice; the last checkpoint stands")
+            return self.error("at once, because it came twice; the last checkpoint is intact")
         if self._failed:
-            return self.error("after training had failed; the last checkpoint stands")
+            return self.error("after training had failed; the last checkpoint is intact")
         if self._trained:
-            return self.error("after training, whose last step is saved; the same command goes on from there")
+            return self.error("after training, whose last step is saved; the same command resumes from there")
         return self.error("before training, so there was nothing to save")
 
     def _receive_save(self, number: int, frame: FrameType | None) -> None:
