@@ -18,11 +18,14 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from toolkit.api import Device, Exporter, Fidelity, Memory
 from toolkit.recipe import catalog, trackers
-from toolkit.recipe.document import Document, Path_, dotted, read, with_override
+from toolkit.recipe.document import Document, Path_, dotted, read, with_override, with_value
 from toolkit.recipe.schema import FORMAT, LIST_SECTIONS, SINGLE_SECTIONS, Recipe, plugin_paths, validate
 from toolkit.recipe.settings import Training
 from toolkit.recipe.strategies import StrategyChange, merge
 from toolkit.registry import Registry
+
+Overrides = Mapping[str, object] | Iterable[str]
+"""Values in place of a recipe's: {"training.max_steps": 10}, or ["training.max_steps=10"] as --set takes them."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ def is_leaf(data: Any) -> bool:
     return not isinstance(data, (list, tuple)) or not any(isinstance(item, (Mapping, list, tuple)) for item in data)
 
 
-def load(name: str, *, overrides: Iterable[str] = (), plugin_folders: Iterable[Path] = ()) -> Recipe:
+def load(name: str, *, overrides: Overrides = (), plugin_folders: Iterable[Path] = ()) -> Recipe:
     """Read the recipe of this name or path, apply the overrides, and validate it.
 
     Raises:
@@ -139,8 +142,12 @@ def load(name: str, *, overrides: Iterable[str] = (), plugin_folders: Iterable[P
     """
     file = catalog.find(name)
     document = read(file)
-    for assignment in overrides:
-        document = with_override(document, assignment)
+    if isinstance(overrides, Mapping):
+        for key, value in overrides.items():
+            document = with_value(document, key, value)
+    else:
+        for assignment in overrides:
+            document = with_override(document, assignment)
     return validate(document, registry_for(document, file, plugin_folders))
 
 
