@@ -350,9 +350,9 @@ def _bytes(memory: int | str) -> int:
     try:
         size = TypeAdapter(ByteSize).validate_python(memory)
     except ValidationError:
-        raise UsageError(f"--memory {memory}: write a size, 12GiB or 800MB say") from None
+        raise UsageError(f"--memory {memory}: not a size; write it like 12GiB or 800MB") from None
     if size <= 0:
-        raise UsageError(f"--memory {memory}: a run needs some memory")
+        raise UsageError(f"--memory {memory}: must be more than 0")
     return int(size)
 
 
