@@ -86,7 +86,7 @@ def first_rows(resolved: ResolvedRecipe) -> dict[str, Any]:
 
     peek = peek_documents(resolved)
     return {
-        "plugin": resolved.recipe.components["dataset",].name,
+        "plugin": resolved.recipe.dataset.name,
         "source": peek.source if peek else None,
         "document": peek.document if peek else None,
     }
