@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from toolkit.planning.search import Search, rank
 from toolkit.planning.variants import FIDELITIES, Option, Set
-from toolkit.recipe.schema import Strategy
+from toolkit.recipe.schema import StrategyComponent
 
 
 def rows(search: Search) -> Iterator[Option]:
@@ -24,7 +24,7 @@ def rows(search: Search) -> Iterator[Option]:
             yield option
 
 
-def _sets(search: Search, smallest: Strategy | None) -> Iterator[tuple[Set, Strategy | None]]:
+def _sets(search: Search, smallest: StrategyComponent | None) -> Iterator[tuple[Set, StrategyComponent | None]]:
     yield frozenset(), None
     for batch in reversed(search.batches):
         yield frozenset(), batch

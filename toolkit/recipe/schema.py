@@ -60,7 +60,7 @@ class Component(Generic[P]):
     """("dataset",), ("memory", 0), ...; empty while it is in no recipe."""
 
 
-Strategy = Component[api.Memory]
+StrategyComponent = Component[api.Memory]
 
 
 def component(registry: Registry, kind: str, name: str, options: Mapping[str, Any], path: Path_ = ()) -> Component[Any]:
@@ -86,7 +86,7 @@ class Recipe:
     model: Component[api.Model]
     objective: Component[api.Objective]
     optimizer: Component[api.Optimizer]
-    memory: tuple[Strategy, ...]
+    memory: tuple[StrategyComponent, ...]
     callbacks: tuple[Component[api.Callback], ...]
     exporters: tuple[Component[api.Exporter], ...]
     training: Training

@@ -14,7 +14,7 @@ from typing import Any, get_args
 from toolkit.api import Change, Claim, Device
 from toolkit.errors import PluginError, Problem, RecipeError, nearest
 from toolkit.recipe.document import Path_, dotted
-from toolkit.recipe.schema import DEFAULTS, Recipe, Strategy
+from toolkit.recipe.schema import DEFAULTS, Recipe, StrategyComponent
 from toolkit.recipe.settings import Training
 
 SETTINGS_OF_THE_RECIPE = frozenset({"global_batch_size", "seed", "num_train_epochs", "max_steps"})
@@ -51,7 +51,7 @@ def merge(recipe: Recipe, device: Device) -> tuple[StrategyChange, ...]:
     return tuple(changes)
 
 
-def _changes(part: Strategy, recipe: Recipe, device: Device) -> Iterator[StrategyChange]:
+def _changes(part: StrategyComponent, recipe: Recipe, device: Device) -> Iterator[StrategyChange]:
     settings = recipe.training.model_dump()
     for setting, change in part.plugin.changes(settings, device).items():
         if setting not in Training.model_fields:
@@ -64,7 +64,7 @@ def _changes(part: Strategy, recipe: Recipe, device: Device) -> Iterator[Strateg
 
 
 def _claimed_twice(recipe: Recipe) -> Iterator[Problem]:
-    holders: dict[str, Strategy] = {}
+    holders: dict[str, StrategyComponent] = {}
     for part in recipe.memory:
         for claim in sorted(part.plugin.claims):
             if claim in holders:
