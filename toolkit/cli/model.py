@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from toolkit import formatting
+from toolkit import commands, formatting
 from toolkit.cli import options, render
 
 
@@ -49,10 +49,8 @@ def generate(
     from toolkit.storage import run_directory
 
     found = run_directory.find(run, runs)
-    from toolkit.inference import generation
-
-    text = generation.generate(
-        found, prompt=prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed
+    text = commands.generate(
+        run, prompt, runs=runs, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed
     )
     if as_json:
         render.as_json({"run": found.name, "prompt": prompt, "text": text, "seed": seed})
@@ -83,10 +81,8 @@ def evaluate(run: str, stride: int | None, max_documents: int | None, runs: Path
     from toolkit.storage import run_directory
 
     found = run_directory.find(run, runs)
-    from toolkit.inference import evaluation
-
     with watching(quiet=False, on_standard_error=True) as listener:
-        reached = evaluation.evaluate(found, stride=stride, max_documents=max_documents, listener=listener)
+        reached = commands.evaluate(run, runs=runs, stride=stride, max_documents=max_documents, listener=listener)
     if as_json:
         render.as_json({"run": found.name, **asdict(reached)})
         return

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from toolkit.cli.completion import complete_runs
-
-if TYPE_CHECKING:
-    from toolkit.api import Device
-    from toolkit.recipe.resolve import ResolvedRecipe
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Write JSON to standard output.")
 
@@ -53,32 +47,3 @@ runs = click.option(
 )
 
 run_argument = click.argument("run", shell_complete=complete_runs)
-
-
-def chosen_device(name: str | None) -> Device:
-    """The device of --device, or this machine's.
-
-    Raises:
-        UsageError: there is no device of that name.
-    """
-    if name is None:
-        from toolkit.system.device import detect
-
-        return detect()
-    from toolkit.planning.devices import known
-
-    return known(name).device
-
-
-def resolved(
-    name: str, overrides: Iterable[str], plugin_folders: Iterable[Path], *, device_name: str | None = None
-) -> ResolvedRecipe:
-    """The recipe of this name, resolved for the device of --device or this machine's.
-
-    Raises:
-        RecipeError, PluginError, UsageError: there is none, or it is invalid.
-    """
-    from toolkit.recipe import resolve
-
-    read = resolve.load(name, overrides=overrides, plugin_folders=plugin_folders)
-    return resolve.resolve(read, chosen_device(device_name))

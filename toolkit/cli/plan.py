@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit import formatting
+from toolkit import commands, formatting
 from toolkit.cli import options, render
 from toolkit.cli.completion import complete_recipes
 from toolkit.cli.validate import first_rows_or_refusal, in_words
-from toolkit.errors import UsageError
 from toolkit.system import environment_variables
 
 if TYPE_CHECKING:
-    from toolkit.api import Progress
     from toolkit.planning.plan import Plan
-    from toolkit.planning.roofline import Rates
     from toolkit.planning.variants import Option
-    from toolkit.recipe.resolve import ResolvedRecipe
 
 
 @click.command(
@@ -77,35 +73,25 @@ def plan(
     from toolkit.cli.watch import watching
     from toolkit.recipe import resolve
 
-    device = options.chosen_device(device_name)
-    if memory:
-        device = replace(device, memory_bytes=_bytes(memory))
-    resolved = resolve.resolve(resolve.load(name, overrides=overrides, plugin_folders=plugin_folders), device)
-    data = first_rows_or_refusal(resolved)
+    device = commands.device_called(device_name, memory=memory)
+    asked = resolve.resolve(resolve.load(name, overrides=overrides, plugin_folders=plugin_folders), device)
+    data = first_rows_or_refusal(asked)
     from toolkit.events import ProgressReporter
-    from toolkit.memory.budget import bytes_to_be_had, own_share
     from toolkit.planning import compare as comparison
-    from toolkit.planning.choose import chooser_of, not_all_was_tried, resolve_auto, usable_bytes
-    from toolkit.planning.plan import make_plan
+    from toolkit.planning.choose import not_all_was_tried, usable_bytes
     from toolkit.planning.search import Search
 
-    chooser = chooser_of(resolved)
-    whole = chooser.limit(resolved.device) if chooser else resolved.device.memory_bytes
-    limit = own_share(whole, resolved.device, processes)
-    if device_name is None and not memory:  # on this machine, as much as a run would find free now
-        limit = min(limit, bytes_to_be_had(resolved.device, processes))
-    asked, why = resolved, tuple[str, ...]()
     with watching(quiet=False, on_standard_error=True) as listener:
-        progress = ProgressReporter(listener)
-        rates = _rates(device_name, resolved, progress)
-        progress("planning memory")
-        if chooser:
-            resolved, choice = resolve_auto(
-                resolved, limit, rates=rates, processes=processes, progress=progress, seconds=search_seconds
-            )
-            why = choice.why
-        blocks = _known_blocks(resolved, runs)
-        made = make_plan(resolved, rates=rates, limit_bytes=limit, processes=processes, training_blocks=blocks)
+        planned = commands.plan_of(
+            asked,
+            device=device_name,
+            memory=memory,
+            processes=processes,
+            runs=runs,
+            search_seconds=search_seconds,
+            listener=listener,
+        )
+    made, why = planned.plan, planned.why
     if not as_json:  # shown before the search, which takes longer
         _show(made, why, data)
     rows: list[Option] = []
@@ -114,8 +100,8 @@ def plan(
         with watching(quiet=False, on_standard_error=True) as listener:
             search = Search(
                 asked,
-                rates=rates,
-                limit_bytes=usable_bytes(limit, asked.device),
+                rates=planned.rates,
+                limit_bytes=usable_bytes(made.limit_bytes, asked.device),
                 processes=processes,
                 progress=ProgressReporter(listener),
                 seconds=search_seconds,
@@ -133,47 +119,6 @@ def plan(
     if not made.fits:
         render.text()
         render.text(_what_would_fit(search, help_, made))
-
-
-def _bytes(text: str) -> int:
-    from pydantic import ByteSize, TypeAdapter, ValidationError
-
-    try:
-        size = TypeAdapter(ByteSize).validate_python(text)
-    except ValidationError:
-        raise UsageError(f"--memory {text}: not a size; write it like 12GiB or 800MB") from None
-    if size <= 0:
-        raise UsageError(f"--memory {text}: must be more than 0")
-    return int(size)
-
-
-def _rates(device_name: str | None, resolved: ResolvedRecipe, progress: Progress) -> Rates:
-    from toolkit.planning import devices, roofline
-
-    if device_name is not None:
-        return roofline.published(devices.known(device_name))
-    from toolkit.lifecycle.environment import check_device
-
-    check_device(resolved)
-    progress("measuring this machine")
-    return roofline.measured(resolved.device)
-
-
-def _known_blocks(resolved: ResolvedRecipe, runs: Path) -> int | None:
-    """Blocks per epoch, if a run of this name has counted the same data."""
-    from toolkit.lifecycle import comparison
-    from toolkit.storage import run_directory
-    from toolkit.system.files import read_json
-
-    found = run_directory.newest_in_series(runs, resolved.name)
-    if found is None or not (found / "data.json").is_file():
-        return None
-    decisive = ("dataset", "tokenizer", "objective")
-    run = run_directory.RunDirectory(found)
-    if any(key.startswith(decisive) for key in comparison.differences(run, resolved)):
-        return None
-    blocks: int = read_json(found / "data.json")["train"]["blocks"]
-    return blocks
 
 
 def _as_data(made: Plan, why: Sequence[str], rows: Sequence[Option], help_: Option | None) -> dict[str, Any]:

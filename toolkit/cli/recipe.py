@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from toolkit import commands
 from toolkit.cli import options, render
 from toolkit.cli.completion import complete_recipes
 from toolkit.cli.groups import NamingGroup
@@ -16,7 +17,6 @@ from toolkit.cli.verify_resume import verify_resume
 from toolkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from toolkit.events import Listener, RunResult
     from toolkit.lifecycle.rehearsal import StandIn
 
 
@@ -68,7 +68,7 @@ def show(
     As it is written; with --resolved (or --set) complete, with the origin of each value.
     """
     if resolved or overrides:
-        complete = options.resolved(name, overrides, plugin_folders)
+        complete = commands.resolve(name, overrides=overrides, plugin_folders=plugin_folders)
         if as_json:
             origins = {path: origin for path, (_, origin) in complete.origins().items()}
             facts = {"name": complete.name, "file": complete.recipe.document.source, "fidelity": complete.fidelity}
@@ -153,26 +153,29 @@ def run(
     Exit status: 0 done, 1 failed, 2 invalid recipe or command, 3 something is missing here (network, device, disk),
     129, 130 and 143 interrupted, with the work saved.
     """
-    from toolkit.cli.run_log import watching_and_logging
+    from toolkit.cli.output import run_goes_on_without_it
+    from toolkit.cli.watch import watching
 
     if rehearse and (fresh or parent):
         raise UsageError("--rehearse always starts from scratch, in a folder of its own; remove --fresh and --from")
-    if run_name is not None:
-        from toolkit.storage.run_directory import check_name
-
-        check_name(runs, run_name)
+    run_goes_on_without_it()
     stand_ins: list[StandIn] = []
-    with watching_and_logging(quiet=quiet, on_standard_error=as_json) as listener:
+    with watching(quiet=quiet, on_standard_error=as_json) as listener:
         if rehearse:
-            result, stand_ins = _rehearse(
-                name, overrides, plugin_folders, runs=runs, run_name=run_name, listener=listener
+            result, stand_ins = commands.rehearse(
+                name, overrides=overrides, runs=runs, name=run_name, plugin_folders=plugin_folders, listener=listener
             )
         else:
-            resolved = options.resolved(name, overrides, plugin_folders)
-            from toolkit.lifecycle import branch, launch
-
-            begun_at = branch.parent(parent, runs) if parent else None
-            result = launch.run(resolved, runs=runs, name=run_name, fresh=fresh, parent=begun_at, listener=listener)
+            result = commands.run(
+                name,
+                overrides=overrides,
+                runs=runs,
+                name=run_name,
+                fresh=fresh,
+                from_checkpoint=parent,
+                plugin_folders=plugin_folders,
+                listener=listener,
+            )
     from toolkit.system import distributed
 
     if not distributed.is_main_process():
@@ -186,24 +189,6 @@ def run(
         render.result(result, recipe=name, rehearsed=rehearse)
         if rehearse:
             render.not_tested(stand_ins, name)
-
-
-def _rehearse(
-    name: str,
-    overrides: tuple[str, ...],
-    plugin_folders: tuple[Path, ...],
-    *,
-    runs: Path,
-    run_name: str | None,
-    listener: Listener,
-) -> tuple[RunResult, list[StandIn]]:
-    from toolkit.recipe import resolve
-    from toolkit.system import device
-
-    read = resolve.load(name, overrides=overrides, plugin_folders=plugin_folders)
-    from toolkit.lifecycle import rehearsal
-
-    return rehearsal.rehearse(read, runs=runs, device=device.detect(), listener=listener, name=run_name)
 
 
 @recipe.command(

@@ -10,7 +10,6 @@ import json
 import re
 import shutil
 import sys
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ import click
 
 from toolkit import formatting
 from toolkit.errors import RecipeError, ToolkitError
+from toolkit.formatting import MIN_TEXT_COLUMNS, UNWRAPPED_WIDTH, beside, wrapped
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,12 +26,8 @@ if TYPE_CHECKING:
     from toolkit.events import RunResult
     from toolkit.lifecycle.rehearsal import StandIn
 
-MIN_TEXT_COLUMNS = 24
-"""Columns that text needs to fit beside a name; with fewer it goes below."""
 SAMPLE_LINES = 3
 """Lines shown of a finished model's sample text."""
-UNWRAPPED_WIDTH = 10_000
-"""The width where output is not a terminal: nothing wraps there, so that `grep` finds whole lines."""
 
 
 def text(words: str = "") -> None:
@@ -107,26 +103,6 @@ def yaml_word(value: Any) -> str:
     if isinstance(value, str) and re.fullmatch(r"(?!true$|false$|null$)[A-Za-z][\w-]*", value):
         return value
     return json.dumps(value, ensure_ascii=False)
-
-
-def beside(entries: Mapping[str, Any], width: int, *, indent: int = 0) -> list[str]:
-    """Lines of names and values; a long value wraps beside its name, or below it if there is no room."""
-    margin = indent + max(map(len, entries)) + 2
-    below = width - margin < MIN_TEXT_COLUMNS
-    lines = []
-    for name, value in entries.items():
-        column = indent + 2 if below else margin
-        words = [line for paragraph in str(value).splitlines() for line in wrapped(paragraph, width - column)]
-        first = [" " * indent + name] if below else [f"{' ' * indent}{name}".ljust(margin) + "".join(words[:1])]
-        lines += [*first, *(" " * column + line for line in (words if below else words[1:]))]
-    return [line.rstrip() for line in lines]
-
-
-def wrapped(paragraph: str, width: int) -> list[str]:
-    """Lines of at most this width; but a long word, such as a path that the user may copy, stays whole."""
-    return textwrap.wrap(paragraph, max(MIN_TEXT_COLUMNS, width), break_long_words=False, break_on_hyphens=False) or [
-        ""
-    ]
 
 
 def terminal_width() -> int:

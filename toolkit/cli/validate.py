@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from toolkit import commands
 from toolkit.cli import options, render
 from toolkit.cli.completion import complete_recipes
 from toolkit.errors import PluginError, RecipeError, ToolkitError, UnavailableError, UsageError
@@ -52,10 +53,10 @@ def validate(
 
     verdicts: list[dict[str, Any]] = []
     statuses = set()
-    options.chosen_device(device_name)  # a wrong device name is an error in the command, not in a recipe
+    commands.device_called(device_name)  # a wrong device name is an error in the command, not in a recipe
     for name in names:
         try:
-            resolved = options.resolved(name, overrides, plugin_folders, device_name=device_name)
+            resolved = commands.resolve(name, overrides=overrides, plugin_folders=plugin_folders, device=device_name)
             check_trackers(resolved.recipe)
             data = first_rows(resolved) if with_data else None
         except (RecipeError, PluginError, UsageError, UnavailableError) as error:
@@ -85,7 +86,7 @@ def first_rows(resolved: ResolvedRecipe) -> dict[str, Any]:
 
     peek = peek_documents(resolved)
     return {
-        "plugin": resolved.recipe.components["dataset",].name,
+        "plugin": resolved.recipe.dataset.name,
         "source": peek.source if peek else None,
         "document": peek.document if peek else None,
     }

@@ -19,6 +19,7 @@ from toolkit.data.encoding import pieces
 from toolkit.errors import UsageError
 from toolkit.events import Listener, ProgressReporter
 from toolkit.inference.generation import load_model
+from toolkit.logs import libraries_quiet
 from toolkit.recipe.resolve import resolve
 from toolkit.storage.run_directory import RunDirectory
 from toolkit.system import environment_variables
@@ -66,6 +67,7 @@ class Window:
 
 
 @environment_variables.set_aside()
+@libraries_quiet()
 def evaluate(
     run: RunDirectory, *, stride: int | None = None, max_documents: int | None = None, listener: Listener
 ) -> Evaluation:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from toolkit.errors import UsageError
+from toolkit.logs import libraries_quiet
 from toolkit.storage.run_directory import RunDirectory
 from toolkit.system import environment_variables
 from toolkit.system.device import detect
@@ -26,6 +27,7 @@ FILL_MASK_PROMPT = "This function returns the {mask} of the list."
 
 
 @environment_variables.set_aside()
+@libraries_quiet()
 def generate(
     run: RunDirectory, *, prompt: str, max_new_tokens: int, temperature: float, top_k: int | None, seed: int
 ) -> str:
@@ -57,9 +59,7 @@ def load_model(run: RunDirectory) -> tuple[PreTrainedModel, PreTrainedTokenizerB
     if not (run.model / "config.json").is_file() and not (run.model / "adapter_config.json").is_file():
         raise UsageError(f"{run.name} has no model yet (it is {run.status}); run its recipe again to resume it")
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     auto: Any = AutoModelForMaskedLM if run.record["task"] == "masked-lm" else AutoModelForCausalLM
     if (run.model / "adapter_config.json").is_file():
         model = _adapter_on_its_base(run.model, auto)

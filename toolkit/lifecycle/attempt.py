@@ -7,7 +7,6 @@ import math
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, cast
 
-from toolkit.api import Callback
 from toolkit.data.stats import DataAccount
 from toolkit.errors import InterruptedRun, TrainingError
 from toolkit.events import DataPrepared, Listener, Message, ProgressReporter, TrainingStarted
@@ -186,7 +185,7 @@ class Attempt:
                     evaluates=components.data.validation is not None,
                     evaluation_sequences=start.evaluation_sequences,
                 ),
-                optimizer=self.resolved.recipe.one("optimizer"),
+                optimizer=self.resolved.recipe.optimizer.plugin,
                 settings=training,
                 context=self.context,
                 callbacks=[*self._plugin_callbacks(), schedule],  # last, to see their decisions
@@ -229,10 +228,9 @@ class Attempt:
 
     def _plugin_callbacks(self) -> list[TrainerCallback]:
         recipe, callbacks = self.resolved.recipe, []
-        for path, part in recipe.components.items():
-            if path[0] == "callbacks":
-                with refusals_placed(recipe, path):
-                    callbacks += cast(Callback, part.plugin).callbacks(self.context)
+        for part in recipe.callbacks:
+            with refusals_placed(recipe, part.path):
+                callbacks += part.plugin.callbacks(self.context)
         return callbacks
 
     def _is_over(self, cadence: Intervals, start: Start) -> bool:

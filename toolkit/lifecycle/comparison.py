@@ -175,7 +175,7 @@ def carried_out(run: RunDirectory) -> list[dict[str, Any]]:
 def not_exported(run: RunDirectory, resolved: ResolvedRecipe) -> list[str]:
     """The exporters of a recipe that have not run on a finished run, or only with other options."""
     done = carried_out(run)
-    return [part.name for part in resolved.recipe.many("exporters") if not any(map(partial(_is, part), done))]
+    return [part.name for part in resolved.recipe.exporters if not any(map(partial(_is, part), done))]
 
 
 def _is(part: Component, exporter: Mapping[str, Any]) -> bool:

@@ -30,7 +30,7 @@ def environment(resolved: ResolvedRecipe) -> dict[str, Any]:
     import torch
 
     device = resolved.device
-    plugins = {part.distribution for part in resolved.recipe.components.values()}
+    plugins = {part.distribution for part in resolved.recipe.components}
     return {
         "toolkit": __version__,
         "python": platform.python_version(),

@@ -6,9 +6,9 @@ import contextlib
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from toolkit.api import Dataset, Exporter, OptionError, Results, RunContext, Task
+from toolkit.api import OptionError, Results, RunContext, Task
 from toolkit.events import Exported, Listener
 from toolkit.inference.generation import fill_mask_text, sample_text
 from toolkit.logs import libraries_quiet
@@ -51,7 +51,7 @@ def final_sample(
 
 def told_by(resolved: ResolvedRecipe, data: Mapping[str, Any], metrics: Mapping[str, Any]) -> Results:
     """The `Results` of a run for its exporters; of `metrics`, only the numbers."""
-    dataset: Dataset = resolved.recipe.one("dataset")
+    dataset = resolved.recipe.dataset.plugin
     return Results(
         recipe=resolved.to_yaml(),
         data=data,
@@ -90,12 +90,10 @@ def export(
     """
     recipe, newest = resolved.recipe, context.folder / f"{MODEL_FOLDER}{suffix}"
     exported: dict[str, dict[str, FileEntry]] = {}
-    for path, part in recipe.components.items():
-        if path[0] != "exporters":
-            continue
-        exporter = cast(Exporter, part.plugin)
+    for part in recipe.exporters:
+        exporter = part.plugin
         context.progress(f"exporting: {part.name}")
-        with refusals_placed(recipe, path), libraries_quiet():
+        with refusals_placed(recipe, part.path), libraries_quiet():
             if exporter.folder is None:
                 if not newest.is_dir():
                     raise OptionError(

@@ -20,14 +20,14 @@ from dataclasses import dataclass, replace
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, cast
 
-from toolkit.api import Model, RunContext
+from toolkit.api import RunContext
 from toolkit.errors import UnavailableError
 from toolkit.events import Listener, Message
 from toolkit.lifecycle.export import export, final_sample, ready, told_by
 from toolkit.logs import libraries_quiet
 from toolkit.recipe.document import Path_
 from toolkit.recipe.resolve import ResolvedRecipe, resolve
-from toolkit.recipe.schema import Recipe
+from toolkit.recipe.schema import Component, Recipe
 from toolkit.storage import checkpoint
 from toolkit.storage.records import RunRecord, write_record
 from toolkit.storage.run_directory import RUN_FILE, TRIAL_FOLDER, RunDirectory
@@ -136,18 +136,17 @@ def _subject(
     if is_small:
         with contextlib.suppress(TypeError, RuntimeError):  # of what cannot be copied, another one is built
             return Subject(resolved, copy.deepcopy(model), is_whole=True)
-    plugin: Model = recipe.one("model")
-    if plugin.rehearse() == plugin and not is_small:
-        name = recipe.components[("model",)].name
+    if recipe.model.plugin.rehearse() == recipe.model.plugin and not is_small:
+        name = recipe.model.name
         listener(Message(f"saving is not tested beforehand: the model {name} has no rehearse() that makes it small"))
         return None
-    parts = {
-        path: replace(part, plugin=part.plugin.rehearse()) if path[0] in ("model", "memory") else part
-        for path, part in recipe.components.items()
-    }
+
+    def smaller(part: Component) -> Component:
+        return replace(part, plugin=part.plugin.rehearse()) if part.path[0] in ("model", "memory") else part
+
     try:
-        small = resolve(replace(recipe, components=parts), resolved.device)
-        built = cast(Model, small.recipe.one("model")).build(components.tokenizer, context)
+        small = resolve(recipe.with_each(smaller), resolved.device)
+        built = small.recipe.model.plugin.build(components.tokenizer, context)
         if (settings := getattr(model, "generation_config", None)) is not None:
             built.generation_config = copy.deepcopy(settings)
         return Subject(small, with_strategies(small, built, context), is_whole=False)

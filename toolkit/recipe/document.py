@@ -6,6 +6,8 @@ every value is written out in its place.
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,11 +86,30 @@ def with_override(document: Document, assignment: str) -> Document:
     key, equals, text = assignment.partition("=")
     if not equals or not key:
         raise UsageError(f"--set {assignment}: write it as --set training.max_steps=100")
-    path: Path_ = tuple(int(part) if part.isdigit() else part for part in key.strip().split("."))
     try:
         value = parse(f"value: {text or 'null'}", COMMAND_LINE).data["value"]
     except RecipeError as error:
         raise UsageError(f"--set {assignment}: {error.problems[0].message}") from None
+    return _with_value(document, key, value, assignment)
+
+
+def with_value(document: Document, key: str, value: object) -> Document:
+    """Return the document with one value from Python applied, at a dotted key; a path counts as its text.
+
+    Raises:
+        UsageError: a recipe cannot hold such a value, or the key leads through something that has no keys.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=os.fspath)
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"overrides: {key} is {value!r}; a recipe holds numbers, text, true, false, null, lists and mappings"
+        ) from None
+    return _with_value(document, key, json.loads(text), f"{key}={text}")
+
+
+def _with_value(document: Document, key: str, value: Any, assignment: str) -> Document:
+    path: Path_ = tuple(int(part) if part.isdigit() else part for part in key.strip().split("."))
     places = {kept: place for kept, place in document.places.items() if kept[: len(path)] != path}
     places[path] = Place(f"--set {assignment}", 1, 1)
     return replace(document, data=_assigned(document.data, path, value, assignment), places=places)

@@ -80,8 +80,12 @@ class StopRequest:
     def handled(self) -> Iterator[StopRequest]:
         """Handle the signals for as long as the run lasts, and then restore the earlier handlers.
 
-        PID 1 of a container has no default handler: without this, SIGTERM would do nothing.
+        PID 1 of a container has no default handler: without this, SIGTERM would do nothing. Threads other than the main
+        one receive no signals, and a run in one of them cannot be stopped by any.
         """
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
         before = {number: signal.signal(number, self._receive) for number in numbers()}
         before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._receive_save)
         outer, _Process.run = _Process.run, self

@@ -20,7 +20,7 @@ from typing import TextIO
 import pytest
 from rich.console import Console
 
-from toolkit.cli import lines, render, watch
+from toolkit.cli import render, watch
 from toolkit.data.stats import DataAccount, SplitAccount
 from toolkit.events import (
     CheckpointSaved,
@@ -35,6 +35,8 @@ from toolkit.events import (
     StepDone,
     TrainingStarted,
 )
+from toolkit.report import lines
+from toolkit.report.lines import LogLines
 
 TRAIN = SplitAccount(
     documents=1200,
@@ -167,7 +169,7 @@ class Clock:
 
 def lines_of(seconds_per_step: float, steps: int, every: int = 1) -> list[str]:
     clock, lines = Clock(), list[str]()
-    listener = watch.LogLines(lines.append, clock)
+    listener = LogLines(lines.append, clock)
     listener(replace(STARTED, total_steps=steps))
     for step in range(1, steps + 1):
         clock.now += seconds_per_step
@@ -194,7 +196,7 @@ def test_a_log_gets_a_line_now_and_then(seconds_per_step: float, steps: int, lea
 
 def test_a_log_gets_lines_of_a_phase_that_lasts() -> None:
     clock, shown = Clock(), list[str]()
-    listener = watch.LogLines(shown.append, clock)
+    listener = LogLines(shown.append, clock)
     for _ in range(80):
         clock.now += 0.5
         done = min(400, int(clock.now * 20))
@@ -218,7 +220,7 @@ def test_a_log_shows_steps_that_have_a_loss() -> None:
 
 def test_a_log_counts_from_where_a_run_goes_on() -> None:
     lines: list[str] = []
-    listener = watch.LogLines(lines.append, Clock())
+    listener = LogLines(lines.append, Clock())
     listener(replace(STARTED, resumed_from=400))
     listener(replace(STEP, step=401))
     assert len(lines) == 2
@@ -423,7 +425,7 @@ def test_tables_do_not_wrap_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> Non
 
 def phases_shown(*events: Event) -> list[str]:
     shown = list[str]()
-    listener = watch.LogLines(shown.append, Clock())
+    listener = LogLines(shown.append, Clock())
     for event in events:
         listener(event)
     return [line for line in shown if line.startswith("evaluating")]
