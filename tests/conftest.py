@@ -77,7 +77,7 @@ def _plans_are_kept() -> Iterator[None]:
     kept: dict[str, int] = {}
 
     def peak_bytes(resolved: ResolvedRecipe, *, processes: int) -> int:
-        plugins = {path: type(part.plugin) for path, part in resolved.recipe.components.items()}
+        plugins = [type(part.plugin) for part in resolved.recipe.components]
         key = repr((resolved.data(), plugins, resolved.device, processes))
         if key not in kept:
             kept[key] = plan.peak_bytes(resolved, processes=processes)

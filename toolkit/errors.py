@@ -102,10 +102,10 @@ class RunMismatchError(ToolkitError):
         """The error for these differences; `checkpoint` is one that a new run could start from, as RUN@STEP."""
         found = tuple(differences)
         lines = "\n".join(f"  {difference}" for difference in found)
-        begin = f", or begin one at its checkpoint with --from {checkpoint}" if checkpoint else ""
+        begin = f", or start one from its checkpoint with --from {checkpoint}" if checkpoint else ""
         return cls(
-            f"{folder} was made with other settings, so going on would mix two runs:\n{lines}\n"
-            f"put the settings back, or start a new run beside it with --fresh{begin}",
+            f"{folder} was made with other settings, so resuming would mix two runs:\n{lines}\n"
+            f"restore the settings, or start a new run beside it with --fresh{begin}",
             differences=found,
         )
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 MAX_SHOWN_PERPLEXITY = 1e6
 """Uniform guessing gives the vocabulary size, at most a few hundred thousand; above this the digits mean nothing."""
+MIN_TEXT_COLUMNS = 24
+"""Columns that text needs to fit beside a name; with fewer it goes below."""
+UNWRAPPED_WIDTH = 10_000
+"""The width where output is not a terminal: nothing wraps there, so that `grep` finds whole lines."""
 
 
 def size(of_bytes: float) -> str:
@@ -60,6 +66,26 @@ def perplexity(value: float) -> str:
     if value >= 999.95:
         return f"{float(f'{value:.3g}'):,.0f}"
     return f"{value:.{2 if value < 99.995 else 1}f}"
+
+
+def beside(entries: Mapping[str, Any], width: int, *, indent: int = 0) -> list[str]:
+    """Lines of names and values; a long value wraps beside its name, or below it if there is no room."""
+    margin = indent + max(map(len, entries)) + 2
+    below = width - margin < MIN_TEXT_COLUMNS
+    lines = []
+    for name, value in entries.items():
+        column = indent + 2 if below else margin
+        words = [line for paragraph in str(value).splitlines() for line in wrapped(paragraph, width - column)]
+        first = [" " * indent + name] if below else [f"{' ' * indent}{name}".ljust(margin) + "".join(words[:1])]
+        lines += [*first, *(" " * column + line for line in (words if below else words[1:]))]
+    return [line.rstrip() for line in lines]
+
+
+def wrapped(paragraph: str, width: int) -> list[str]:
+    """Lines of at most this width; but a long word, such as a path that the user may copy, stays whole."""
+    return textwrap.wrap(paragraph, max(MIN_TEXT_COLUMNS, width), break_long_words=False, break_on_hyphens=False) or [
+        ""
+    ]
 
 
 def _scaled(number: float, units: Sequence[tuple[float, str]]) -> tuple[float, str]:

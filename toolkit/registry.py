@@ -96,7 +96,7 @@ class Registry:
             raise PluginError(f"no {kind} plugin is named {name!r}; {nearest(name, self.names(kind))}")
         if len(offers) > 1:
             rivals = " and ".join(offer.distribution for offer in offers)
-            raise PluginError(f"the {kind} plugin {name!r} is offered by both {rivals}; uninstall one")
+            raise PluginError(f"the {kind} plugin {name!r} is provided by both {rivals}; uninstall one")
         return offers[0]
 
     def load(self, kind: str, name: str) -> type[Plugin]:
@@ -125,9 +125,9 @@ def _local(folder: Path) -> Iterable[Offer]:
         if file.stem.startswith("_"):
             continue
         if kind not in KINDS:
-            raise PluginError(f"{file}: plugins lie in folders named for their kind; {nearest(kind, KINDS)}")
+            raise PluginError(f"{file}: plugins belong in folders named after their kind; {nearest(kind, KINDS)}")
         if not NAME.fullmatch(name):
-            raise PluginError(f"{file}: a plugin's file is named in small letters, digits and _")
+            raise PluginError(f"{file}: the file name of a plugin has lowercase letters, digits and _ only")
         yield Offer(kind, name, str(file), file)
 
 

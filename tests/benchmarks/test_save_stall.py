@@ -52,7 +52,7 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Any:
         arguments=training_arguments(
             recipe.training, output=folder / "plain", micro_batch_size=1, accumulation=1, device_kind="cpu"
         ),
-        optimizer=recipe.recipe.one("optimizer"),
+        optimizer=recipe.recipe.optimizer.plugin,
         settings=recipe.training,
         context=context,
         callbacks=[],

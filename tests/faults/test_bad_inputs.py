@@ -140,7 +140,7 @@ def test_a_run_of_other_settings_is_not_touched(folder: Path) -> None:
     run = folder / "runs" / "tiny"
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     answer = toolkit("recipe", "run", str(write_recipe(folder, training={"max_steps": 2})), "--json", status=2)
-    assert "is finished at step 1, and the recipe now says max_steps: 2" in answer.err
+    assert "finished at step 1, and the recipe now says max_steps: 2" in answer.err
     assert "--from tiny@1" in answer.err
     assert "--fresh" in answer.err
     assert before == {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}

@@ -33,7 +33,7 @@ def test_with_nothing_changed_it_ends_as_the_parent(recipe: Path) -> None:
     whole, _ = train(recipe)
     child, told = from_(recipe, "tiny@4")
     assert child.folder.name == "tiny-2"
-    assert "begins at step 4 of tiny" in told
+    assert "starting from step 4 of tiny" in told
     first, second = weights(whole.folder), weights(child.folder)
     assert all(bool((first[name] == second[name]).all()) for name in first)
     assert losses(child.folder) == [line for line in losses(whole.folder) if line[0] > 4 or line[1] == "eval"]
@@ -103,24 +103,24 @@ def test_more_data_and_another_seed_are_fine(recipe: Path) -> None:
 def test_the_newest_checkpoint_is_the_default(recipe: Path) -> None:
     train(recipe)
     child, told = from_(recipe, "tiny", "training.max_steps=10", name="child")
-    assert "begins at step 8 of tiny" in told
+    assert "starting from step 8 of tiny" in told
     assert child.steps == 10
 
 
 def test_what_cannot_be_begun_says_why(recipe: Path) -> None:
     train(recipe)
     for place, words in (
-        ("tiny@5", "tiny has checkpoints of the steps 2, 4, 6, 8"),
-        ("tiny@last", "the number of a step"),
+        ("tiny@5", "tiny has checkpoints at the steps 2, 4, 6, 8"),
+        ("tiny@last", "must be a step number"),
         ("other@4", "no run in"),
     ):
         with pytest.raises(UsageError, match=words):
             from_(recipe, place)
-    with pytest.raises(UsageError, match=r"set training\.max_steps to more"):
+    with pytest.raises(UsageError, match=r"raise training\.max_steps"):
         from_(recipe, "tiny@8", "training.learning_rate=1e-4", name="over")
     with pytest.raises(RunMismatchError, match=r"transformer\.h\.2"):
         from_(recipe, "tiny@4", "model.num_hidden_layers=3", name="deeper")
-    with pytest.raises(RunMismatchError, match="the recipe trains adapters, the checkpoint holds whole weights"):
+    with pytest.raises(RunMismatchError, match="the recipe trains adapters, the checkpoint holds full weights"):
         from_(recipe, "tiny@4", "memory=[lora]", "exporters=[merge-lora]", name="adapters")
     damaged = recipe.parent / "runs" / "tiny" / "checkpoints" / "checkpoint-6" / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])

@@ -150,7 +150,7 @@ def test_with_every_checkpoint_damaged_it_begins_again_and_says_so(
     words = ("recipe", "run", str(stopped / "tiny.yaml"), "--json")
     outcome = server.start(words, folder=checkpoints.parents[2], output=tmp_path / "output").wait()
     assert outcome.status == 0, outcome.err
-    assert "no checkpoint is intact, so the run begins again at step 0" in outcome.err
+    assert "no checkpoint is intact, so the run starts again at step 0" in outcome.err
     assert End.of(checkpoints.parent).steps == [2, 3]
 
 

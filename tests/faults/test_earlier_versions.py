@@ -107,7 +107,7 @@ def test_a_setting_that_the_run_lacks_is_its_present_default(run: RunDirectory, 
 def test_a_default_that_has_changed_is_named_with_the_cure(run: RunDirectory, tmp_path: Path) -> None:
     recipe = tmp_path / "old.yaml"
     edit(run, identity={"training.weight_decay": 0.1})
-    key, cure = "training.weight_decay", "write weight_decay: 0.1 there to go on"
+    key, cure = "training.weight_decay", "to resume, write weight_decay: 0.1 there"
     # The run's version has not noted what was left to defaults, so it may have been written out.
     unknown = f"the run has 0.1, and the recipe leaves it to the default, now 0.0; {cure}"
     assert differences(run, resolved(recipe)) == {key: unknown}
@@ -125,7 +125,7 @@ def test_a_setting_that_this_version_does_not_know_is_named_unless_nobody_had_se
     recipe = tmp_path / "old.yaml"
     edit(run, identity={"training.sharpness": 5, "model.old_name": "a"}, toolkit="0.0.9")
     gone = (
-        f"pretrain-toolkit {__version__} has no such option any more; go on with the version that began the run, 0.0.9"
+        f"pretrain-toolkit {__version__} no longer has this option; resume with the version that began the run, 0.0.9"
     )
     assert differences(run, resolved(recipe)) == {
         "training.sharpness": f"the run has 5, and {gone}",
@@ -140,21 +140,21 @@ def test_of_a_replaced_plugin_the_name_is_told_and_not_every_option(run: RunDire
     assert found == {
         "optimizer.plugin": "the run has 'adamw', the recipe now says 'muon'",
         "optimizer.betas": "the run has [0.9, 0.999], and the recipe leaves it to the default, now [0.9, 0.95]; "
-        "write betas: [0.9, 0.999] there to go on",
+        "to resume, write betas: [0.9, 0.999] there",
         "memory.small-batch.plugin": "the run has 'small-batch', the recipe now says nothing",
         "training.micro_batch_size": "the run has 2, and the recipe leaves it to the default, now None; "
-        "write micro_batch_size: 2 there to go on",
+        "to resume, write micro_batch_size: 2 there",
     }
 
 
 def test_other_settings_offer_a_new_run_at_the_checkpoint(run: RunDirectory, tmp_path: Path) -> None:
     longer = resolved(tmp_path / "old.yaml", "training.max_steps=8")
-    with pytest.raises(RunMismatchError, match=re.escape("or begin one at its checkpoint with --from old@3")):
+    with pytest.raises(RunMismatchError, match=re.escape("or start one from its checkpoint with --from old@3")):
         require_same(run, longer)
     edit(run, status="finished")
     finished = (
-        f"{run.folder} is finished at step 3, and the recipe now says max_steps: 8: the same command with "
-        f"--from old@3 goes on from there as a new run"
+        f"{run.folder} finished at step 3, and the recipe now says max_steps: 8: with --from old@3 the same "
+        f"command continues from there as a new run"
     )
     with pytest.raises(RunMismatchError, match=re.escape(finished)):
         require_same(run, longer)

@@ -56,7 +56,7 @@ def test_variables_of_accelerate_change_no_number_and_are_named_once(
     beside, events = train(recipe, name="beside")
     assert_same_run(without.folder, beside.folder)
     told = [event.text for event in events if isinstance(event, Message) and "environment" in event.text]
-    assert told == [f"not used, since the recipe decides: {', '.join(sorted(left_over))} (set in the environment)"]
+    assert told == [f"ignored, because the recipe decides: {', '.join(sorted(left_over))} (set in the environment)"]
     assert {name: os.environ[name] for name in left_over} == left_over  # the person's again
 
 
@@ -98,7 +98,7 @@ WHOLE = {"WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.
         ({"WORLD_SIZE": "4", "RANK": "0"}, "WORLD_SIZE is set to 4 and RANK is set to 0, but LOCAL_RANK, "),
         ({**WHOLE, "MASTER_PORT": ""}, ", but MASTER_PORT is not set"),
         ({**WHOLE, "MASTER_PORT": "a"}, "MASTER_PORT is set to 'a', which is not a port"),
-        ({**WHOLE, "RANK": "4"}, "RANK is set to 4, but of 4 processes the last is 3"),
+        ({**WHOLE, "RANK": "4"}, "RANK is set to 4, but the ranks of 4 processes end at 3"),
         ({"WORLD_SIZE": "", "RANK": ""}, "WORLD_SIZE is set to '', which is not a number"),
         ({**WHOLE, "LOCAL_RANK": "one"}, "LOCAL_RANK is set to 'one', which is not a number"),
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE is set to 0, but RANK"),
@@ -155,7 +155,7 @@ def test_processes_that_never_come_are_waited_for_aloud_and_not_for_ever(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(distributed, "RENDEZVOUS_TIMEOUT", timedelta(seconds=2))
     events: list[object] = []
-    with pytest.raises(UnavailableError, match="the 4 processes of this run could not meet at"):
+    with pytest.raises(UnavailableError, match="the rendezvous of the 4 processes at"):
         run(resolved(recipe), runs=tmp_path / "runs", listener=events.append)
     assert events == [Message(f"waiting for 3 other processes at 127.0.0.1:{port}")]
 
@@ -207,7 +207,7 @@ def test_a_name_of_300_characters_is_answered_in_a_sentence(
     [
         ("[wandbb]", "training.report_to[0]: no tracker is named 'wandbb'; did you mean 'wandb'?"),
         ("tensorbord", "no tracker is named 'tensorbord'; did you mean 'tensorboard'?"),
-        ("comet_ml", "training.report_to: comet_ml is not installed here: pip install comet-ml, or leave it out"),
+        ("comet_ml", "training.report_to: comet_ml is not installed here: pip install comet-ml, or remove it"),
         ("[dagshub]", "dagshub is not installed here: pip install dagshub mlflow"),
     ],
 )

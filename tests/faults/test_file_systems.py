@@ -17,8 +17,8 @@ from toolkit.system import files
 from toolkit.system.files import copy_folder, move_folder, read_json, where_supported
 
 SAID = (
-    "may not be able to read them",
-    "a power cut may take the newest checkpoint",
+    "may be unable to read them",
+    "a power cut may lose the newest checkpoint",
     "see to it that no second command works on this run",
 )
 

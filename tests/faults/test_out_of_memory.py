@@ -163,7 +163,7 @@ def test_after_the_kernel_has_ended_it_the_same_command_begins_smaller(tmp_path:
 
     def told() -> list[str]:
         _, events = train(recipe)
-        return [e.text for e in events if isinstance(e, Message) and "ended without a word" in e.text]
+        return [e.text for e in events if isinstance(e, Message) and "killed, apparently out of memory" in e.text]
 
     killed()
     reading = last_reading(run)
@@ -172,8 +172,8 @@ def test_after_the_kernel_has_ended_it_the_same_command_begins_smaller(tmp_path:
     # It was far from the limit, so this kill was somebody's. Now the same with little left.
     (run / READINGS_FILE).write_bytes(READING_LAYOUT.pack(95 * 2**30, 100 * 2**30))
     (message,) = told()
-    assert "when it held 95.00 of 100.00 GiB" in message
-    assert "with 2 sequences at a time" in message
+    assert "it held 95.00 of 100.00 GiB" in message
+    assert "with micro-batches of 2 sequences" in message
     train(recipe, "training.save_total_limit=9", name="larger")
     from tests.faults.test_branch import from_
 
@@ -193,7 +193,7 @@ def test_killed_in_its_first_step_it_begins_smaller_too(tmp_path: Path) -> None:
     assert process.returncode == -9
     (tmp_path / "runs/tiny" / READINGS_FILE).write_bytes(READING_LAYOUT.pack(95 * 2**30, 100 * 2**30))
     result, events = train(recipe)
-    assert any("with 2 sequences at a time" in event.text for event in events if isinstance(event, Message))
+    assert any("with micro-batches of 2 sequences" in event.text for event in events if isinstance(event, Message))
     assert result.steps == 8
 
 
@@ -278,8 +278,8 @@ def test_what_cannot_be_done_again_begins_smaller_at_the_next_start(tmp_path: Pa
     with pytest.raises(OutOfMemoryError, match=r"of step 6, and this attempt .* with 2 sequences at a time"):
         train(recipe, "callbacks=[failing]", name="survived")
     survived, events = train(recipe, "callbacks=[failing]", name="survived")
-    (told,) = [e.text for e in events if isinstance(e, Message) and "memory ran out" in e.text]
-    assert "trains on 2 sequences at a time" in told
+    (told,) = [e.text for e in events if isinstance(e, Message) and "ran out of memory" in e.text]
+    assert "trains with micro-batches of 2 sequences" in told
     assert not (survived.folder / "out-of-memory.json").exists()
     first, second = weights(survived.folder), weights(smaller_from(recipe, 4))
     assert [name for name in first if not bool((first[name] == second[name]).all())] == []
@@ -291,7 +291,9 @@ def test_in_the_first_step_too(tmp_path: Path) -> None:
     with pytest.raises(OutOfMemoryError, match="of step 1, "):
         train(recipe, "callbacks=[failing]")
     result, events = train(recipe, "callbacks=[failing]")
-    assert any("trains on 2 sequences at a time" in event.text for event in events if isinstance(event, Message))
+    assert any(
+        "trains with micro-batches of 2 sequences" in event.text for event in events if isinstance(event, Message)
+    )
     assert result.steps == 8
 
 

@@ -17,9 +17,9 @@ from tests.command_line import toolkit
 from tests.faults.test_interruptions import wait_for
 from tests.tiny import write_recipe
 from toolkit.cli.output import Output
-from toolkit.cli.run_log import RunLog
 from toolkit.errors import UnavailableError
 from toolkit.events import AttemptBegun, Message
+from toolkit.report.run_log import RunLog
 from toolkit.system.files import read_json
 
 MAIN = "from toolkit.cli.main import main; main()"

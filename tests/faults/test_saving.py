@@ -164,7 +164,7 @@ def test_the_needed_grace_is_measured_and_said(tmp_path: Path) -> None:
 def test_no_copy_is_taken_where_memory_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("toolkit.storage.host_copy.available_memory_bytes", lambda: 1000)
     _, events = train(write_recipe(tmp_path, training={"save_steps": 2}))
-    assert [e for e in events if isinstance(e, Message) and e.text.startswith("checkpoints are written while training")]
+    assert [e for e in events if isinstance(e, Message) and e.text.startswith("training waits for each save")]
     saves = [event for event in events if isinstance(event, CheckpointSaved)]
     assert [event.stall_seconds == event.seconds for event in saves] == [True] * 4
 

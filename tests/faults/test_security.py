@@ -50,7 +50,7 @@ def test_a_malicious_pickle_in_a_checkpoint_is_not_run(folder: Path, name: str, 
     if manifest == "made to fit":
         written = json.loads((saved / MANIFEST).read_text())
         (saved / MANIFEST).write_text(json.dumps(written | {"files": listed(saved)}))
-        with pytest.raises(TrainingError, match="checkpoint-4 holds code or something else"):
+        with pytest.raises(TrainingError, match="checkpoint-4 contains code or other objects"):
             train(recipe)
     else:
         assert train(recipe)[0].steps == 8

@@ -123,7 +123,7 @@ def test_an_upload_with_nothing_to_upload_is_refused_at_its_line(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_mine")
     recipe = write_recipe(tmp_path, exporters=[{"plugin": "push-to-hub", "repo_id": "me/mine"}])
-    with pytest.raises(RecipeError, match=r"exporters\[0\]: this reads what another exporter has written"):
+    with pytest.raises(RecipeError, match=r"exporters\[0\]: this exporter reads what another one has written"):
         train(recipe)
 
 
@@ -142,7 +142,7 @@ def test_in_place_of_a_large_model_a_small_one_is_saved_and_exported(
     exporters = ["merge-lora" if memory and memory[0] != "low-memory-optimizer" else "model-folder"]
     result, events = train(write_recipe(tmp_path, memory=memory, exporters=exporters, training={"max_steps": 2}))
     assert (result.steps, seen) == (2, [64])
-    assert not [event for event in events if isinstance(event, Message) and "not tried" in event.text]
+    assert not [event for event in events if isinstance(event, Message) and "not tested" in event.text]
 
 
 def test_a_large_model_that_nobody_can_make_small_is_trained_and_it_is_said(
@@ -152,8 +152,8 @@ def test_a_large_model_that_nobody_can_make_small_is_trained_and_it_is_said(
     plugin(tmp_path, "model", "plain", MODEL.format(name="Plain", what="as it is", change="pass"))
     recipe = write_recipe(tmp_path, plugin_paths=["plugins"], model={"plugin": "plain"}, training={"max_steps": 1})
     _, events = train(recipe)
-    assert [event.text for event in events if isinstance(event, Message) and "not tried" in event.text] == [
-        "saving is not tried beforehand: the model plain has no rehearse that would make it small"
+    assert [event.text for event in events if isinstance(event, Message) and "not tested" in event.text] == [
+        "saving is not tested beforehand: the model plain has no rehearse() that makes it small"
     ]
 
 

@@ -76,7 +76,7 @@ def test_where_one_of_two_runs_out_of_memory_both_begin_smaller(
     assert "torch/autograd" not in failed.stderr  # no traceback
     rest = torchrun(recipe, "--name", "two")
     assert rest.returncode == 0, rest.stdout + rest.stderr
-    assert f"so this one {'trains on' if training else 'evaluates'} 1 sequence at a time" in rest.stdout
+    assert f"so this one {'trains' if training else 'evaluates'} with micro-batches of 1 sequence;" in rest.stdout
     alone = torchrun(recipe, "--name", "restarted", restarts=1)
     assert alone.returncode == 0, alone.stdout + alone.stderr
     assert_same_run(tmp_path / "runs" / "two", tmp_path / "runs" / "restarted")

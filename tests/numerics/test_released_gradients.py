@@ -78,7 +78,7 @@ def test_a_loss_that_is_no_number_stops_before_the_backward_pass(tmp_path: Path)
 )
 def test_what_forbids_it_is_said_at_its_line(tmp_path: Path, memory: list[str], training: dict, cure: str) -> None:
     recipe = write_recipe(tmp_path, memory=memory, training=training)
-    with pytest.raises(RecipeError, match=rf"memory\[0\]: release-gradients does not fit: .*{cure}"):
+    with pytest.raises(RecipeError, match=rf"memory\[0\]: release-gradients cannot be used: .*{cure}"):
         resolved(recipe)
 
 

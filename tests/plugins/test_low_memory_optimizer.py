@@ -37,7 +37,7 @@ def test_the_package_that_is_missing_and_what_needs_none(
 
 def test_the_recipe_cannot_ask_for_another_one(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, memory=[entry("adafactor")], optimizer="muon")
-    with pytest.raises(RecipeError, match="optimizer: this says muon, and low-memory-optimizer trains with an"):
+    with pytest.raises(RecipeError, match="optimizer: muon is set here, but low-memory-optimizer brings its"):
         resolved(recipe)
 
 

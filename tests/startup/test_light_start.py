@@ -18,15 +18,14 @@ MIDDLING = {"pydantic", "ruamel", "rich", "jinja2"}
 PROBE = """
 import atexit, json, sys
 atexit.register(lambda: print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), file=sys.stderr))
-from toolkit.cli.main import main
-main()
 """
+COMMAND = "from toolkit.cli.main import main; main()"
 
 
-def imported(*words: str, cwd: Path, **environment: str) -> set[str]:
-    """Run a command, which must succeed, and return the top-level packages that it imported."""
+def imported(*words: str, cwd: Path, code: str = COMMAND, **environment: str) -> set[str]:
+    """Run a command or other code, which must succeed, and return the top-level packages that it imported."""
     done = subprocess.run(
-        [sys.executable, "-c", PROBE, *words],
+        [sys.executable, "-c", PROBE + code, *words],
         cwd=cwd,
         env={**os.environ, **environment},
         capture_output=True,
@@ -87,6 +86,17 @@ LIGHT = [
 @pytest.mark.parametrize("words", LIGHT, ids=" ".join)
 def test_commands_that_train_nothing_import_nothing_heavy(words: list[str], here: Path) -> None:
     assert not imported(*words, cwd=here) & HEAVY
+
+
+def test_to_import_the_toolkit_imports_none_of_it(here: Path) -> None:
+    seen = imported(cwd=here, code="import toolkit\nassert not [m for m in sys.modules if m.startswith('toolkit.')]")
+    assert not seen & (HEAVY | MIDDLING | {"click", "toolkit_plugins"})
+    assert not imported(cwd=here, code="import toolkit; toolkit.run, toolkit.plan") & (HEAVY | MIDDLING | {"click"})
+
+
+def test_to_resolve_a_recipe_from_python_imports_nothing_heavy(here: Path) -> None:
+    resolve = "import toolkit; toolkit.resolve('mine.yaml', overrides={'training.max_steps': 3})"
+    assert not imported(cwd=here, code=resolve) & (HEAVY | {"click"})
 
 
 def test_the_probe_sees_what_is_imported(here: Path) -> None:

@@ -81,7 +81,7 @@ class LazyGroup(NamingGroup):
 def toolkit() -> None:
     """Pre-train language models from recipes.
 
-    A recipe is a YAML file: data, tokenizer, model, objective, and what saves memory. Each part is a plugin.
+    A recipe is a YAML file: data, tokenizer, model, objective, memory strategies. Each part is a plugin.
     """
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from toolkit import formatting
+from toolkit import commands, formatting
 from toolkit.cli import options, render
 
 
@@ -17,17 +17,19 @@ from toolkit.cli import options, render
     )
 )
 @options.run_argument
-@click.option("--prompt", required=True, help="The beginning that the model goes on with.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=100, show_default=True, help="Tokens to write.")
+@click.option("--prompt", required=True, help="Prompt to continue.")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(min=1), default=100, show_default=True, help="Tokens to generate."
+)
 @click.option(
     "--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True,
-    help="0 always takes the likeliest token; higher is more varied.",
+    help="Sampling temperature: 0 decodes greedily, higher values vary more.",
 )  # fmt: skip
 @click.option(
     "--top-k", type=click.IntRange(min=1), default=50, show_default=True,
-    help="Draw from so many of the likeliest tokens.",
+    help="Sample from the k most likely tokens (top-k).",
 )  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="The same seed writes the same text.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed generates the same text.")
 @options.runs
 @options.as_json
 def generate(
@@ -47,10 +49,8 @@ def generate(
     from toolkit.storage import run_directory
 
     found = run_directory.find(run, runs)
-    from toolkit.inference import generation
-
-    text = generation.generate(
-        found, prompt=prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed
+    text = commands.generate(
+        run, prompt, runs=runs, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed
     )
     if as_json:
         render.as_json({"run": found.name, "prompt": prompt, "text": text, "seed": seed})
@@ -64,9 +64,9 @@ def generate(
 @options.run_argument
 @click.option(
     "--stride", type=click.IntRange(min=1), default=None,
-    help="Tokens by which the window moves: fewer give every token more context, and take longer.",
+    help="Tokens by which the sliding window advances: fewer give each token more context, but take longer.",
 )  # fmt: skip
-@click.option("--max-documents", type=click.IntRange(min=1), default=None, help="Evaluate so many documents only.")
+@click.option("--max-documents", type=click.IntRange(min=1), default=None, help="Evaluate at most this many documents.")
 @options.runs
 @options.as_json
 def evaluate(run: str, stride: int | None, max_documents: int | None, runs: Path, as_json: bool) -> None:
@@ -81,10 +81,8 @@ def evaluate(run: str, stride: int | None, max_documents: int | None, runs: Path
     from toolkit.storage import run_directory
 
     found = run_directory.find(run, runs)
-    from toolkit.inference import evaluation
-
     with watching(quiet=False, on_standard_error=True) as listener:
-        reached = evaluation.evaluate(found, stride=stride, max_documents=max_documents, listener=listener)
+        reached = commands.evaluate(run, runs=runs, stride=stride, max_documents=max_documents, listener=listener)
     if as_json:
         render.as_json({"run": found.name, **asdict(reached)})
         return
@@ -93,7 +91,7 @@ def evaluate(run: str, stride: int | None, max_documents: int | None, runs: Path
             "token perplexity": formatting.perplexity(reached.token_perplexity),
             "word perplexity": formatting.perplexity(reached.word_perplexity),
             "bits per byte": f"{reached.bits_per_byte:.4f}",
-            "measured on": ", ".join(
+            "evaluated on": ", ".join(
                 formatting.counted(number, noun)
                 for number, noun in (
                     (reached.documents, "document"),
@@ -102,6 +100,6 @@ def evaluate(run: str, stride: int | None, max_documents: int | None, runs: Path
                     (reached.bytes, "byte"),
                 )
             ),
-            "window": f"{reached.context:,} tokens, moved by {reached.stride:,}",
+            "window": f"{reached.context:,} tokens, stride {reached.stride:,}",
         }
     )

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit import formatting
+from toolkit import commands, formatting
 from toolkit.cli import options, render
 from toolkit.cli.completion import complete_recipes
 from toolkit.cli.validate import first_rows_or_refusal, in_words
-from toolkit.errors import UsageError
 from toolkit.system import environment_variables
 
 if TYPE_CHECKING:
-    from toolkit.api import Progress
     from toolkit.planning.plan import Plan
-    from toolkit.planning.roofline import Rates
     from toolkit.planning.variants import Option
-    from toolkit.recipe.resolve import ResolvedRecipe
 
 
 @click.command(
@@ -34,14 +30,18 @@ if TYPE_CHECKING:
 )
 @click.argument("name", shell_complete=complete_recipes)
 @options.device
-@click.option("--memory", metavar="SIZE", help="The memory that the run may take, in place of the device's: 12GiB.")
+@click.option("--memory", metavar="SIZE", help="Memory limit of the run, instead of the device's memory: 12GiB.")
 @click.option(
-    "--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Devices that share a step."
+    "--processes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Data-parallel processes.",
 )
-@click.option("--compare", is_flag=True, help="Show what memory strategies would change: peak, speed and fidelity.")
+@click.option("--compare", is_flag=True, help="Compare memory strategies by peak memory, speed and fidelity.")
 @click.option(
     "--search-seconds", type=click.FloatRange(min=0), default=60, show_default=True,
-    help="How long to look for strategies with which it fits.",
+    help="Time limit of the search for strategies that make the run fit.",
 )  # fmt: skip
 @options.overrides
 @options.runs
@@ -65,43 +65,33 @@ def plan(
     The plan comes from the run's own training step, traced without allocating its memory: no weights are downloaded
     and no GPU is needed, so you can plan here for another machine. Configs and tokenizers are fetched from the Hub.
 
-    The first rows of the dataset are checked too, and what a run would refuse about them is reported.
+    The first rows of the dataset are checked too, and anything that a run would refuse is reported.
 
     If a run does not fit, the plan is followed by what would make it fit; the exit status is still 0. It is 2 if the
-    recipe leaves the choice to `auto` and nothing that it may choose fits.
+    recipe leaves the choice to `auto` and nothing that `auto` may choose fits.
     """
     from toolkit.cli.watch import watching
     from toolkit.recipe import resolve
 
-    device = options.chosen_device(device_name)
-    if memory:
-        device = replace(device, memory_bytes=_bytes(memory))
-    resolved = resolve.resolve(resolve.load(name, overrides=overrides, plugin_folders=plugin_folders), device)
-    data = first_rows_or_refusal(resolved)
+    device = commands.device_called(device_name, memory=memory)
+    asked = resolve.resolve(resolve.load(name, overrides=overrides, plugin_folders=plugin_folders), device)
+    data = first_rows_or_refusal(asked)
     from toolkit.events import ProgressReporter
-    from toolkit.memory.budget import bytes_to_be_had, own_share
     from toolkit.planning import compare as comparison
-    from toolkit.planning.choose import chooser_of, not_all_was_tried, resolve_auto, usable_bytes
-    from toolkit.planning.plan import make_plan
+    from toolkit.planning.choose import not_all_was_tried, usable_bytes
     from toolkit.planning.search import Search
 
-    chooser = chooser_of(resolved)
-    whole = chooser.limit(resolved.device) if chooser else resolved.device.memory_bytes
-    limit = own_share(whole, resolved.device, processes)
-    if device_name is None and not memory:  # on this machine, as much as a run would find free now
-        limit = min(limit, bytes_to_be_had(resolved.device, processes))
-    asked, why = resolved, tuple[str, ...]()
     with watching(quiet=False, on_standard_error=True) as listener:
-        progress = ProgressReporter(listener)
-        rates = _rates(device_name, resolved, progress)
-        progress("planning memory")
-        if chooser:
-            resolved, choice = resolve_auto(
-                resolved, limit, rates=rates, processes=processes, progress=progress, seconds=search_seconds
-            )
-            why = choice.why
-        blocks = _known_blocks(resolved, runs)
-        made = make_plan(resolved, rates=rates, limit_bytes=limit, processes=processes, training_blocks=blocks)
+        planned = commands.plan_of(
+            asked,
+            device=device_name,
+            memory=memory,
+            processes=processes,
+            runs=runs,
+            search_seconds=search_seconds,
+            listener=listener,
+        )
+    made, why = planned.plan, planned.why
     if not as_json:  # shown before the search, which takes longer
         _show(made, why, data)
     rows: list[Option] = []
@@ -110,8 +100,8 @@ def plan(
         with watching(quiet=False, on_standard_error=True) as listener:
             search = Search(
                 asked,
-                rates=rates,
-                limit_bytes=usable_bytes(limit, asked.device),
+                rates=planned.rates,
+                limit_bytes=usable_bytes(made.limit_bytes, asked.device),
                 processes=processes,
                 progress=ProgressReporter(listener),
                 seconds=search_seconds,
@@ -125,51 +115,10 @@ def plan(
         render.text()
         _show_rows(rows)
         if search.cut_short:
-            render.text(f"Not all is shown: {not_all_was_tried(search)}.")
+            render.text(f"The table is incomplete: {not_all_was_tried(search)}.")
     if not made.fits:
         render.text()
         render.text(_what_would_fit(search, help_, made))
-
-
-def _bytes(text: str) -> int:
-    from pydantic import ByteSize, TypeAdapter, ValidationError
-
-    try:
-        size = TypeAdapter(ByteSize).validate_python(text)
-    except ValidationError:
-        raise UsageError(f"--memory {text}: write a size, 12GiB or 800MB say") from None
-    if size <= 0:
-        raise UsageError(f"--memory {text}: a run needs some memory")
-    return int(size)
-
-
-def _rates(device_name: str | None, resolved: ResolvedRecipe, progress: Progress) -> Rates:
-    from toolkit.planning import devices, roofline
-
-    if device_name is not None:
-        return roofline.published(devices.known(device_name))
-    from toolkit.lifecycle.environment import check_device
-
-    check_device(resolved)
-    progress("measuring this machine")
-    return roofline.measured(resolved.device)
-
-
-def _known_blocks(resolved: ResolvedRecipe, runs: Path) -> int | None:
-    """Blocks per epoch, if a run of this name has counted the same data."""
-    from toolkit.lifecycle import comparison
-    from toolkit.storage import run_directory
-    from toolkit.system.files import read_json
-
-    found = run_directory.newest_in_series(runs, resolved.name)
-    if found is None or not (found / "data.json").is_file():
-        return None
-    decisive = ("dataset", "tokenizer", "objective")
-    run = run_directory.RunDirectory(found)
-    if any(key.startswith(decisive) for key in comparison.differences(run, resolved)):
-        return None
-    blocks: int = read_json(found / "data.json")["train"]["blocks"]
-    return blocks
 
 
 def _as_data(made: Plan, why: Sequence[str], rows: Sequence[Option], help_: Option | None) -> dict[str, Any]:
@@ -205,7 +154,7 @@ def _show(made: Plan, why: Sequence[str], data: Mapping[str, Any]) -> None:
             "fits": _verdict(made),
             "strategies": "; ".join(made.strategies) or "none",
             **({"chosen": "; ".join(why)} if why else {}),
-            "model": f"{made.parameters:,} parameters, {made.trained_parameters:,} trained",
+            "model": f"{made.parameters:,} parameters, {made.trained_parameters:,} trainable",
             "data": in_words(data),
             "step": _step(made),
             "run": _run(made),
@@ -238,24 +187,24 @@ def _step(made: Plan) -> str:
 
 def _run(made: Plan) -> str:
     if made.steps is None:
-        return "as long as the data is; a first run of this name counts it, and so does --set training.max_steps=N"
+        return "steps unknown until a run of this name has counted the data; --set training.max_steps=N sets them"
     return f"{made.steps:,} steps, {made.tokens:,} tokens"
 
 
 def _checkpoint(made: Plan) -> str:
-    return f"{formatting.size(made.checkpoint_bytes)}; {formatting.size(made.disk_bytes)} of disk for the run"
+    return f"{formatting.size(made.checkpoint_bytes)}; the run needs {formatting.size(made.disk_bytes)} of disk"
 
 
 def _saves(made: Plan) -> str:
     if made.snapshot_bytes:
-        where = "the host's memory" if made.device.kind == "cuda" else "memory"
+        where = "host memory" if made.device.kind == "cuda" else "memory"
         return f"in the background, from a copy of {formatting.size(made.snapshot_bytes)} in {where}"
-    return "training waits for them"
+    return "training waits for the disk"
 
 
 def _time(made: Plan) -> str:
-    total = f", {formatting.duration(made.seconds)} in all, without evaluations and saves" if made.seconds else ""
-    return f"about {formatting.duration(made.seconds_per_step)} a step{total}"
+    total = f", {formatting.duration(made.seconds)} in total, excluding evaluations and saves" if made.seconds else ""
+    return f"about {formatting.duration(made.seconds_per_step)} per step{total}"
 
 
 def _show_rows(rows: Sequence[Option]) -> None:
@@ -276,8 +225,8 @@ def _show_rows(rows: Sequence[Option]) -> None:
         ],
     )
     render.text(
-        "Without the copy of the state for saves in the background, which is taken where it has room. What fits leaves "
-        f"{SPARE_SHARE[first.device.kind]:.0%} free, as auto does."
+        "Peaks exclude the copy of the state for background saves, which is made only where it fits. A run counts as "
+        f"fitting if it leaves {SPARE_SHARE[first.device.kind]:.0%} free, as with auto."
     )
 
 
@@ -293,6 +242,6 @@ def _what_would_fit(search: Any, found: Option | None, made: Plan) -> str:
     more = f"; {not_all_was_tried(search)}" if search.cut_short else ""
     slower = found.plan.seconds_per_step / made.seconds_per_step - 1
     return (
-        f"It would fit in {formatting.size(found.plan.peak_bytes)}, with {slower:+.0%} time a step and fidelity "
+        f"It would fit in {formatting.size(found.plan.peak_bytes)}, with {slower:+.0%} time per step and fidelity "
         f"{found.plan.fidelity}: memory: {entries}{waiting}{more}"
     )

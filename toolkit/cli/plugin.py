@@ -105,7 +105,7 @@ def show(kind: str, name: str, plugin_folders: tuple[Path, ...], as_json: bool) 
         key: ", ".join(value) or "none" if isinstance(value, list) else value for key, value in account["facts"].items()
     }
     render.pairs(
-        {**facts, "offered by": account["distribution"], "class": account["class"], "written in": account["place"]}
+        {**facts, "provided by": account["distribution"], "class": account["class"], "source": account["place"]}
     )
     render.text()
     if account["options"]:
@@ -193,7 +193,7 @@ def _example(kind: str, name: str, described: Mapping[str, Mapping[str, Any]]) -
 @click.argument("name")
 @click.option(
     "--directory", metavar="DIR", type=click.Path(path_type=Path, file_okay=False), default=Path(),
-    help="Where to put the package; here, if not given.",
+    help="Folder to create the package in; by default the current one.",
 )  # fmt: skip
 def new(kind: str, name: str, directory: Path) -> None:
     """Start a plugin of your own.
@@ -203,7 +203,7 @@ def new(kind: str, name: str, directory: Path) -> None:
     from toolkit.cli import scaffold
 
     folder = scaffold.write(kind, name, directory)
-    render.text(f"Written: {folder}. Then:")
+    render.text(f"Wrote {folder}. Next:")
     render.text(f"  pip install -e {folder}")
     render.text(f"  toolkit plugin check {kind} {name}")
     render.text(f"  toolkit plugin show {kind} {name}")
@@ -223,10 +223,12 @@ def new(kind: str, name: str, directory: Path) -> None:
     "assignments",
     metavar="OPTION=VALUE",
     multiple=True,
-    help="Try it with this option, as a recipe would have it. Repeatable; needed for options that are required.",
+    help="Check the plugin with this option, as in a recipe. Repeatable; every required option needs one.",
 )
 @click.option(
-    "--quick", is_flag=True, help="Leave out the last check, half a minute: whether a killed run resumes exactly."
+    "--quick",
+    is_flag=True,
+    help="Skip the last check, of half a minute: whether a killed run resumes exactly.",
 )
 @options.plugin_folders
 @options.as_json
@@ -244,7 +246,7 @@ def check(
 
     The same checks that the toolkit's own plugins pass; plugins can call them in their tests (toolkit.testing). The
     last one trains a small recipe with the plugin, kills it twice, and compares the outcome bit by bit. A check that
-    cannot run on this machine is reported as not tried; a plugin that refuses everything it is tried with fails.
+    cannot run on this machine is reported as not tried; a plugin that rejects everything it is tried with fails.
     """
     from dataclasses import asdict
 
@@ -260,12 +262,12 @@ def check(
 
     checks = check_plugin(kind, name, registry, given.data or None)
     if quick:
-        unseen = "whether a run with it that is killed and resumed, in other processes, ends the same"
-        checks.append(Check("resume", True, f"left out by --quick: {unseen}", tried=False))
+        unseen = "whether a run with it that is killed and resumed in a new process ends the same"
+        checks.append(Check("resume", True, f"skipped by --quick: {unseen}", tried=False))
     elif all(one.passed for one in checks):
         checks.append(check_resume(kind, name, given.data, plugin_folders))
     else:
-        checks.append(Check("resume", False, "not tried: mend what failed first", tried=False))
+        checks.append(Check("resume", False, "not tried: fix the failed checks first", tried=False))
     if as_json:
         render.as_json([asdict(one) for one in checks])
     else:

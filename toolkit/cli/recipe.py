@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from toolkit import commands
 from toolkit.cli import options, render
 from toolkit.cli.completion import complete_recipes
 from toolkit.cli.groups import NamingGroup
@@ -16,7 +17,6 @@ from toolkit.cli.verify_resume import verify_resume
 from toolkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from toolkit.events import Listener, RunResult
     from toolkit.lifecycle.rehearsal import StandIn
 
 
@@ -52,7 +52,11 @@ def list_(as_json: bool) -> None:
     )
 )
 @click.argument("name", shell_complete=complete_recipes)
-@click.option("--resolved", is_flag=True, help="Every value that a run would use here, and who set it; a recipe again.")
+@click.option(
+    "--resolved",
+    is_flag=True,
+    help="Show every value that a run would use here, and its origin; again a recipe.",
+)
 @options.overrides
 @options.plugin_folders
 @options.as_json
@@ -64,7 +68,7 @@ def show(
     As it is written; with --resolved (or --set) complete, with the origin of each value.
     """
     if resolved or overrides:
-        complete = options.resolved(name, overrides, plugin_folders)
+        complete = commands.resolve(name, overrides=overrides, plugin_folders=plugin_folders)
         if as_json:
             origins = {path: origin for path, (_, origin) in complete.origins().items()}
             facts = {"name": complete.name, "file": complete.recipe.document.source, "fidelity": complete.fidelity}
@@ -98,9 +102,9 @@ def new(new_name: str, origin: str) -> None:
     from toolkit.recipe.new import write_copy
 
     written = write_copy(origin, new_name)
-    render.text(f"Written: {written}, a copy of {origin}. Edit it, then:")
+    render.text(f"Wrote {written}, a copy of {origin}. Edit it, then:")
     render.text(f"  toolkit recipe run {written}")
-    render.text("For completion and checks in your editor, once in this folder:")
+    render.text("For completion and validation in your editor, run once in this folder:")
     render.text("  toolkit recipe schema")
 
 
@@ -115,19 +119,19 @@ def new(new_name: str, origin: str) -> None:
 )
 @click.argument("name", shell_complete=complete_recipes)
 @options.overrides
-@click.option("--fresh", is_flag=True, help="Start over in a folder beside the old run, which stays as it is.")
+@click.option("--fresh", is_flag=True, help="Start from scratch in a new folder beside the old run, which is kept.")
 @click.option(
     "--from", "parent", metavar="RUN@STEP",
-    help="Begin a new run at this checkpoint of another, with the recipe's settings; without @STEP at the newest.",
+    help="Start a new run from a checkpoint of another, with this recipe's settings; without @STEP, from the newest.",
 )  # fmt: skip
 @click.option(
-    "--rehearse", is_flag=True, help="Try everything in seconds and without a network: a shrunk model, a few steps."
+    "--rehearse", is_flag=True, help="Test the whole pipeline in seconds, without a network: a tiny model, a few steps."
 )
-@click.option("--name", "run_name", metavar="RUN", help="Name of the run and its folder; the recipe's if not given.")
+@click.option("--name", "run_name", metavar="RUN", help="Name of the run and its folder; by default the recipe's.")
 @options.runs
 @options.plugin_folders
 @options.as_json
-@click.option("--quiet", is_flag=True, help="Print nothing but what was reached.")
+@click.option("--quiet", is_flag=True, help="Print only the results.")
 def run(
     name: str,
     overrides: tuple[str, ...],
@@ -147,28 +151,31 @@ def run(
     standard output, and progress goes to standard error.
 
     Exit status: 0 done, 1 failed, 2 invalid recipe or command, 3 something is missing here (network, device, disk),
-    129, 130 and 143 interrupted with everything saved.
+    129, 130 and 143 interrupted, with the work saved.
     """
-    from toolkit.cli.run_log import watching_and_logging
+    from toolkit.cli.output import run_goes_on_without_it
+    from toolkit.cli.watch import watching
 
     if rehearse and (fresh or parent):
-        raise UsageError("a rehearsal always starts over, in a folder of its own; leave --fresh and --from out")
-    if run_name is not None:
-        from toolkit.storage.run_directory import check_name
-
-        check_name(runs, run_name)
+        raise UsageError("--rehearse always starts from scratch, in a folder of its own; remove --fresh and --from")
+    run_goes_on_without_it()
     stand_ins: list[StandIn] = []
-    with watching_and_logging(quiet=quiet, on_standard_error=as_json) as listener:
+    with watching(quiet=quiet, on_standard_error=as_json) as listener:
         if rehearse:
-            result, stand_ins = _rehearse(
-                name, overrides, plugin_folders, runs=runs, run_name=run_name, listener=listener
+            result, stand_ins = commands.rehearse(
+                name, overrides=overrides, runs=runs, name=run_name, plugin_folders=plugin_folders, listener=listener
             )
         else:
-            resolved = options.resolved(name, overrides, plugin_folders)
-            from toolkit.lifecycle import branch, launch
-
-            begun_at = branch.parent(parent, runs) if parent else None
-            result = launch.run(resolved, runs=runs, name=run_name, fresh=fresh, parent=begun_at, listener=listener)
+            result = commands.run(
+                name,
+                overrides=overrides,
+                runs=runs,
+                name=run_name,
+                fresh=fresh,
+                from_checkpoint=parent,
+                plugin_folders=plugin_folders,
+                listener=listener,
+            )
     from toolkit.system import distributed
 
     if not distributed.is_main_process():
@@ -184,30 +191,12 @@ def run(
             render.not_tested(stand_ins, name)
 
 
-def _rehearse(
-    name: str,
-    overrides: tuple[str, ...],
-    plugin_folders: tuple[Path, ...],
-    *,
-    runs: Path,
-    run_name: str | None,
-    listener: Listener,
-) -> tuple[RunResult, list[StandIn]]:
-    from toolkit.recipe import resolve
-    from toolkit.system import device
-
-    read = resolve.load(name, overrides=overrides, plugin_folders=plugin_folders)
-    from toolkit.lifecycle import rehearsal
-
-    return rehearsal.rehearse(read, runs=runs, device=device.detect(), listener=listener, name=run_name)
-
-
 @recipe.command(
     epilog=render.examples("toolkit recipe schema", "toolkit recipe schema --output - | less"),
 )
 @click.option(
     "--output", "-o", metavar="FILE", default=".toolkit/recipe.schema.json", show_default=True,
-    help="Where to write it; - is standard output.",
+    help="Output file; - is standard output.",
 )  # fmt: skip
 @options.plugin_folders
 def schema(output: str, plugin_folders: tuple[Path, ...]) -> None:
@@ -222,12 +211,12 @@ def schema(output: str, plugin_folders: tuple[Path, ...]) -> None:
 
     document, failures = json_schema.schema(Registry.discover(plugin_folders))
     for failure in failures:
-        render.note(f"without the options of one plugin: {failure}")
+        render.note(f"the schema lacks the options of a plugin: {failure}")
     if output == "-":
         render.as_json(document)
     else:
         json_schema.write(document, Path(output))
-        render.text(f"Written: {output}")
+        render.text(f"Wrote {output}")
 
 
 recipe.add_command(plan)

@@ -10,7 +10,6 @@ import json
 import re
 import shutil
 import sys
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ import click
 
 from toolkit import formatting
 from toolkit.errors import RecipeError, ToolkitError
+from toolkit.formatting import MIN_TEXT_COLUMNS, UNWRAPPED_WIDTH, beside, wrapped
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,12 +26,8 @@ if TYPE_CHECKING:
     from toolkit.events import RunResult
     from toolkit.lifecycle.rehearsal import StandIn
 
-MIN_TEXT_COLUMNS = 24
-"""Columns that text needs to fit beside a name; with fewer it goes below."""
 SAMPLE_LINES = 3
 """Lines shown of a finished model's sample text."""
-UNWRAPPED_WIDTH = 10_000
-"""The width where output is not a terminal: nothing wraps there, so that `grep` finds whole lines."""
 
 
 def text(words: str = "") -> None:
@@ -109,26 +105,6 @@ def yaml_word(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def beside(entries: Mapping[str, Any], width: int, *, indent: int = 0) -> list[str]:
-    """Lines of names and values; a long value wraps beside its name, or below it if there is no room."""
-    margin = indent + max(map(len, entries)) + 2
-    below = width - margin < MIN_TEXT_COLUMNS
-    lines = []
-    for name, value in entries.items():
-        column = indent + 2 if below else margin
-        words = [line for paragraph in str(value).splitlines() for line in wrapped(paragraph, width - column)]
-        first = [" " * indent + name] if below else [f"{' ' * indent}{name}".ljust(margin) + "".join(words[:1])]
-        lines += [*first, *(" " * column + line for line in (words if below else words[1:]))]
-    return [line.rstrip() for line in lines]
-
-
-def wrapped(paragraph: str, width: int) -> list[str]:
-    """Lines of at most this width; but a long word, such as a path that the user may copy, stays whole."""
-    return textwrap.wrap(paragraph, max(MIN_TEXT_COLUMNS, width), break_long_words=False, break_on_hyphens=False) or [
-        ""
-    ]
-
-
 def terminal_width() -> int:
     """Columns of the terminal; `UNWRAPPED_WIDTH` if standard output is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else UNWRAPPED_WIDTH
@@ -149,7 +125,7 @@ def result(result: RunResult, *, recipe: str, rehearsed: bool) -> None:
         memory_was_short=result.memory_was_short,
     )
     if result.sample:
-        entries["it writes"] = beginning(result.sample)
+        entries["sample"] = beginning(result.sample)
     if result.model_folder:
         entries["model"] = result.model_folder
     if not rehearsed:
@@ -170,10 +146,10 @@ def not_tested(stand_ins: Iterable[StandIn], name: str) -> None:
         words.append(here if stand_in.rehearsal is not None else "unset" if stand_in.option else "nothing")
         words += [f"instead of {there}"] if stand_in.recipe is not None else []
         sections.setdefault(stand_in.section, []).append(" ".join(words))
-    text("\nNot tested, because something small stood in for it:")
+    text("\nNot tested, because a small stand-in replaced it:")
     for line in beside({section: ", ".join(parts) for section, parts in sections.items()}, terminal_width(), indent=2):
         text(line)
-    text("Nor were the network, and memory, disk and time at full size. A look at these, and at the data:")
+    text("Nor were the network, or memory, disk and time at full size. To check those, and the data:")
     text(f"  toolkit recipe plan {name}")
 
 
@@ -198,13 +174,13 @@ def reached(
     if planned_memory_bytes:
         entries["memory"] += f"; planned {formatting.size(planned_memory_bytes)}"
         if peak_memory_bytes > planned_memory_bytes and not memory_was_short:
-            entries["memory"] += " (there was room to spare, so freed memory was kept for reuse)"
+            entries["memory"] += " (memory was plentiful, so freed memory was kept for reuse)"
     return entries
 
 
 def beginning(sample: str) -> str:
     """The first lines of a generated text; the report and --json have all of it."""
-    width = min(terminal_width(), 100) - len("it writes  ")
+    width = min(terminal_width(), 100) - len("validation  ")
     lines = [part for line in sample.splitlines() if line.strip() for part in wrapped(line.strip(), width)]
     return "\n".join(lines[:SAMPLE_LINES]) + " ..." * (len(lines) > SAMPLE_LINES)
 
@@ -216,13 +192,13 @@ def _known_as(result: RunResult) -> str | Path:
 
 def _headline(result: RunResult, *, recipe: str, rehearsed: bool) -> str:
     if rehearsed:
-        return f"Rehearsed: everything works from data to model. What {result.folder} holds is no result."
+        return f"Rehearsal passed: everything works, from data to model. {result.folder} holds a test, not a result."
     if result.already_finished and result.not_exported:
         return (
-            f"{result.name} was finished before, and its recipe now has an exporter that was not carried out then: "
-            f"{', '.join(result.not_exported)}. Nothing was changed; to carry it out:\n"
+            f"{result.name} has already finished, and its recipe now has an exporter that has not run: "
+            f"{', '.join(result.not_exported)}. Nothing was changed; to run it:\n"
             f"  toolkit run export {_known_as(result)} --recipe {recipe}"
         )
     if result.already_finished:
-        return f"{result.name} was finished before; nothing was changed. Start another beside it with --fresh."
+        return f"{result.name} has already finished; nothing was changed. To start a new run beside it, add --fresh."
     return f"Finished: {result.name}"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=NamingGroup, epilog=render.examples("toolkit run list", "toolkit run report quickstart"))
 def run() -> None:
-    """Look at runs and their results.
+    """Inspect runs and their results.
 
     RUN is the name of a run in the folder of runs, or the path of a run's folder.
     """
@@ -75,13 +75,17 @@ def show(run: str, runs: Path, as_json: bool) -> None:
         return
     attempts = [_attempt(attempt) for attempt in record["attempts"]]
     if summary["status"] == "running":
-        attempts[-1] = attempts[-1].replace("has not said how it ended: killed", "still running")
+        attempts[-1] = attempts[-1].replace("killed, no end recorded", "still running")
     entries = {
         "run": summary["name"],
         "recipe": summary["recipe"],
         "status": f"{summary['status']}, step {summary['step']:,}",
         "created": formatting.moment(summary["created"]),
-        **({"begun at": "step {step:,} of {run} ({folder})".format(**record["parent"])} if "parent" in record else {}),
+        **(
+            {"branched at": "step {step:,} of {run} ({folder})".format(**record["parent"])}
+            if "parent" in record
+            else {}
+        ),
         **({"grace": f"{record['grace_seconds']} s after SIGTERM"} if "grace_seconds" in record else {}),
         "attempts": "\n".join(attempts) or "none",
         **_results(record),
@@ -108,12 +112,12 @@ def _results(record: RunRecord) -> dict[str, str]:
             memory_was_short=results["memory_was_short"],
         ),
         "parameters": formatting.compact(results["parameters"]),
-        **({"it writes": render.beginning(results["sample"])} if results["sample"] else {}),
+        **({"sample": render.beginning(results["sample"])} if results["sample"] else {}),
     }
 
 
 def _attempt(attempt: AttemptRecord) -> str:
-    end = f"{attempt['how']} at step {attempt['step']:,}" if attempt["how"] else "has not said how it ended: killed"
+    end = f"{attempt['how']} at step {attempt['step']:,}" if attempt["how"] else "killed, no end recorded"
     why = f": {attempt['error']}" if attempt.get("error") else ""
     lost = ""
     if "lost_steps" in attempt:  # known once the run has resumed
@@ -133,13 +137,13 @@ def _step_of(checkpoint: Path) -> int:
 @options.run_argument
 @click.option(
     "--output", "-o", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
-    help="Where to write it; report.html in the run's folder if not given.",
+    help="Output file; by default report.html in the run's folder.",
 )  # fmt: skip
 @options.runs
 def report(run: str, output: Path | None, runs: Path) -> None:
     """Write a report on a run.
 
-    One HTML file that needs no network: curves, the account of the data, samples, settings and their origins.
+    One HTML file that needs no network: curves, data statistics, samples, settings and their origins.
     """
     from toolkit.report import page
     from toolkit.storage import run_directory
@@ -147,7 +151,7 @@ def report(run: str, output: Path | None, runs: Path) -> None:
     found = run_directory.find(run, runs)
     target = output or found.folder / "report.html"
     page.write(found, target)
-    render.text(f"Written: {target}")
+    render.text(f"Wrote {target}")
 
 
 @run.command(epilog=render.examples("toolkit run verify quickstart", "toolkit run verify quickstart --json"))
@@ -191,15 +195,15 @@ def verify(ctx: click.Context, run: str, runs: Path, as_json: bool) -> None:
 @options.run_argument
 @click.option(
     "--exporter", "exporters", metavar="NAME", multiple=True,
-    help="Carry out this exporter of the recipe; all of them, if not given. Repeatable.",
+    help="Run only this exporter of the recipe; by default all of them. Repeatable.",
 )  # fmt: skip
 @click.option(
     "--checkpoint", "step", metavar="STEP", type=click.IntRange(min=0),
-    help="Export this checkpoint; the newest intact one, if not given.",
+    help="Export the checkpoint of this step; by default the newest intact one.",
 )  # fmt: skip
 @click.option(
     "--recipe", metavar="FILE",
-    help="The recipe whose exporters to take; the one that the run was started with, if not given.",
+    help="Recipe whose exporters to run; by default the one that the run was started with.",
 )  # fmt: skip
 @options.runs
 @options.plugin_folders

@@ -54,7 +54,7 @@ def write(kind: str, name: str, directory: Path) -> Path:
             text = (TEMPLATES / f"{template}.tmpl").read_text(encoding="utf-8")
             file.write_text(Template(text).substitute(words), encoding="utf-8")
     except FileExistsError:
-        raise UsageError(f"{folder} exists, and is left as it is; choose another name or --directory") from None
+        raise UsageError(f"{folder} already exists and was not changed; choose another name or --directory") from None
     except OSError as error:
         raise UnavailableError(f"cannot write {folder}: {error.strerror}") from None
     return folder
@@ -63,13 +63,13 @@ def write(kind: str, name: str, directory: Path) -> Path:
 def _check_name(kind: str, name: str, module: str) -> None:
     if not NAME.fullmatch(name) or name[0].isdigit() or keyword.iskeyword(module):
         raise UsageError(
-            f"{name!r} cannot be a plugin's name: use small letters and digits with - between, like my-{kind}"
+            f"{name!r} is not a valid plugin name: use lowercase letters and digits joined by -, like my-{kind}"
         )
     offers = [offer for offer in Registry.discover().offers(kind) if offer.name == name]
     if offers:
-        raise UsageError(f"{offers[0].distribution} offers a {kind} plugin {name!r} already; choose another name")
+        raise UsageError(f"{offers[0].distribution} already provides a {kind} plugin {name!r}; choose another name")
     if find_spec(module):
-        raise UsageError(f"Python finds a module {module!r} already, which the package would hide; choose another name")
+        raise UsageError(f"the package would shadow the Python module {module!r}, which exists; choose another name")
 
 
 def _files(kind: str, module: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from toolkit import commands
 from toolkit.cli import options, render
 from toolkit.cli.completion import complete_recipes
 from toolkit.errors import PluginError, RecipeError, ToolkitError, UnavailableError, UsageError
@@ -27,7 +28,7 @@ SHOWN_CHARACTERS = 80
     )
 )
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_recipes)
-@click.option("--data", "with_data", is_flag=True, help="Look at the first rows of the dataset, too.")
+@click.option("--data", "with_data", is_flag=True, help="Also check the first rows of the dataset.")
 @options.device
 @options.overrides
 @options.plugin_folders
@@ -44,18 +45,18 @@ def validate(
 ) -> None:
     """Check recipes without running them.
 
-    Shows all problems at once: sections, plugins, options, values, and conflicting strategies. With --data, also what
-    a run would refuse about the first rows: a missing or empty file, a missing column, another delimiter. For a
-    dataset on the Hub, the first rows are fetched.
+    Shows all problems at once: sections, plugins, options, values, and conflicting strategies. With --data, also
+    checks the first rows, fetched if the dataset is on the Hub: a missing or empty file, a missing column, a wrong
+    delimiter.
     """
     from toolkit.recipe.resolve import check_trackers
 
     verdicts: list[dict[str, Any]] = []
     statuses = set()
-    options.chosen_device(device_name)  # a wrong device name is an error in the command, not in a recipe
+    commands.device_called(device_name)  # a wrong device name is an error in the command, not in a recipe
     for name in names:
         try:
-            resolved = options.resolved(name, overrides, plugin_folders, device_name=device_name)
+            resolved = commands.resolve(name, overrides=overrides, plugin_folders=plugin_folders, device=device_name)
             check_trackers(resolved.recipe)
             data = first_rows(resolved) if with_data else None
         except (RecipeError, PluginError, UsageError, UnavailableError) as error:
@@ -85,7 +86,7 @@ def first_rows(resolved: ResolvedRecipe) -> dict[str, Any]:
 
     peek = peek_documents(resolved)
     return {
-        "plugin": resolved.recipe.components["dataset",].name,
+        "plugin": resolved.recipe.dataset.name,
         "source": peek.source if peek else None,
         "document": peek.document if peek else None,
     }
@@ -96,7 +97,7 @@ def first_rows_or_refusal(resolved: ResolvedRecipe) -> dict[str, Any]:
     try:
         return first_rows(resolved)
     except (RecipeError, UnavailableError) as error:
-        render.note(f"a run would be refused, as things are here: {error}")
+        render.note(f"a run would be refused here: {error}")
         return {"refused": str(error)}
 
 
@@ -105,11 +106,11 @@ def in_words(data: Mapping[str, Any]) -> str:
     if "refused" in data:
         return f"a run would be refused: {data['refused']}"
     if data["source"] is None:
-        return f"{data['plugin']}: this plugin shows nothing before a run"
+        return f"{data['plugin']}: this plugin has no preview"
     document = " ".join(data["document"].split())
     if len(document) > SHOWN_CHARACTERS:
         document = f"{document[:SHOWN_CHARACTERS]}..."
-    return f"{data['plugin']}: {data['source']}; the first document: {document or 'none with text'}"
+    return f"{data['plugin']}: {data['source']}; first document: {document or 'none with text'}"
 
 
 def _problems(error: ToolkitError) -> Iterable[dict[str, Any]]:

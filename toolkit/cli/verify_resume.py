@@ -27,8 +27,8 @@ def verify_resume(
     """Prove that a recipe's runs resume exactly.
 
     Trains a small copy of the recipe on this machine, with its plugins and strategies, twice: once uninterrupted, and
-    once killed between two saves and again during a save. Losses, weights, optimizer and random numbers must be the
-    same to the last bit. Takes half a minute. Exit status 1 and the first difference if they are not.
+    once killed between two saves and again during a save. Losses, weights, optimizer state and RNG state must
+    agree bit for bit. Takes half a minute. Exit status 1 and the first difference if they are not.
     """
     from dataclasses import asdict
 
@@ -39,9 +39,9 @@ def verify_resume(
         render.as_json({"recipe": name, **asdict(verdict)})
     elif verdict.exact:
         render.text(
-            f"exact: killed after step {KILLED_AFTER} and during the save of step {KILLED_IN_SAVE_OF}, {name} ends as "
-            f"if it had never stopped: {verdict.losses} losses and {verdict.tensors} tensors and numbers of weights, "
-            f"optimizer and random state, bit for bit"
+            f"exact: killed after step {KILLED_AFTER} and again while saving step {KILLED_IN_SAVE_OF}, {name} ends "
+            f"as if it had never stopped: {verdict.losses} losses, and {verdict.tensors} tensors and numbers of "
+            f"weights, optimizer state and RNG state, bit for bit"
         )
     else:
         render.text(f"not exact: {verdict.difference}")

@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from toolkit import formatting
 from toolkit.cli import render
-from toolkit.cli.lines import filled, phase, progress, told
+from toolkit.report.lines import LogLines, filled, phase, progress, told
 from toolkit.system import signals
 
 if TYPE_CHECKING:
@@ -24,16 +24,6 @@ if TYPE_CHECKING:
 
     from toolkit.events import Event, Listener, Progressed, StepDone
 
-MIN_SECONDS_BETWEEN_LINES = 5.0
-"""Without a live bar, the lines that show steps are at least this far apart, ..."""
-MIN_SHARE_BETWEEN_LINES = 0.05
-"""... and at least this share of the training time so far, so that a long run does not flood its log, ..."""
-MOST_SECONDS = 60.0
-"""... but at most this far, so that nobody waits long for the next one."""
-FIRST_PHASE_SECONDS = 2.0
-"""A phase other than training, such as tokenizing, gets its first line once it has taken this long, ..."""
-PHASE_SECONDS = 15.0
-"""... and then one this often."""
 STATIC_TERMINALS = frozenset({"", "dumb", "unknown", "xterm-color"})
 """Values of TERM for terminals that cannot move the cursor. IPython's kernel sets the last one for commands in its
 cells: in Jupyter, Colab, Kaggle and VS Code alike, but not in the terminals that they open."""
@@ -67,51 +57,6 @@ def can_repaint(stream: TextIO) -> bool:
     return os.get_terminal_size(stream.fileno()).columns > 0
 
 
-class LogLines:
-    """A line for each event, except that steps get one only now and then."""
-
-    def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
-        self._write = write
-        self._clock = clock
-        self._began = self._shown_at = clock()
-        self._shown_phase: str | None = None
-        self._in_training = False
-
-    def __call__(self, event: Event) -> None:
-        """Show an event, if it is due."""
-        from toolkit.events import Progressed, StepDone, TrainingStarted
-
-        if isinstance(event, TrainingStarted):
-            self._began = self._shown_at = self._clock()
-            self._in_training = True
-        if isinstance(event, StepDone):
-            self._in_training, self._shown_phase = event.step < event.total_steps, None
-        if isinstance(event, Progressed):
-            if self._is_worth_a_line(event):
-                self._shown_phase, self._shown_at = event.phase, self._clock()
-                self._write("  ".join(phase(event)))
-            return
-        if not isinstance(event, StepDone):
-            for line in told(event):
-                self._write(line)
-        elif event.loss is not None and self._is_due(event):
-            self._shown_at = self._clock()
-            self._write("  ".join(progress(event, event.loss)))
-
-    def _is_worth_a_line(self, event: Progressed) -> bool:
-        """Whether to show a phase: once it turns out to last, or at once if it reports no progress; then regularly."""
-        if event.phase == self._shown_phase:
-            return self._clock() - self._shown_at >= PHASE_SECONDS
-        if self._in_training:
-            return event.seconds >= MIN_SECONDS_BETWEEN_LINES
-        return not event.unit or event.seconds >= FIRST_PHASE_SECONDS
-
-    def _is_due(self, event: StepDone) -> bool:
-        now = self._clock()
-        apart = min(max(MIN_SECONDS_BETWEEN_LINES, MIN_SHARE_BETWEEN_LINES * (now - self._began)), MOST_SECONDS)
-        return event.step == event.total_steps or now - self._shown_at >= apart
-
-
 class Bar:
     """A progress bar and the numbers of the latest step, below the lines printed so far."""
 
@@ -133,7 +78,7 @@ class Bar:
             self._loss = event.loss if event.loss is not None else self._loss
         for line in told(event, width=self._console.width):
             # Wrapped here; the terminal wraps only long words, so that a path stays whole for copying.
-            for part in render.wrapped(line, self._console.width):
+            for part in formatting.wrapped(line, self._console.width):
                 self._console.print(part, soft_wrap=True)
 
     def __rich__(self) -> Text:

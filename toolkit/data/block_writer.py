@@ -31,7 +31,10 @@ class Packer:
         self.frame_tokens = len(before) + len(after)
         self.room = objective.block_size - self.frame_tokens
         if self.room < 1:
-            raise OptionError(f"a block of {objective.block_size} has no room for text", option="block_size")
+            raise OptionError(
+                f"the special tokens leave no room for text in a block of {objective.block_size}",
+                option="block_size",
+            )
         self.highest_id = max(highest_id(tokenizer), *before, *after, *self.end)
         self.documents = self.empty = self.tokens = 0
         self.rest = numpy.empty(0, dtype="int64")
@@ -69,13 +72,13 @@ class Packer:
             line = numpy.fromiter(itertools.chain.from_iterable(parts), "int64", sum(map(len, parts)))
         except TypeError as error:
             raise OptionError(
-                "the tokenizer has no id for a piece of the text, nor an unk_token for what it does not know",
+                "the tokenizer has no id for a piece of the text, and no unk_token to stand for it",
                 option="tokenizer",
             ) from error
         if line.size and not 0 <= line.min() <= line.max() <= self.highest_id:
             stranger = line[(line < 0) | (line > self.highest_id)][0]
             raise OptionError(
-                f"the tokenizer gives the id {stranger:,}, and the highest of its vocabulary is {self.highest_id:,}",
+                f"the tokenizer returns the id {stranger:,}, but the highest of its vocabulary is {self.highest_id:,}",
                 option="tokenizer",
             )
         return line

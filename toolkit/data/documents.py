@@ -87,7 +87,7 @@ def _check_utf8(texts: Any) -> None:
             except UnicodeDecodeError as error:
                 around = content[max(0, error.start - 40) : error.start + 20].decode(errors="replace")
                 raise OptionError(
-                    f"a text is not UTF-8, though its column says so, and has to be mended where it was written: "
+                    f"a text is not valid UTF-8, although its column has a text type; fix it at its source: "
                     f"...{around!r}..."
                 ) from error
         raise
@@ -111,10 +111,10 @@ def drawn(data: DatasetDict, dataset: Dataset) -> DatasetDict:
     held_out = round(len(train) * dataset.eval_fraction)
     if not 0 < held_out < len(train):
         some = "a single document" if len(train) == 1 else f"{len(train)} documents"
-        larger = f"take {1 / len(train):.2g}, " if dataset.eval_fraction < 0.5 and len(train) > 1 else ""
+        larger = f"use {1 / len(train):.2g}, " if dataset.eval_fraction < 0.5 and len(train) > 1 else ""
         raise OptionError(
-            f"{dataset.eval_fraction:g} of {some} leaves nothing on one side; {larger}cut the text into more documents "
-            f"(text-files: sample_by: paragraph), or leave eval_fraction out",
+            f"{dataset.eval_fraction:g} of {some} leaves one split empty; {larger}split the text into more documents "
+            f"(text-files: sample_by: paragraph), or remove eval_fraction",
             option="eval_fraction",
         )
     order = _permutation(train, dataset.seed)

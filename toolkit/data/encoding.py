@@ -80,7 +80,7 @@ def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase, row: int) -> list
         raise
     except Exception as error:  # the tokenizers library raises nothing more specific
         raise OptionError(
-            f"the tokenizer cannot encode a text among the documents from number {row + 1:,} on: {error}",
+            f"the tokenizer cannot encode a text in the batch of documents from number {row + 1:,} on: {error}",
             option="tokenizer",
         ) from error
     ids: list[list[int]] = encoded["input_ids"]

@@ -78,8 +78,8 @@ def prepare(
     assert made, entry
     if split := _differs(made, data, tokenizer, objective):
         raise OptionError(
-            f"asked again, the tokenizer gives other ids for the first {SPLITS[split]} documents, as it does with "
-            f"dropout in its tokenizer.json; a model needs one that gives the same ids each time",
+            f"the tokenizer is not deterministic: a second encoding of the first {SPLITS[split]} documents gives other "
+            f"ids, as with dropout in its tokenizer.json; use a tokenizer that gives the same ids each time",
             option="tokenizer",
         )
     return made
@@ -181,13 +181,13 @@ def _write(
 def _check_enough(account: SplitAccount, what: str, objective: Objective) -> None:
     if not account.documents:
         raise OptionError(
-            f"there is no text in the {what} documents ({account.empty_documents} empty ones); look at the dataset's "
+            f"there is no text in the {what} documents ({account.empty_documents} empty ones); check the dataset's "
             f"options"
         )
     if not account.blocks:
         raise OptionError(
-            f"the {what} documents have {account.tokens} tokens together, fewer than one block of "
-            f"{objective.block_size}; take a smaller block_size, or more {what} text",
+            f"the {what} documents have {account.tokens} tokens in total, fewer than one block of "
+            f"{objective.block_size}; use a smaller block_size, or more {what} text",
             option="block_size",
         )
 

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from toolkit.api import Progress, RunContext, Tokenizer
 from toolkit.data import documents
@@ -41,14 +41,15 @@ class Corpus:
                     yield text
 
 
-def tokenizer_of(component: Component, split: Dataset, digest: str, context: RunContext) -> PreTrainedTokenizerBase:
+def tokenizer_of(
+    component: Component[Tokenizer], split: Dataset, digest: str, context: RunContext
+) -> PreTrainedTokenizerBase:
     """Have the plugin build its tokenizer; `digest` is that of the documents in `split`.
 
     Raises:
         OptionError: the plugin refuses.
         UnavailableError: what it learned cannot be written to the cache, or the plugin lacks something.
     """
-    plugin = cast(Tokenizer, component.plugin)
     corpus = Corpus(split)
     file = context.cache / "tokenizers" / _key(component, digest, context)
 
@@ -56,7 +57,7 @@ def tokenizer_of(component: Component, split: Dataset, digest: str, context: Run
         return text_kept(file, learn)
 
     with _shown(corpus, context.progress):
-        return plugin.build(iter(corpus), replace(context, learned=learned))
+        return component.plugin.build(iter(corpus), replace(context, learned=learned))
 
 
 def _key(component: Component, digest: str, context: RunContext) -> str:
@@ -89,7 +90,7 @@ def _shown(corpus: Corpus, progress: Progress) -> Iterator[None]:
     def tell() -> None:
         while not ended.wait(PROGRESS_SECONDS):
             if corpus.read:
-                progress("learning the tokenizer", corpus.read, len(corpus.split), unit="documents")
+                progress("training the tokenizer", corpus.read, len(corpus.split), unit="documents")
 
     # From a thread: tokenizer training releases the GIL, but has no progress callback.
     thread = threading.Thread(target=tell, name="tokenizer-progress", daemon=True)

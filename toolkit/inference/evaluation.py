@@ -19,6 +19,7 @@ from toolkit.data.encoding import pieces
 from toolkit.errors import UsageError
 from toolkit.events import Listener, ProgressReporter
 from toolkit.inference.generation import load_model
+from toolkit.logs import libraries_quiet
 from toolkit.recipe.resolve import resolve
 from toolkit.storage.run_directory import RunDirectory
 from toolkit.system import environment_variables
@@ -66,6 +67,7 @@ class Window:
 
 
 @environment_variables.set_aside()
+@libraries_quiet()
 def evaluate(
     run: RunDirectory, *, stride: int | None = None, max_documents: int | None = None, listener: Listener
 ) -> Evaluation:
@@ -75,7 +77,7 @@ def evaluate(
         UsageError: the run has no model, held no text out, or has a masked model, for which perplexity is undefined.
     """
     if run.record["task"] == "masked-lm":
-        raise UsageError(f"{run.name} fills in words; perplexity is of models that predict the next one")
+        raise UsageError(f"{run.name} is a masked language model; perplexity needs a causal one")
     progress = ProgressReporter(listener)
     progress("loading")
     model, tokenizer = load_model(run)
@@ -119,7 +121,7 @@ def held_out_documents(run: RunDirectory, tokenizer: PreTrainedTokenizerBase | N
     context = context_of(resolved, run.folder, rehearsal=bool(run.record.get("rehearsal")))
     data = load_documents(resolved, context, tokenizer)
     if "validation" not in data:
-        raise UsageError(f"{run.name} held nothing out; dataset.eval_fraction would have")
+        raise UsageError(f"{run.name} has no held-out documents; train with dataset.eval_fraction: 0.05, say")
     return data["validation"]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from toolkit.errors import UsageError
+from toolkit.logs import libraries_quiet
 from toolkit.storage.run_directory import RunDirectory
 from toolkit.system import environment_variables
 from toolkit.system.device import detect
@@ -26,6 +27,7 @@ FILL_MASK_PROMPT = "This function returns the {mask} of the list."
 
 
 @environment_variables.set_aside()
+@libraries_quiet()
 def generate(
     run: RunDirectory, *, prompt: str, max_new_tokens: int, temperature: float, top_k: int | None, seed: int
 ) -> str:
@@ -55,13 +57,9 @@ def load_model(run: RunDirectory) -> tuple[PreTrainedModel, PreTrainedTokenizerB
         UsageError: it has not exported any yet.
     """
     if not (run.model / "config.json").is_file() and not (run.model / "adapter_config.json").is_file():
-        raise UsageError(
-            f"{run.name} has no model yet (it is {run.status}); give its recipe's command to go on with it"
-        )
+        raise UsageError(f"{run.name} has no model yet (it is {run.status}); run its recipe again to resume it")
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     auto: Any = AutoModelForMaskedLM if run.record["task"] == "masked-lm" else AutoModelForCausalLM
     if (run.model / "adapter_config.json").is_file():
         model = _adapter_on_its_base(run.model, auto)
@@ -136,7 +134,9 @@ def fill_mask_text(
     text = sentence.replace("{mask}", mask).replace("[MASK]", mask)
     ids = tokenizer(text)["input_ids"]
     if tokenizer.mask_token_id not in ids:
-        raise UsageError(f"this model fills in words: write [MASK] where one is missing, as in {FILL_MASK_PROMPT!r}")
+        raise UsageError(
+            f"this is a masked language model: write [MASK] for the missing word, as in {FILL_MASK_PROMPT!r}"
+        )
     hole = ids.index(tokenizer.mask_token_id)
     positions = getattr(model.config, "max_position_embeddings", None) or len(ids)
     start = max(0, min(hole - positions // 2, len(ids) - positions))  # of a long text, the window around the mask

@@ -7,7 +7,6 @@ import math
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, cast
 
-from toolkit.api import Callback
 from toolkit.data.stats import DataAccount
 from toolkit.errors import InterruptedRun, TrainingError
 from toolkit.events import DataPrepared, Listener, Message, ProgressReporter, TrainingStarted
@@ -112,7 +111,7 @@ class Attempt:
             self._train(trainer, schedule, cadence, start)
             step = trainer.state.global_step or start.step
             if self.stop.signal_number is not None and (step < cadence.total_steps or trainer.evaluation_left_out):
-                raise self.stop.error(f"step {step} is saved; the same command goes on from there")
+                raise self.stop.error(f"step {step} is saved; the same command resumes from there")
             if distributed.is_main_process():
                 self._finish(components, trainer, step)
             distributed.barrier()
@@ -141,7 +140,7 @@ class Attempt:
         self.listener(prepared)
         if data.validation is None:
             self.listener(
-                Message("nothing is held out, so there will be no evaluation; dataset.eval_fraction: 0.05 would")
+                Message("nothing is held out, so there is no evaluation; dataset.eval_fraction: 0.05 holds out 5%")
             )
         return Intervals.of(training, total_steps=total_steps, validation_blocks=len(data.validation or ()))
 
@@ -186,7 +185,7 @@ class Attempt:
                     evaluates=components.data.validation is not None,
                     evaluation_sequences=start.evaluation_sequences,
                 ),
-                optimizer=self.resolved.recipe.one("optimizer"),
+                optimizer=self.resolved.recipe.optimizer.plugin,
                 settings=training,
                 context=self.context,
                 callbacks=[*self._plugin_callbacks(), schedule],  # last, to see their decisions
@@ -215,7 +214,7 @@ class Attempt:
             distributed.by_main_process(lambda: fits_in_memory(components.model)) if asked is None else asked
         )
         if not in_background:
-            self.listener(Message("checkpoints are written while training waits: a copy of the state needs memory"))
+            self.listener(Message("training waits for each save: background saves need memory for a copy of the state"))
         saver = AsyncSaver(
             self.directory,
             keep=training.save_total_limit,
@@ -229,10 +228,9 @@ class Attempt:
 
     def _plugin_callbacks(self) -> list[TrainerCallback]:
         recipe, callbacks = self.resolved.recipe, []
-        for path, part in recipe.components.items():
-            if path[0] == "callbacks":
-                with refusals_placed(recipe, path):
-                    callbacks += cast(Callback, part.plugin).callbacks(self.context)
+        for part in recipe.callbacks:
+            with refusals_placed(recipe, part.path):
+                callbacks += part.plugin.callbacks(self.context)
         return callbacks
 
     def _is_over(self, cadence: Intervals, start: Start) -> bool:
@@ -268,8 +266,8 @@ class Attempt:
                 trainer.ended = True
             except UnpicklingError as error:  # weights_only=True, whose own message is long
                 raise TrainingError(
-                    f"a file of {start.folder} holds code or something else that is no training state, and was not "
-                    f"loaded: this run did not write it. Remove that checkpoint, and the same command goes on from "
+                    f"a file of {start.folder} contains code or other objects that are not training state, and was not "
+                    f"loaded: this run did not write it. Remove that checkpoint, and the same command resumes from "
                     f"the one before it"
                 ) from error
 

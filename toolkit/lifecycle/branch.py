@@ -56,9 +56,9 @@ def parent(text: str, runs: Path) -> Parent:
     name, _, step = text.rpartition("@") if "@" in text else (text, "", "")
     run = find(name, runs)
     steps = sorted(number for number, _ in checkpoint.numbered(run.checkpoints))
-    there = f"{run.name} has checkpoints of the steps {', '.join(f'{number:,}' for number in steps) or '(none)'}"
+    there = f"{run.name} has checkpoints at the steps {', '.join(f'{number:,}' for number in steps) or '(none)'}"
     if step and not step.replace("_", "").isdigit():
-        raise UsageError(f"--from {text}: after the @ stands the number of a step; {there}")
+        raise UsageError(f"--from {text}: the part after @ must be a step number; {there}")
     if not steps or (step and int(step) not in steps):
         raise UsageError(f"--from {text}: there is no such checkpoint; {there}")
     for number in [int(step)] if step else reversed(steps):
@@ -77,7 +77,7 @@ def begin(child: RunDirectory, parent: Parent, resolved: ResolvedRecipe) -> list
     copy_folder(parent.folder, staging)
     files = read_json(staging / checkpoint.MANIFEST)["files"]
     if reason := checkpoint.difference(staging, files):  # its run pruned it meanwhile
-        raise UsageError(f"the checkpoint of step {parent.step} was gone before it was copied: {reason}; try again")
+        raise UsageError(f"the checkpoint of step {parent.step} was deleted before it was copied: {reason}; try again")
     if any(change.startswith(RESETS_OPTIMIZER_STATE) for change in changes):
         (staging / OPTIMIZER_FILE).unlink()
     record = {"id": parent.run.id, "run": parent.run.name, "folder": str(parent.run.folder.resolve())}
@@ -104,14 +104,14 @@ def check_fits(
     step = int(child.record["parent"]["step"])
     if step >= total_steps:
         raise UsageError(
-            f"the run begins at step {step:,} and ends at step {total_steps:,}; set training.max_steps to more, or "
-            f"begin at an earlier step"
+            f"the run starts at step {step:,} but ends at step {total_steps:,}; raise training.max_steps, or start "
+            f"from an earlier step"
         )
     _check_tokens(child, folder, tokenizer)
     adapter = hasattr(model, "peft_config")
     file = folder / ("adapter_model.safetensors" if adapter else "model.safetensors")
     if not file.exists():
-        kinds = ("adapters", "whole weights") if adapter else ("whole weights", "adapters")
+        kinds = ("adapters", "full weights") if adapter else ("full weights", "adapters")
         raise RunMismatchError.of(
             child.folder, [f"memory: the recipe trains {kinds[0]}, the checkpoint holds {kinds[1]}"]
         )
@@ -141,8 +141,8 @@ def _check_tokens(child: RunDirectory, folder: Path, tokenizer: PreTrainedTokeni
         files = f"{parent['folder']}/checkpoints/{folder.name}/tokenizer*"
         raise RunMismatchError(
             f"{len(moved):,} of the {len(before):,} tokens that the checkpoint was trained with have another id, or "
-            f"none, in the recipe's tokenizer ({moved[0]!r} for one), so the model would read other words; use the "
-            f"checkpoint's own tokenizer: mkdir tokenizer && cp {files} tokenizer/, and in the recipe "
+            f"none, in the recipe's tokenizer ({moved[0]!r}, for example), so the model would misread the text; use "
+            f"the checkpoint's own tokenizer: mkdir tokenizer && cp {files} tokenizer/, and in the recipe "
             f"tokenizer: {{plugin: pretrained, path: ./tokenizer}}",
             differences=[f"tokenizer: {len(moved):,} tokens differ"],
         )

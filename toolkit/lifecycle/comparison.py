@@ -58,7 +58,7 @@ def _in_both(key: str, had: Any, setting: Setting, was_default: bool | None) -> 
     if setting.is_set or was_default is False:
         return f"the run has {had!r}, the recipe now says {setting.value!r}"
     option = key.rpartition(".")[2]
-    cure = f"write {option}: {json.dumps(had)} there to go on"
+    cure = f"to resume, write {option}: {json.dumps(had)} there"
     if was_default:
         return f"its default has changed from {had!r} to {setting.value!r} since the run began; {cure}"
     return f"the run has {had!r}, and the recipe leaves it to the default, now {setting.value!r}; {cure}"
@@ -80,7 +80,7 @@ def _not_in_the_recipe(
     if replaced or left_out:  # an option of a replaced plugin, which is reported; or a removed one that nobody had set
         return None
     return (
-        f"the run has {old[key]!r}, and pretrain-toolkit {__version__} has no such option any more; go on with the "
+        f"the run has {old[key]!r}, and pretrain-toolkit {__version__} no longer has this option; resume with the "
         f"version that began the run{f', {version}' if (version := record.get('toolkit')) else ''}"
     )
 
@@ -97,8 +97,8 @@ def require_same(run: RunDirectory, resolved: ResolvedRecipe) -> None:
     there = None if step is None else f"{run.name}@{step}"
     if step is not None and run.status == "finished" and (longer := _longer(found, resolved, step)):
         raise RunMismatchError(
-            f"{run.folder} is finished at step {step:,}, and the recipe now says {longer}: the same command with "
-            f"--from {there} goes on from there as a new run, with --fresh it starts over beside it",
+            f"{run.folder} finished at step {step:,}, and the recipe now says {longer}: with --from {there} the same "
+            f"command continues from there as a new run, with --fresh it starts from scratch beside it",
             differences=lines(found),
         )
     raise RunMismatchError.of(run.folder, lines(found), checkpoint=there)
@@ -175,7 +175,7 @@ def carried_out(run: RunDirectory) -> list[dict[str, Any]]:
 def not_exported(run: RunDirectory, resolved: ResolvedRecipe) -> list[str]:
     """The exporters of a recipe that have not run on a finished run, or only with other options."""
     done = carried_out(run)
-    return [part.name for part in resolved.recipe.many("exporters") if not any(map(partial(_is, part), done))]
+    return [part.name for part in resolved.recipe.exporters if not any(map(partial(_is, part), done))]
 
 
 def _is(part: Component, exporter: Mapping[str, Any]) -> bool:

@@ -33,8 +33,8 @@ def noted(run: RunDirectory, stop: StopRequest) -> Iterator[None]:
             raise stop.raised from error  # a library wrapped it in its own: "Can't load tokenizer", say
         if has_lost_one:
             raise TrainingError(
-                f"another process of this run has ended or cannot be reached; if it does not say why, this may: "
-                f"{_first_line(error)}. The same command goes on from the last checkpoint"
+                f"another process of this run has ended or cannot be reached; if its output does not say why, "
+                f"this may: {_first_line(error)}. The same command resumes from the last checkpoint"
             ) from error
         raise
 

@@ -30,7 +30,7 @@ def environment(resolved: ResolvedRecipe) -> dict[str, Any]:
     import torch
 
     device = resolved.device
-    plugins = {part.distribution for part in resolved.recipe.components.values()}
+    plugins = {part.distribution for part in resolved.recipe.components}
     return {
         "toolkit": __version__,
         "python": platform.python_version(),
@@ -58,17 +58,17 @@ def check_device(resolved: ResolvedRecipe) -> None:
 
     if distributed.is_main_process() and distributed.world_size() == 1 and resolved.device.count > 1:
         logging.getLogger("toolkit").info(
-            "one of %s GPUs is used; for all: torchrun --standalone --nproc-per-node %s --no-python toolkit ...",
+            "using one of %s GPUs; to use all: torchrun --standalone --nproc-per-node %s --no-python toolkit ...",
             resolved.device.count,
             resolved.device.count,
         )
     if resolved.device.kind == "cuda" and not torch.cuda.is_available():
         raise UnavailableError(
-            f"there is a {resolved.device.name}, and torch {torch.__version__} cannot use it; install a torch for its "
-            f"driver, or set CUDA_VISIBLE_DEVICES= (empty) to train on the processor"
+            f"torch {torch.__version__} cannot use the {resolved.device.name} of this machine; install a torch that "
+            f"fits its driver, or set CUDA_VISIBLE_DEVICES= (empty) to train on the CPU"
         )
     if resolved.device.kind == "cuda" and distributed.local_rank() >= torch.cuda.device_count():
         raise UnavailableError(
-            f"LOCAL_RANK is set to {distributed.local_rank()}, and there are {torch.cuda.device_count()} GPUs here; "
-            f"start as many processes as there are GPUs"
+            f"LOCAL_RANK is set to {distributed.local_rank()}, but this machine has {torch.cuda.device_count()} GPUs; "
+            f"start one process per GPU"
         )

@@ -6,9 +6,9 @@ import contextlib
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from toolkit.api import Dataset, Exporter, OptionError, Results, RunContext, Task
+from toolkit.api import OptionError, Results, RunContext, Task
 from toolkit.events import Exported, Listener
 from toolkit.inference.generation import fill_mask_text, sample_text
 from toolkit.logs import libraries_quiet
@@ -35,7 +35,7 @@ def final_sample(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: RunContext, *, max_new_tokens: int = 100
 ) -> str:
     """A sample from the finished model: a text, or from a masked model a sentence with its masked word filled in."""
-    context.progress("writing a sample")
+    context.progress("generating a sample")
     if context.task == "masked-lm":
         return fill_mask_text(model, tokenizer)
     return sample_text(
@@ -51,7 +51,7 @@ def final_sample(
 
 def told_by(resolved: ResolvedRecipe, data: Mapping[str, Any], metrics: Mapping[str, Any]) -> Results:
     """The `Results` of a run for its exporters; of `metrics`, only the numbers."""
-    dataset: Dataset = resolved.recipe.one("dataset")
+    dataset = resolved.recipe.dataset.plugin
     return Results(
         recipe=resolved.to_yaml(),
         data=data,
@@ -90,17 +90,15 @@ def export(
     """
     recipe, newest = resolved.recipe, context.folder / f"{MODEL_FOLDER}{suffix}"
     exported: dict[str, dict[str, FileEntry]] = {}
-    for path, part in recipe.components.items():
-        if path[0] != "exporters":
-            continue
-        exporter = cast(Exporter, part.plugin)
+    for part in recipe.exporters:
+        exporter = part.plugin
         context.progress(f"exporting: {part.name}")
-        with refusals_placed(recipe, path), libraries_quiet():
+        with refusals_placed(recipe, part.path), libraries_quiet():
             if exporter.folder is None:
                 if not newest.is_dir():
                     raise OptionError(
-                        f"this reads what another exporter has written, and there is no {newest.name}; put one that "
-                        f"writes it (model-folder, merge-lora) before it"
+                        f"this exporter reads what another one has written, but there is no {newest.name}; put one "
+                        f"that writes it (model-folder, merge-lora) before it"
                     )
                 exporter.export(model, tokenizer, newest, results, context)
                 listener(Exported(part.name, None))

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from toolkit.api import Exporter, Model, Results, RunContext
+from toolkit.api import Results, RunContext
 from toolkit.errors import UsageError, nearest
 from toolkit.events import Exported, Listener, ProgressReporter
 from toolkit.lifecycle.comparison import carried_out, exporters_of
@@ -102,22 +102,20 @@ def _recipe(run: RunDirectory, name: str | None, wanted: Collection[str], plugin
     source = Path(run.record["source"])
     name = name or str(source if source.is_file() else run.folder / "resolved.yaml")
     named, own = load(name, plugin_folders=plugin_folders), run.recipe()
-    exporters = {path: part for path, part in named.components.items() if path[0] == "exporters"}
-    known = {part.name for part in exporters.values()}
+    known = {part.name for part in named.exporters}
     if not known:
         raise UsageError(
             f"{name} has no exporters; add some to it (exporters: [model-folder]), or name another --recipe"
         )
     if unknown := sorted(set(wanted) - known):
         raise UsageError(f"{name} has no exporter {unknown[0]!r}; {nearest(unknown[0], known)}")
-    others = {path: part for path, part in own.components.items() if path[0] != "exporters"}
-    chosen = {path: part for path, part in exporters.items() if not wanted or part.name in wanted}
-    return replace(own, document=named.document, components={**others, **chosen})
+    chosen = tuple(part for part in named.exporters if not wanted or part.name in wanted)
+    return replace(own, document=named.document, exporters=chosen)
 
 
 def _checkpoint(run: RunDirectory, step: int | None) -> Checkpoint:
     steps = sorted(number for number, _ in checkpoint.numbered(run.checkpoints))
-    there = f"{run.name} has checkpoints of the steps {', '.join(f'{number:,}' for number in steps) or '(none)'}"
+    there = f"{run.name} has checkpoints at the steps {', '.join(f'{number:,}' for number in steps) or '(none)'}"
     if not steps or (step is not None and step not in steps):
         raise UsageError(f"there is no checkpoint to export; {there}")
     if step is None:
@@ -134,15 +132,15 @@ def _checkpoint(run: RunDirectory, step: int | None) -> Checkpoint:
 def _check_targets(run: RunDirectory, resolved: ResolvedRecipe, suffix: str) -> None:
     """Refuse to replace a folder that somebody has changed, or added something to, since it was exported."""
     exports = run.record.get("exports", {})
-    for part in resolved.recipe.many("exporters"):
-        name = cast(Exporter, part.plugin).folder
+    for part in resolved.recipe.exporters:
+        name = part.plugin.folder
         folder = run.folder / f"{name}{suffix}"
         if name is None or not folder.exists():
             continue
         files = exports.get(folder.name, {})
         more = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()} - files.keys()
         if reason := checkpoint.difference(folder, files) or (f"{min(more)} was added" if more else None):
-            raise UsageError(f"{folder} is not as it was exported ({reason}); move it away, and give the command again")
+            raise UsageError(f"{folder} has changed since it was exported ({reason}); move it away, then try again")
 
 
 def _loaded(
@@ -176,10 +174,9 @@ def _built(
     from toolkit.training.arguments import training_arguments
     from toolkit.training.checkpoint_weights import CompleteTrainer
 
-    plugin: Model = resolved.recipe.one("model")
     set_seed(context.seed)  # an adapter's base, if initialized in the run, is not in its checkpoints
     with refusals_placed(resolved.recipe, ("model",)):
-        model = plugin.build(tokenizer, context)
+        model = resolved.recipe.model.plugin.build(tokenizer, context)
     model = with_strategies(resolved, model, context)
     arguments = training_arguments(
         resolved.training.model_copy(update={"report_to": ()}),

@@ -126,7 +126,8 @@ def _refusals_of_the_disk_told(runs: Path) -> Iterator[None]:
         if error.errno not in DISK_FAULTS:
             raise
         raise UnavailableError(
-            f"cannot write to {runs}: {error.strerror}; the checkpoints stand: make room and give the same command"
+            f"cannot write to {runs}: {error.strerror}; the checkpoints are intact: free some space and run "
+            f"the same command again"
         ) from error
 
 
@@ -168,7 +169,7 @@ def _directory(
     directory.update(rehearsal=rehearsal, **planned)
     if parent:
         changes = branch.begin(directory, parent, resolved)
-        listener(Message(f"begins at step {parent.step:,} of {parent.run.name}"))
+        listener(Message(f"starting from step {parent.step:,} of {parent.run.name}"))
         for change in changes:
             listener(Message(f"  {change}"))
     return directory
@@ -194,12 +195,12 @@ def _with_planned_memory(resolved: ResolvedRecipe, listener: Listener) -> tuple[
             return resolved, {"choice": chosen.record, **planned}
         peak = peak_bytes(resolved, processes=count)
     except (PluginError, PlanTooLongError) as error:  # a run needs no plan
-        listener(Message(f"{error}. The run goes on without a plan"))
+        listener(Message(f"{error}. The run continues without a plan"))
         return (with_choice(resolved, NOTHING_CHOSEN) if chooser_of(resolved) else resolved), {}
     if peak > to_be_had:
         listener(
             Message(
-                f"the planned peak of {formatting.size(peak)} is more than the {formatting.size(to_be_had)} available "
+                f"the planned peak of {formatting.size(peak)} exceeds the {formatting.size(to_be_had)} available "
                 f"here: the run may run out of memory; memory: [auto] chooses what fits"
             )
         )

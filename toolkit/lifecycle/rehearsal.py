@@ -25,7 +25,7 @@ from toolkit.lifecycle.launch import run
 from toolkit.planning.variants import without_choosers
 from toolkit.recipe.document import Path_
 from toolkit.recipe.resolve import ResolvedRecipe, resolve
-from toolkit.recipe.schema import LIST_SECTIONS, Component, Recipe
+from toolkit.recipe.schema import LIST_SECTIONS, Component, Recipe, component
 from toolkit.registry import Registry
 from toolkit.system.files import read_json
 
@@ -71,13 +71,13 @@ def rehearse(
     if (folder / "run.json").is_file() and read_json(folder / "run.json").get("rehearsal"):
         shutil.rmtree(folder)
     elif folder.exists():
-        raise UsageError(f"{folder} is not a rehearsal's; move it away, or give the run another --name")
-    block_size = small.one("objective").block_size
+        raise UsageError(f"{folder} exists and is not a rehearsal; move it away, or choose another --name")
+    block_size = small.objective.plugin.block_size
     listener(Message(f"rehearsal: a small model, blocks of {block_size} tokens, {REHEARSAL_STEPS} steps"))
     try:
         run(resolved, runs=runs, name=series, rehearsal=True, stop_after=REHEARSAL_STEPS // 2, listener=listener)
     except InterruptedRun:
-        listener(Message(f"stopped on purpose after step {REHEARSAL_STEPS // 2}; going on as the same command would"))
+        listener(Message(f"stopped on purpose after step {REHEARSAL_STEPS // 2}; resuming as the same command would"))
     result = run(resolved, runs=runs, name=series, rehearsal=True, listener=listener)
     assert result.steps == REHEARSAL_STEPS
     return result, list(stand_ins(recipe, small))
@@ -86,7 +86,6 @@ def rehearse(
 def shrunken(recipe: Recipe, resolved: ResolvedRecipe) -> Recipe:
     """The recipe with stand-ins, a small model, small blocks and a few steps; it fits, so `auto` is left out."""
     recipe = without_choosers(recipe)
-    components = {path: _small(path, part) for path, part in recipe.components.items()}
     micro = recipe.training.micro_batch_size or resolved.training.micro_batch_size
     accumulated = recipe.training.global_batch_size > (micro or recipe.training.global_batch_size)
     size = (2 * micro if accumulated else micro) if micro else min(recipe.training.global_batch_size, 4)
@@ -101,16 +100,13 @@ def shrunken(recipe: Recipe, resolved: ResolvedRecipe) -> Recipe:
             "torch_compile": False,  # takes longer than the whole rehearsal
         }
     )
-    return replace(recipe, components=components, training=training)
+    return replace(recipe.with_each(_small), training=training)
 
 
-def _small(path: Path_, part: Component) -> Component:
-    if path in STAND_INS:
-        name, options = STAND_INS[path]
-        kind = str(path[0])
-        registry = Registry.discover()
-        stand_in = registry.load(kind, name).model_validate(options)
-        return Component(name, stand_in, registry.offer(kind, name).distribution)
+def _small(part: Component) -> Component:
+    if part.path in STAND_INS:
+        name, options = STAND_INS[part.path]
+        return component(Registry.discover(), part.plugin.kind, name, options, part.path)
     plugin: Plugin = part.plugin.rehearse()
     if isinstance(plugin, Objective):
         plugin = plugin.model_copy(update={"block_size": min(plugin.block_size, REHEARSAL_BLOCK_SIZE)})
@@ -119,8 +115,9 @@ def _small(path: Path_, part: Component) -> Component:
 
 def stand_ins(recipe: Recipe, small: Recipe) -> Iterator[StandIn]:
     """The differences between the shrunken recipe and the recipe itself."""
-    for path, part in recipe.components.items():
-        section, there = str(path[0]), small.components.get(path)
+    by_path = {part.path: part for part in small.components}
+    for part in recipe.components:
+        section, there = str(part.path[0]), by_path.get(part.path)
         if there is None or there.name != part.name:
             yield StandIn(section, None, part.name, there and there.name)
         elif isinstance(part.plugin, Exporter) and part.plugin.folder is None:

@@ -78,9 +78,9 @@ def _newest_checkpoint(run: RunDirectory, listener: Listener) -> Checkpoint | No
     for bad in skipped:
         listener(Message(f"skipped {bad.folder.name}: {bad.reason}"))
     if found:
-        listener(Message(f"going on from {found.folder}"))
+        listener(Message(f"resuming from {found.folder}"))
     elif skipped:
-        listener(Message("no checkpoint is intact, so the run begins again at step 0"))
+        listener(Message("no checkpoint is intact, so the run starts again at step 0"))
     return found
 
 
@@ -96,8 +96,8 @@ def _tell_other_environment(run: RunDirectory, resolved: ResolvedRecipe, listene
         pairs += [("device", before["device"]["name"], now["device"]["name"])]
         pairs += [(name, before.get(name), now[name]) for name in ("processes", "threads")]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing or damaged
-        listener(Message(f"{file} cannot be read, so nobody knows whether the run goes on with the same software"))
+        listener(Message(f"{file} cannot be read, so whether the software has changed since is unknown"))
         return
     changed = [f"{name} {new} (the run began with {old})" for name, old, new in pairs if old != new]
     if changed:
-        listener(Message(f"going on, but not bit for bit: this is {', '.join(changed)}"))
+        listener(Message(f"resuming, but not bit for bit: this is {', '.join(changed)}"))

@@ -20,14 +20,14 @@ from dataclasses import dataclass, replace
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, cast
 
-from toolkit.api import Model, RunContext
+from toolkit.api import RunContext
 from toolkit.errors import UnavailableError
 from toolkit.events import Listener, Message
 from toolkit.lifecycle.export import export, final_sample, ready, told_by
 from toolkit.logs import libraries_quiet
 from toolkit.recipe.document import Path_
 from toolkit.recipe.resolve import ResolvedRecipe, resolve
-from toolkit.recipe.schema import Recipe
+from toolkit.recipe.schema import Component, Recipe
 from toolkit.storage import checkpoint
 from toolkit.storage.records import RunRecord, write_record
 from toolkit.storage.run_directory import RUN_FILE, TRIAL_FOLDER, RunDirectory
@@ -91,7 +91,7 @@ def try_saving(
     log = logging.getLogger("toolkit.lifecycle.trial_save")
     log.setLevel(logging.ERROR)  # of what plugins have to say, a person hears once
     # As a rehearsal, so that nothing is uploaded.
-    context.progress("trying to save and export")
+    context.progress("testing save and export")
     context = replace(context, folder=run.folder / TRIAL_FOLDER, rehearsal=True, log=log, progress=_unshown)
     with random_state_preserved(), libraries_quiet(), warnings.catch_warnings(), _folder(run) as scratch:
         warnings.simplefilter("ignore")
@@ -104,7 +104,7 @@ def try_saving(
             distributed.by_main_process(lambda: _export(subject, components, context))
             distributed.barrier()
     if (seconds := time.monotonic() - begun) > MENTIONED_AFTER_SECONDS:
-        listener(Message(f"a checkpoint and the exports were written and loaded once, to try them: {seconds:.0f} s"))
+        listener(Message(f"trial save: a checkpoint and the exports were written and loaded, in {seconds:.0f} s"))
 
 
 def _unshown(phase: str, done: int = 0, total: int | None = None, *, unit: str = "") -> None:
@@ -136,24 +136,23 @@ def _subject(
     if is_small:
         with contextlib.suppress(TypeError, RuntimeError):  # of what cannot be copied, another one is built
             return Subject(resolved, copy.deepcopy(model), is_whole=True)
-    plugin: Model = recipe.one("model")
-    if plugin.rehearse() == plugin and not is_small:
-        name = recipe.components[("model",)].name
-        listener(Message(f"saving is not tried beforehand: the model {name} has no rehearse that would make it small"))
+    if recipe.model.plugin.rehearse() == recipe.model.plugin and not is_small:
+        name = recipe.model.name
+        listener(Message(f"saving is not tested beforehand: the model {name} has no rehearse() that makes it small"))
         return None
-    parts = {
-        path: replace(part, plugin=part.plugin.rehearse()) if path[0] in ("model", "memory") else part
-        for path, part in recipe.components.items()
-    }
+
+    def smaller(part: Component) -> Component:
+        return replace(part, plugin=part.plugin.rehearse()) if part.path[0] in ("model", "memory") else part
+
     try:
-        small = resolve(replace(recipe, components=parts), resolved.device)
-        built = cast(Model, small.recipe.one("model")).build(components.tokenizer, context)
+        small = resolve(recipe.with_each(smaller), resolved.device)
+        built = small.recipe.model.plugin.build(components.tokenizer, context)
         if (settings := getattr(model, "generation_config", None)) is not None:
             built.generation_config = copy.deepcopy(settings)
         return Subject(small, with_strategies(small, built, context), is_whole=False)
     except Exception as error:  # noqa: BLE001 - a plugin's own code; the run has its large model, and can do without
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        listener(Message(f"saving is not tried beforehand, because no small model could be made for it: {reason}"))
+        listener(Message(f"saving is not tested beforehand, because no small model could be built: {reason}"))
         return None
 
 
@@ -193,7 +192,7 @@ def _save_and_load(
                 parameter.zero_()
         trial._load_from_checkpoint(str(folder))
         if not all(map(torch.equal, saved, trained)):
-            raise ValueError("its weights come back as others")
+            raise ValueError("the loaded weights differ from the saved ones")
     with _refused_at(recipe, ("optimizer",), "the optimizer's state cannot be loaded from a checkpoint"):
         trial._load_optimizer_and_scheduler(str(folder))
     trial._load_rng_state(str(folder))

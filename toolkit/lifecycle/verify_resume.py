@@ -111,11 +111,11 @@ def compare(undisturbed: RunDirectory, killed: RunDirectory) -> Verdict:
     pairs = list(itertools.zip_longest(_losses(undisturbed), _losses(killed)))
     for one, other in pairs:
         if one != other:
-            return Verdict(False, f"{one} without a kill, and {other} with", len(pairs), 0)
+            return Verdict(False, f"{one} without a kill, but {other} with kills", len(pairs), 0)
     first, second = (dict(_state(run)) for run in (undisturbed, killed))
     for name in sorted(first.keys() | second.keys()):
         if not _same(first.get(name), second.get(name)):
-            return Verdict(False, f"{name} is another after a kill", len(pairs), len(first))
+            return Verdict(False, f"{name} differs after a kill", len(pairs), len(first))
     return Verdict(True, None, len(pairs), len(first))
 
 

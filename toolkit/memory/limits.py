@@ -20,8 +20,8 @@ OUT_OF_MEMORY = "out-of-memory.json"
 
 
 WHY_INDIVISIBLE = (
-    "release-gradients takes a step's gradients once, so it cannot go on with less at a time: take a smaller "
-    "global_batch_size, or leave release-gradients out"
+    "release-gradients cannot accumulate gradients, so it cannot use smaller micro-batches; use a smaller "
+    "global_batch_size, or remove release-gradients"
 )
 
 
@@ -59,13 +59,11 @@ def has_run_out_of_memory(run: RunDirectory) -> bool:
 def noted_sizes(run: RunDirectory, listener: Listener) -> Mapping[str, Any]:
     """The batch sizes that the last attempt asked for."""
     noted = read_json(run.folder / OUT_OF_MEMORY)
-    does, size = (
-        ("trains on", noted["sequences"]) if noted["sequences"] else ("evaluates", noted["evaluation_sequences"])
-    )
+    does, size = ("trains", noted["sequences"]) if noted["sequences"] else ("evaluates", noted["evaluation_sequences"])
     listener(
         Message(
-            f"memory ran out in the last attempt, so this one {does} {counted(size, 'sequence')} at a time; a step "
-            f"still has as many as before"
+            f"the last attempt ran out of memory, so this one {does} with micro-batches of "
+            f"{counted(size, 'sequence')}; the global batch stays the same"
         )
     )
     return noted
@@ -87,23 +85,20 @@ def killed_for_want_of_memory(run: RunDirectory) -> str | None:
 
 def after_a_kill(held: str, now: BatchLimits, resolved: ResolvedRecipe, listener: Listener) -> BatchLimits:
     """Halve the batch sizes, if that can help; that of evaluations too, because one may have been the cause."""
-    ended = (
-        f"the last attempt ended without a word when it held {held}: the kernel seems to have ended it for want of "
-        f"memory"
-    )
+    ended = f"the last attempt was killed, apparently out of memory: it held {held}"
     if resolved.device.kind == "cuda":
-        takes = "copies of the state for saves in the background, and the processes that load data"
-        cure = "training.save_in_background: false and dataloader_num_workers: 0 do without them"
-        listener(Message(f"{ended} of the host, where a run on a GPU has {takes}; {cure}"))
+        takes = "copies of the state for background saves, and the data loader's processes"
+        cure = "training.save_in_background: false and dataloader_num_workers: 0 avoid both"
+        listener(Message(f"{ended} of host memory, where a run on a GPU keeps {takes}; {cure}"))
         return now
     if resolved.training.release_gradients:
         listener(Message(f"{ended}; {WHY_INDIVISIBLE}"))
         return now
     half = BatchLimits(max(1, now.sequences // 2), max(1, now.evaluation_sequences // 2))
     if half == now:
-        would = "toolkit recipe plan shows what would need less"
-        listener(Message(f"{ended}, and it had one sequence at a time already; {would}"))
+        would = "toolkit recipe plan shows what needs less"
+        listener(Message(f"{ended}, and its micro-batch was one sequence already; {would}"))
         return now
-    goes_on = f"goes on with {counted(half.sequences, 'sequence')} at a time; a step still has as many as before"
+    goes_on = f"resumes with micro-batches of {counted(half.sequences, 'sequence')}; the global batch stays the same"
     listener(Message(f"{ended}, so this one {goes_on}"))
     return half

@@ -21,7 +21,7 @@ from toolkit.planning.variants import FIDELITIES, Option, with_added, without_ch
 from toolkit.planning.words import listed, named
 from toolkit.recipe.document import Path_
 from toolkit.recipe.resolve import ResolvedRecipe, resolve
-from toolkit.recipe.schema import Component
+from toolkit.recipe.schema import component
 from toolkit.recipe.strategies import StrategyChange
 
 SPARE_SHARE = {"cpu": 0.03, "cuda": 0.08, "mps": 0.25}
@@ -47,7 +47,7 @@ class Choice:
 
 def chooser_of(resolved: ResolvedRecipe) -> Chooser | None:
     """The recipe's placeholder strategy (`auto`), if it has one."""
-    found = (part.plugin for part in resolved.recipe.many("memory") if isinstance(part.plugin, Chooser))
+    found = (part.plugin for part in resolved.recipe.memory if isinstance(part.plugin, Chooser))
     return next(found, None)
 
 
@@ -102,12 +102,10 @@ def with_choice(resolved: ResolvedRecipe, record: Mapping[str, Any]) -> Resolved
         record: the `record` of a `Choice`.
     """
     recipe = resolved.recipe
-    registry = recipe.registry
     parts = []
     for entry in record["strategies"]:
         options = {name: value for name, value in entry.items() if name != "plugin"}
-        plugin = registry.load("memory", entry["plugin"]).model_validate(options)
-        parts.append(Component(entry["plugin"], plugin, registry.offer("memory", entry["plugin"]).distribution))
+        parts.append(component(recipe.registry, "memory", entry["plugin"], options))
     chosen = resolve(with_added(without_choosers(recipe), parts), resolved.device)
     in_background = record["save_in_background"]
     if in_background is None or chosen.training.save_in_background is not None:
@@ -180,4 +178,4 @@ def _why(found: Option, made: Plan, search: Search) -> Iterator[str]:
 
 
 def _place(resolved: ResolvedRecipe) -> Path_:
-    return next(path for path, part in resolved.recipe.components.items() if isinstance(part.plugin, Chooser))
+    return next(part.path for part in resolved.recipe.memory if isinstance(part.plugin, Chooser))

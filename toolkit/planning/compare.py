@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from toolkit.planning.search import Search, rank
 from toolkit.planning.variants import FIDELITIES, Option, Set
-from toolkit.recipe.schema import Component
+from toolkit.recipe.schema import StrategyComponent
 
 
 def rows(search: Search) -> Iterator[Option]:
@@ -24,7 +24,7 @@ def rows(search: Search) -> Iterator[Option]:
             yield option
 
 
-def _sets(search: Search, smallest: Component | None) -> Iterator[tuple[Set, Component | None]]:
+def _sets(search: Search, smallest: StrategyComponent | None) -> Iterator[tuple[Set, StrategyComponent | None]]:
     yield frozenset(), None
     for batch in reversed(search.batches):
         yield frozenset(), batch

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
-from toolkit.api import Model, Objective, RunContext, Tokenizer
+from toolkit.api import RunContext, Tokenizer
 from toolkit.errors import PluginError, ToolkitError
 from toolkit.recipe.resolve import ResolvedRecipe
 from toolkit.training.components import Components, check_exporters, checked_loss, refusals_placed, with_strategies
@@ -68,14 +68,14 @@ def components(resolved: ResolvedRecipe, context: RunContext) -> tuple[Component
 
     recipe = resolved.recipe
     with libraries_quiet():
-        tokenizer_plugin: Tokenizer = recipe.one("tokenizer")
+        tokenizer_plugin = recipe.tokenizer.plugin
         with (
             needs_no_values("tokenizer", type(tokenizer_plugin)),
             refusals_placed(recipe, ("tokenizer",)),
             real_tensors(),
         ):
             tokenizer = _tokenizer(tokenizer_plugin, context)
-        model_plugin: Model = recipe.one("model")
+        model_plugin = recipe.model.plugin
         with needs_no_values("model", type(model_plugin)), refusals_placed(recipe, ("model",)):
             model = model_plugin.skeleton(tokenizer, context)
         built_bytes = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
@@ -85,8 +85,7 @@ def components(resolved: ResolvedRecipe, context: RunContext) -> tuple[Component
             check_exporters(recipe, model, context)
         with needs_no_values("model", type(model_plugin)):
             loss = checked_loss(resolved, model, context)
-    objective: Objective = recipe.one("objective")
-    return Components(tokenizer, model, cast(Any, _Data()), objective, loss), built_bytes
+    return Components(tokenizer, model, cast(Any, _Data()), recipe.objective.plugin, loss), built_bytes
 
 
 def batch(built: Components, context: RunContext, *, size: int) -> dict[str, torch.Tensor]:

@@ -96,7 +96,7 @@ def _trainer(
         return RecipeTrainer(
             components=built,
             arguments=arguments,
-            optimizer=resolved.recipe.one("optimizer"),
+            optimizer=resolved.recipe.optimizer.plugin,
             settings=training,
             context=context,
             callbacks=[],

@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
 
-from toolkit.api import Device, Exporter, Fidelity
+from toolkit.api import Device, Fidelity
 from toolkit.planning.overhead import CUDA_ALLOCATION_GRANULARITY, framework_bytes, how_reckoned
 from toolkit.planning.roofline import Rates
 from toolkit.planning.trace import KINDS, Moment, Trace
@@ -145,11 +144,11 @@ def reckon(
     steps = training.max_steps or _steps(training.num_train_epochs, training.global_batch_size, training_blocks)
     operations = list(traced.operations(accumulation=sizes.accumulation))
     seconds = rates.seconds(operations, half="fp16" if training.precision == "fp16" else "bf16")
-    tokens_per_step = training.global_batch_size * resolved.recipe.one("objective").block_size
+    tokens_per_step = training.global_batch_size * resolved.recipe.objective.plugin.block_size
     checkpoint = traced.saved_weights_bytes + optimizer
     return Plan(
         recipe=resolved.name,
-        strategies=named(resolved.recipe.many("memory")),
+        strategies=named(resolved.recipe.memory),
         fidelity=resolved.fidelity,
         device=device,
         limit_bytes=limit,
@@ -215,7 +214,7 @@ def _by_name(moment: Moment) -> dict[str, int]:
 
 def _held_at_export(resolved: ResolvedRecipe, traced: Trace) -> dict[str, int]:
     """What is held during export: the optimizer state is still live, and an exporter reloads what it has written."""
-    totals, exporters = traced.totals(), [cast(Exporter, part.plugin) for part in resolved.recipe.many("exporters")]
+    totals, exporters = traced.totals(), [part.plugin for part in resolved.recipe.exporters]
     copies = [
         exporter.export_bytes(weights=totals["weights"], saved=traced.saved_weights_bytes) for exporter in exporters
     ]

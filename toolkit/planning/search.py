@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import cast
 
 from toolkit import formatting
-from toolkit.api import Fidelity, Memory, Progress
+from toolkit.api import Fidelity, Progress
 from toolkit.planning.roofline import Rates
 from toolkit.planning.variants import FIDELITIES, Option, Planner, Set, candidates, cuts_the_batch_alone
 from toolkit.recipe.resolve import ResolvedRecipe
-from toolkit.recipe.schema import Component
+from toolkit.recipe.schema import StrategyComponent
 
 MIN_SPEEDUP = 0.05
 """Where no strategy is needed, one has to make the step faster by this."""
@@ -74,7 +73,7 @@ class Search:
         self._phase = "planning memory"
         self._clock = clock
         self._until = math.inf
-        self._options: dict[tuple[Set, Component | None], Option | None] = {}
+        self._options: dict[tuple[Set, StrategyComponent | None], Option | None] = {}
         self.planner = Planner(resolved, rates=rates, limit_bytes=limit_bytes, processes=processes)
         offered = candidates(resolved)
         self.batches = [part for part in offered if cuts_the_batch_alone(part, resolved)]
@@ -115,7 +114,7 @@ class Search:
         ]
         return min(faster, key=lambda option: option.plan.seconds_per_step, default=whole)
 
-    def _let_go(self, usable: Sequence[Component]) -> Option | None:
+    def _let_go(self, usable: Sequence[StrategyComponent]) -> Option | None:
         """The best option with the smallest micro-batch; or with the whole batch, for strategies that need it."""
         for batch in (*self.batches[:1], None):
             parts, everything = usable, self.everything(usable, batch)
@@ -126,7 +125,9 @@ class Search:
                 return found
         return None
 
-    def _let_go_from(self, everything: Set, usable: Sequence[Component], batch: Component | None) -> Option | None:
+    def _let_go_from(
+        self, everything: Set, usable: Sequence[StrategyComponent], batch: StrategyComponent | None
+    ) -> Option | None:
         """Starting from everything together, drop or exchange one strategy at a time while that is faster and fits.
 
         The micro-batch size stays fixed meanwhile and is raised at the end: it matters less than what is recomputed.
@@ -150,25 +151,25 @@ class Search:
         ends = [best, self._best_batch(current), self._best_batch(everything)]
         return choose(filter(None, ends), limit_bytes=self.limit_bytes)
 
-    def accepted(self, parts: Sequence[Component], batch: Component | None) -> list[Component]:
+    def accepted(self, parts: Sequence[StrategyComponent], batch: StrategyComponent | None) -> list[StrategyComponent]:
         """Those of the strategies that go with this model."""
         return [part for part in parts if self.planned(frozenset({part}), batch)]
 
-    def everything(self, usable: Sequence[Component], batch: Component | None) -> Set:
+    def everything(self, usable: Sequence[StrategyComponent], batch: StrategyComponent | None) -> Set:
         """As many strategies as go together; of those that exclude each other, the last one listed."""
         together: Set = frozenset()
         for part in reversed(usable):
             together = self.joined(together, part, batch)
         return together
 
-    def joined(self, together: Set, part: Component, batch: Component | None) -> Set:
+    def joined(self, together: Set, part: StrategyComponent, batch: StrategyComponent | None) -> Set:
         """The set with one more strategy, if it goes with the others and this micro-batch size."""
         with_cut = together | {part} | ({batch} if batch else set())
         if any(_exclude(part, other) for other in together) or not self.planner.is_valid(with_cut):
             return together
         return together | {part}
 
-    def _neighbours(self, current: Set, usable: Sequence[Component]) -> Iterator[Set]:
+    def _neighbours(self, current: Set, usable: Sequence[StrategyComponent]) -> Iterator[Set]:
         for part in current:
             yield current - {part}
             for other in usable:
@@ -190,7 +191,7 @@ class Search:
         """How many sets of strategies were planned or refused."""
         return len(self._options)
 
-    def planned(self, added: Set, batch: Component | None) -> Option | None:
+    def planned(self, added: Set, batch: StrategyComponent | None) -> Option | None:
         """The plan with these strategies; None if they do not go together, or time has run out."""
         key = added, batch
         if key not in self._options:
@@ -205,11 +206,11 @@ class Search:
         return self._options[key]
 
 
-def rank(part: Component) -> int:
+def rank(part: StrategyComponent) -> int:
     """The rank of a strategy's fidelity, 0 for exact."""
-    return FIDELITIES.index(cast(Memory, part.plugin).fidelity)
+    return FIDELITIES.index(part.plugin.fidelity)
 
 
-def _exclude(one: Component, other: Component) -> bool:
+def _exclude(one: StrategyComponent, other: StrategyComponent) -> bool:
     """Whether two strategies manage the same thing."""
-    return one.name == other.name or bool(cast(Memory, one.plugin).claims & cast(Memory, other.plugin).claims)
+    return one.name == other.name or bool(one.plugin.claims & other.plugin.claims)

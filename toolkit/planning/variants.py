@@ -19,42 +19,39 @@ from toolkit.planning.trace import Trace
 from toolkit.planning.words import named
 from toolkit.recipe.batch import BatchSplit
 from toolkit.recipe.resolve import ResolvedRecipe, resolve
-from toolkit.recipe.schema import Component, Recipe
+from toolkit.recipe.schema import Recipe, StrategyComponent
 
 FIDELITIES: tuple[Fidelity, ...] = ("exact", "approximate", "different")
 
-Set = frozenset[Component]
+Set = frozenset[StrategyComponent]
 
 
 @dataclass(frozen=True)
 class Option:
     """A valid set of strategies on top of the recipe's own, and the plan of the run with them."""
 
-    added: tuple[Component, ...]
+    added: tuple[StrategyComponent, ...]
     resolved: ResolvedRecipe
     plan: Plan
 
 
 def without_choosers(recipe: Recipe) -> Recipe:
     """The recipe without its placeholder strategies, such as `auto`."""
-    components = {path: part for path, part in recipe.components.items() if not isinstance(part.plugin, Chooser)}
-    return replace(recipe, components=components)
+    return replace(recipe, memory=tuple(part for part in recipe.memory if not isinstance(part.plugin, Chooser)))
 
 
-def with_added(recipe: Recipe, added: Iterable[Component]) -> Recipe:
+def with_added(recipe: Recipe, added: Iterable[StrategyComponent]) -> Recipe:
     """The recipe with more strategies at the end of its list."""
-    taken = [cast(int, path[1]) for path in recipe.components if path[0] == "memory"]
-    first = max(taken, default=-1) + 1
-    return replace(
-        recipe, components={**recipe.components, **{("memory", first + n): part for n, part in enumerate(added)}}
-    )
+    first = max((int(part.path[1]) for part in recipe.memory), default=-1) + 1
+    placed = (replace(part, path=("memory", first + n)) for n, part in enumerate(added))
+    return replace(recipe, memory=(*recipe.memory, *placed))
 
 
-def candidates(resolved: ResolvedRecipe) -> list[Component]:
+def candidates(resolved: ResolvedRecipe) -> list[StrategyComponent]:
     """What the plugins offer for this recipe and device, each valid with the recipe's own strategies."""
     recipe = without_choosers(resolved.recipe)
     registry = recipe.registry
-    present = {part.name for part in recipe.many("memory")}
+    present = {part.name for part in recipe.memory}
     found = []
     for name in registry.names("memory"):
         if name in present:
@@ -66,7 +63,7 @@ def candidates(resolved: ResolvedRecipe) -> list[Component]:
             continue
         settings = recipe.training.model_dump()
         for variant in plugin.candidates(settings, resolved.device):
-            part = Component(name, variant, registry.offer("memory", name).distribution)
+            part = StrategyComponent(name, variant, registry.offer("memory", name).distribution)
             if is_valid(with_added(recipe, [part]), resolved):
                 found.append(part)
     return found
@@ -81,9 +78,9 @@ def is_valid(recipe: Recipe, like: ResolvedRecipe) -> bool:
     return True
 
 
-def cuts_the_batch_alone(part: Component, resolved: ResolvedRecipe) -> bool:
+def cuts_the_batch_alone(part: StrategyComponent, resolved: ResolvedRecipe) -> bool:
     """Whether all that a strategy does is set the micro-batch size."""
-    strategy = cast(Memory, part.plugin)
+    strategy = part.plugin
     changes = strategy.changes(resolved.recipe.training.model_dump(), resolved.device)
     return changes.keys() == {"micro_batch_size"} and type(strategy).apply is Memory.apply
 
@@ -101,7 +98,7 @@ class Planner:
         self.processes = processes
         self._traces: dict[tuple[Set, int], Trace] = {}
 
-    def option(self, added: Set, batch: Component | None = None) -> Option | None:
+    def option(self, added: Set, batch: StrategyComponent | None = None) -> Option | None:
         """The plan with these strategies and this micro-batch size; None if they do not go together.
 
         Raises:

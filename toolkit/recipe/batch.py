@@ -32,8 +32,8 @@ class BatchSplit:
             )
         if resolved.training.release_gradients and processes > 1:
             raise resolved.recipe.error(
-                f"{processes} processes must exchange their gradients before a step, and then none can be freed "
-                f"before; train in one process, or leave release-gradients out",
+                f"{processes} processes must all-reduce their gradients before a step, so none can be freed "
+                f"earlier; train in one process, or remove release-gradients",
                 resolved.set_at("release_gradients"),
             )
         return cls(micro, whole // (micro * processes), processes)

@@ -6,6 +6,8 @@ every value is written out in its place.
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,11 +86,30 @@ def with_override(document: Document, assignment: str) -> Document:
     key, equals, text = assignment.partition("=")
     if not equals or not key:
         raise UsageError(f"--set {assignment}: write it as --set training.max_steps=100")
-    path: Path_ = tuple(int(part) if part.isdigit() else part for part in key.strip().split("."))
     try:
         value = parse(f"value: {text or 'null'}", COMMAND_LINE).data["value"]
     except RecipeError as error:
         raise UsageError(f"--set {assignment}: {error.problems[0].message}") from None
+    return _with_value(document, key, value, assignment)
+
+
+def with_value(document: Document, key: str, value: object) -> Document:
+    """Return the document with one value from Python applied, at a dotted key; a path counts as its text.
+
+    Raises:
+        UsageError: a recipe cannot hold such a value, or the key leads through something that has no keys.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=os.fspath)
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"overrides: {key} is {value!r}; a recipe holds numbers, text, true, false, null, lists and mappings"
+        ) from None
+    return _with_value(document, key, json.loads(text), f"{key}={text}")
+
+
+def _with_value(document: Document, key: str, value: Any, assignment: str) -> Document:
+    path: Path_ = tuple(int(part) if part.isdigit() else part for part in key.strip().split("."))
     places = {kept: place for kept, place in document.places.items() if kept[: len(path)] != path}
     places[path] = Place(f"--set {assignment}", 1, 1)
     return replace(document, data=_assigned(document.data, path, value, assignment), places=places)
@@ -101,14 +122,14 @@ def _assigned(data: Any, path: Path_, value: Any, assignment: str) -> Any:
     head, *rest = path
     if isinstance(data, list):
         if not isinstance(head, int) or head >= len(data):
-            raise UsageError(f"--set {assignment}: {head} is not an item of a list of {len(data)}, counted from 0")
+            raise UsageError(f"--set {assignment}: no item {head} in a list of {len(data)}, counted from 0")
         return [_assigned(item, tuple(rest), value, assignment) if i == head else item for i, item in enumerate(data)]
     if isinstance(data, str) and rest == [] and head != "plugin":
         data = {"plugin": data}  # a bare plugin name is short for {plugin: NAME}
     if data is None:
         data = {}
     if not isinstance(data, Mapping):
-        raise UsageError(f"--set {assignment}: {head} leads through {data!r}, which has no keys")
+        raise UsageError(f"--set {assignment}: cannot set {head} inside {data!r}, which is not a mapping")
     return {**data, str(head): _assigned(data.get(str(head)), tuple(rest), value, assignment)}
 
 
@@ -119,7 +140,7 @@ def _compose(text: str, source: str) -> Any:
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         column = error.position - (text.rfind("\n", 0, error.position) + 1) + 1
-        message = f"the character {error.character!r} cannot stand in YAML"
+        message = f"the character {error.character!r} is not allowed in YAML; remove it"
         raise RecipeError([Problem(Place(source, line, column), "", message)]) from None
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -151,7 +172,7 @@ class _Reader:
     def value(self, node: Any, path: Path_) -> Any:
         """Return the node as dict, list or scalar."""
         if node.anchor is not None:
-            self._refuse(node, path, "anchors and aliases (& and *) are not used in recipes; write the value out")
+            self._refuse(node, path, "anchors and aliases (& and *) are not supported in recipes; write the value out")
             return None
         if isinstance(node, MappingNode):
             return self._mapping(node, path)
@@ -169,11 +190,11 @@ class _Reader:
         for key_node, value_node in node.value:
             key = key_node.value if isinstance(key_node, ScalarNode) else None
             if key is None:
-                self._refuse(key_node, path, "a key must be a word")
+                self._refuse(key_node, path, "a key must be a string")
                 continue
             here = (*path, key)
             if key in result:
-                self._refuse(key_node, here, f"the key is here twice; the first is at line {self.places[here].line}")
+                self._refuse(key_node, here, f"duplicate key; the first is on line {self.places[here].line}")
                 continue
             self.places[here] = self._place(key_node)
             result[key] = self.value(value_node, here)

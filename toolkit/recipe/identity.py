@@ -13,7 +13,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from toolkit.api import Memory
 from toolkit.recipe.document import Path_, dotted
 from toolkit.recipe.resolve import ResolvedRecipe, leaves
 from toolkit.recipe.schema import DEFAULTS, FORMAT, SINGLE_SECTIONS
@@ -78,9 +77,9 @@ def _sections(resolved: ResolvedRecipe) -> Iterator[tuple[str, Path_, type[BaseM
     """Each section and strategy: its key, its path in the recipe, the class of its options, and its values."""
     recipe, data = resolved.recipe, resolved.data()
     for section in SINGLE_SECTIONS:
-        yield section, (section,), type(recipe.one(section)), data[section]
-    for index, (part, values) in enumerate(zip(recipe.many("memory"), data["memory"], strict=True)):
-        if not (isinstance(part.plugin, Memory) and part.plugin.claims == frozenset({"saves"})):
+        yield section, (section,), type(getattr(recipe, section).plugin), data[section]
+    for index, (part, values) in enumerate(zip(recipe.memory, data["memory"], strict=True)):
+        if part.plugin.claims != frozenset({"saves"}):
             yield f"memory.{part.name}", ("memory", index), type(part.plugin), values
     training = {name: value for name, value in data["training"].items() if name not in WITHOUT_EFFECT}
     if training["on_spike"] != "skip-batch":  # stopping at a spike or only warning changes no number

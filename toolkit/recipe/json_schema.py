@@ -25,10 +25,10 @@ DESCRIPTIONS = {
     "tokenizer": "How text becomes token ids.",
     "model": "What is trained.",
     "objective": "What the model learns from the tokens.",
-    "optimizer": "How gradients become steps.",
-    "memory": "Strategies that trade something for memory, or for safety; their order does not matter.",
+    "optimizer": "How gradients update the weights.",
+    "memory": "Strategies that save memory, or protect the run, at a price; their order does not matter.",
     "callbacks": "What happens while the model trains.",
-    "exporters": "What becomes of the finished model.",
+    "exporters": "What is done with the finished model.",
     "training": "How long, how fast, how often.",
 }
 

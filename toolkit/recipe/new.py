@@ -19,7 +19,7 @@ def write_copy(origin: str, new_name: str) -> str:
     source = catalog.find(origin)
     target = Path(f"{new_name.removesuffix('.yml').removesuffix('.yaml')}.yaml")
     if not re.fullmatch(r"[\w.-]*\w\.yaml", target.name) or target.name.startswith((".", "-")):
-        raise UsageError(f"{new_name!r} cannot be a recipe's name: use letters, digits, - and _")
+        raise UsageError(f"{new_name!r} is not a valid recipe name: use letters, digits, - and _")
     shown = str(target) if target.is_absolute() else f"./{target}"
     text = document.read(source).text
     # The comments name the command that runs the recipe; in the copy they should name the new recipe.
@@ -29,7 +29,7 @@ def write_copy(origin: str, new_name: str) -> str:
         with target.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise UsageError(f"{shown} exists, and is left as it is; choose another name") from None
+        raise UsageError(f"{shown} already exists and was not changed; choose another name") from None
     except OSError as error:
         raise UnavailableError(f"cannot write {shown}: {error.strerror}") from None
     return shown

@@ -10,19 +10,22 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
-from toolkit.api import Device, Exporter, Fidelity, Memory
+from toolkit.api import Device, Fidelity
 from toolkit.recipe import catalog, trackers
-from toolkit.recipe.document import Document, Path_, dotted, read, with_override
-from toolkit.recipe.schema import FORMAT, LIST_SECTIONS, SINGLE_SECTIONS, Recipe, plugin_paths, validate
+from toolkit.recipe.document import Document, Path_, dotted, read, with_override, with_value
+from toolkit.recipe.schema import FORMAT, LIST_SECTIONS, SINGLE_SECTIONS, Component, Recipe, plugin_paths, validate
 from toolkit.recipe.settings import Training
 from toolkit.recipe.strategies import StrategyChange, merge
 from toolkit.registry import Registry
+
+Overrides = Mapping[str, object] | Iterable[str]
+"""Values in place of a recipe's: {"training.max_steps": 10}, or ["training.max_steps=10"] as --set takes them."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,7 @@ class ResolvedRecipe:
     def fidelity(self) -> Fidelity:
         """The lowest fidelity among the recipe's memory strategies."""
         order: list[Fidelity] = ["exact", "approximate", "different"]
-        strategies = [cast(Memory, part.plugin) for part in self.recipe.many("memory")]
-        return max((strategy.fidelity for strategy in strategies), key=order.index, default="exact")
+        return max((part.plugin.fidelity for part in self.recipe.memory), key=order.index, default="exact")
 
     @property
     def micro_batch_size(self) -> int:
@@ -58,16 +60,17 @@ class ResolvedRecipe:
 
     def data(self) -> dict[str, Any]:
         """The complete recipe as plain data."""
-        parts = {
-            path: {"plugin": part.name, **part.plugin.model_dump(mode="json")}
-            for path, part in self.recipe.components.items()
-        }
+
+        def entry(part: Component) -> dict[str, Any]:
+            return {"plugin": part.name, **part.plugin.model_dump(mode="json")}
+
+        recipe = self.recipe
         return {
             "recipe": FORMAT,
-            "description": self.recipe.description,
-            "plugin_paths": list(self.recipe.plugin_paths),
-            **{section: parts[section,] for section in SINGLE_SECTIONS},
-            **{section: [part for path, part in parts.items() if path[0] == section] for section in LIST_SECTIONS},
+            "description": recipe.description,
+            "plugin_paths": list(recipe.plugin_paths),
+            **{section: entry(getattr(recipe, section)) for section in SINGLE_SECTIONS},
+            **{section: list(map(entry, getattr(recipe, section))) for section in LIST_SECTIONS},
             "training": self.training.model_dump(mode="json"),
         }
 
@@ -81,7 +84,7 @@ class ResolvedRecipe:
         place = places.get(path) or (places.get(path[:-1]) if path[-1] == "plugin" else None)
         if place:
             return place.file if place.file.startswith("--set") else f"line {place.line}"
-        owner = self.recipe.components.get(path[:1]) or self.recipe.components.get(path[:2])
+        owner = next((part for part in self.recipe.components if part.path == path[: len(part.path)]), None)
         return f"default of {owner.name}" if owner and path[-1] != "plugin" else "default"
 
     def origins(self) -> dict[str, tuple[Any, str]]:
@@ -129,7 +132,7 @@ def is_leaf(data: Any) -> bool:
     return not isinstance(data, (list, tuple)) or not any(isinstance(item, (Mapping, list, tuple)) for item in data)
 
 
-def load(name: str, *, overrides: Iterable[str] = (), plugin_folders: Iterable[Path] = ()) -> Recipe:
+def load(name: str, *, overrides: Overrides = (), plugin_folders: Iterable[Path] = ()) -> Recipe:
     """Read the recipe of this name or path, apply the overrides, and validate it.
 
     Raises:
@@ -139,8 +142,12 @@ def load(name: str, *, overrides: Iterable[str] = (), plugin_folders: Iterable[P
     """
     file = catalog.find(name)
     document = read(file)
-    for assignment in overrides:
-        document = with_override(document, assignment)
+    if isinstance(overrides, Mapping):
+        for key, value in overrides.items():
+            document = with_value(document, key, value)
+    else:
+        for assignment in overrides:
+            document = with_override(document, assignment)
     return validate(document, registry_for(document, file, plugin_folders))
 
 
@@ -153,10 +160,12 @@ def registry_for(document: Document, file: Path, plugin_folders: Iterable[Path] 
 def _check_export_folders(recipe: Recipe) -> None:
     """Refuse two exporters that fill the same folder: they would overwrite each other at the end of the run."""
     filled: dict[str, str] = {}
-    for path, part in recipe.components.items():
-        folder = cast(Exporter, part.plugin).folder if path[0] == "exporters" else None
+    for part in recipe.exporters:
+        folder = part.plugin.folder
         if folder and folder in filled:
-            raise recipe.error(f"{filled[folder]} and {part.name} both write the folder {folder}; remove one", path)
+            raise recipe.error(
+                f"{filled[folder]} and {part.name} both write the folder {folder}; remove one", part.path
+            )
         if folder:
             filled[folder] = part.name
 
@@ -172,7 +181,7 @@ def _check_used(recipe: Recipe, training: Training) -> None:
     }
     for setting, (switch, is_unused) in unused.items():
         if is_unused:
-            raise recipe.error(f"{setting} has no effect without {switch}; set that, too", ("training", setting))
+            raise recipe.error(f"{setting} has no effect without {switch}; set it too", ("training", setting))
 
 
 def resolve(recipe: Recipe, device: Device) -> ResolvedRecipe:
@@ -192,8 +201,8 @@ def resolve(recipe: Recipe, device: Device) -> ResolvedRecipe:
         setting = getattr(cause, "setting", changes[0].setting)
         at = next((change for change in changes if change.setting == setting), changes[0])
         strategies = " and ".join(sorted({change.strategy for change in changes}))
-        whose = at.strategy if at.setting == setting else f"what {strategies} sets"
-        raise recipe.error(f"{whose} does not fit: {cause}", at.path) from None
+        whose = at.strategy if at.setting == setting else f"the combination of what {strategies} set"
+        raise recipe.error(f"{whose} cannot be used: {cause}", at.path) from None
     _check_used(recipe, training)
     return ResolvedRecipe(_name(recipe), recipe, training, changes, device)
 
@@ -207,7 +216,7 @@ def check_trackers(recipe: Recipe) -> None:
     for tracker in recipe.training.report_to:
         if missing := trackers.missing(tracker):
             raise recipe.error(
-                f"{tracker} is not installed here: pip install {' '.join(missing)}, or leave it out",
+                f"{tracker} is not installed here: pip install {' '.join(missing)}, or remove it",
                 ("training", "report_to"),
             )
 

@@ -6,12 +6,13 @@ and none of their methods is called but the validators of their options.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+from typing_extensions import TypeVar  # with a default, which typing's has from Python 3.13 on
 
 from toolkit import api
 from toolkit.errors import OptionError, PluginError, Problem, RecipeError, nearest
@@ -45,13 +46,32 @@ DEFAULTS: Mapping[str, Any] = {
 SECTIONS = ("recipe", "description", "plugin_paths", *SINGLE_SECTIONS, *LIST_SECTIONS, "training")
 
 
+P = TypeVar("P", bound=api.Plugin, default=api.Plugin, covariant=True)
+
+
 @dataclass(frozen=True)
-class Component:
-    """A plugin with its options, and where it comes from."""
+class Component(Generic[P]):
+    """A plugin with its options, where it comes from, and its place in the recipe."""
 
     name: str
-    plugin: api.Plugin
+    plugin: P
     distribution: str
+    path: Path_ = field(default=(), compare=False)
+    """("dataset",), ("memory", 0), ...; empty while it is in no recipe."""
+
+
+StrategyComponent = Component[api.Memory]
+
+
+def component(registry: Registry, kind: str, name: str, options: Mapping[str, Any], path: Path_ = ()) -> Component[Any]:
+    """The plugin of this kind and name, with these options.
+
+    Raises:
+        PluginError: there is none, or it cannot be used.
+        ValidationError, OptionError: it refuses the options.
+    """
+    plugin = registry.load(kind, name).model_validate(options)
+    return Component(name, plugin, registry.offer(kind, name).distribution, path)
 
 
 @dataclass(frozen=True)
@@ -61,19 +81,29 @@ class Recipe:
     document: Document
     description: str
     plugin_paths: tuple[str, ...]
-    components: Mapping[Path_, Component]
-    """By path in the recipe: ("dataset",), ("memory", 0), ..."""
+    dataset: Component[api.Dataset]
+    tokenizer: Component[api.Tokenizer]
+    model: Component[api.Model]
+    objective: Component[api.Objective]
+    optimizer: Component[api.Optimizer]
+    memory: tuple[StrategyComponent, ...]
+    callbacks: tuple[Component[api.Callback], ...]
+    exporters: tuple[Component[api.Exporter], ...]
     training: Training
     registry: Registry = field(repr=False, compare=False)
     """Where its plugins were found, and where others can be."""
 
-    def one(self, section: str) -> Any:
-        """The plugin of a section that holds one; its type is the contract of that kind."""
-        return self.components[section,].plugin
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """The components of all sections, in the order of SECTIONS."""
+        lists = (part for section in LIST_SECTIONS for part in getattr(self, section))
+        return *(getattr(self, section) for section in SINGLE_SECTIONS), *lists
 
-    def many(self, section: str) -> list[Component]:
-        """The components of a section that holds a list."""
-        return [component for path, component in self.components.items() if path[0] == section]
+    def with_each(self, change: Callable[[Component], Component]) -> Recipe:
+        """A copy in which each component is what `change` makes of it, of the same kind."""
+        parts: dict[str, Any] = {section: change(getattr(self, section)) for section in SINGLE_SECTIONS}
+        parts |= {section: tuple(map(change, getattr(self, section))) for section in LIST_SECTIONS}
+        return replace(self, **parts)
 
     def error(self, message: str, path: Path_) -> RecipeError:
         """The error for one problem at this path in the recipe."""
@@ -89,6 +119,9 @@ def validate(document: Document, registry: Registry) -> Recipe:
     return _Validation(document, registry).recipe()
 
 
+Options = TypeVar("Options", bound=BaseModel)
+
+
 class _Validation:
     """One pass over a document, collecting problems."""
 
@@ -100,44 +133,47 @@ class _Validation:
     def recipe(self) -> Recipe:
         data = {**DEFAULTS, **self.document.data}
         self._check_sections(data)
-        recipe = Recipe(
+        components, training = self._components(data), self._training(data["training"])
+        if self.problems:
+            raise RecipeError(self.problems)
+        return Recipe(
             document=self.document,
             description=str(data["description"]),
             plugin_paths=plugin_paths(self.document),
-            components=dict(self._components(data)),
-            training=self._training(data["training"]),
+            **components,
+            training=training,
             registry=self.registry,
         )
-        if self.problems:
-            raise RecipeError(self.problems)
-        return recipe
 
     def _check_sections(self, data: Mapping[str, Any]) -> None:
         for key in data:
             if key not in SECTIONS:
                 self._problem((key,), f"no such section; {nearest(key, SECTIONS)}")
         if (version := data.get("recipe", FORMAT)) != FORMAT:
-            self._problem(("recipe",), f"this toolkit reads recipes of format {FORMAT}, and this one says {version!r}")
+            self._problem(("recipe",), f"this toolkit reads recipe format {FORMAT}, but this recipe has {version!r}")
         if "recipe" not in data:
-            self._problem((), f"the recipe must say which format it has: recipe: {FORMAT}")
+            self._problem((), f"the format of the recipe is missing; add: recipe: {FORMAT}")
 
-    def _components(self, data: Mapping[str, Any]) -> Iterator[tuple[Path_, Component]]:
+    def _components(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """By section; what has a problem is None or left out. The registry has checked that each is of its kind."""
+        parts: dict[str, Any] = {}
         for section, kind in SINGLE_SECTIONS.items():
             if section not in data:
                 known = ", ".join(self.registry.names(kind))
                 self._problem((), f"the section {section!r} is missing; its plugins: {known}")
-            elif component := self._component(data[section], (section,), kind):
-                yield (section,), component
+            else:
+                parts[section] = self._component(data[section], (section,), kind)
         for section, kind in LIST_SECTIONS.items():
             entries = data[section]
             if not isinstance(entries, list):
-                self._problem((section,), f"this is a list: {section}: [{{plugin: NAME}}, ...]")
+                self._problem((section,), f"must be a list: {section}: [{{plugin: NAME}}, ...]")
                 continue
-            for index, entry in enumerate(entries):
-                if component := self._component(entry, (section, index), kind):
-                    yield (section, index), component
+            parts[section] = tuple(
+                self._component(entry, (section, index), kind) for index, entry in enumerate(entries)
+            )
+        return parts
 
-    def _component(self, entry: Any, path: Path_, kind: str) -> Component | None:
+    def _component(self, entry: Any, path: Path_, kind: str) -> Component[Any] | None:
         options = {"plugin": entry} if isinstance(entry, str) else entry
         if not isinstance(options, Mapping) or not isinstance(options.get("plugin"), str):
             known = ", ".join(self.registry.names(kind))
@@ -150,16 +186,15 @@ class _Validation:
             self._problem((*path, "plugin"), str(error))
             return None
         plugin = self._model(plugin_class, {key: value for key, value in options.items() if key != "plugin"}, path)
-        distribution = self.registry.offer(kind, name).distribution
-        return Component(name, cast(api.Plugin, plugin), distribution) if plugin else None
+        return Component(name, plugin, self.registry.offer(kind, name).distribution, path) if plugin else None
 
     def _training(self, settings: Any) -> Training:
         if not isinstance(settings, Mapping):
-            self._problem(("training",), "this is a mapping: training: {num_train_epochs: 3, ...}")
+            self._problem(("training",), "must be a mapping: training: {num_train_epochs: 3, ...}")
             settings = {}
-        return cast(Training, self._model(Training, settings, ("training",)) or Training())
+        return self._model(Training, settings, ("training",)) or Training()
 
-    def _model(self, model: type[BaseModel], values: Mapping[str, Any], path: Path_) -> BaseModel | None:
+    def _model(self, model: type[Options], values: Mapping[str, Any], path: Path_) -> Options | None:
         try:
             return model.model_validate(values)
         except ValidationError as errors:
@@ -182,7 +217,7 @@ def plugin_paths(document: Document) -> tuple[str, ...]:
     paths = document.data.get("plugin_paths", [])
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         place = document.place(("plugin_paths",))
-        raise RecipeError([Problem(place, "plugin_paths", "this is a list of folders: plugin_paths: [./my_plugins]")])
+        raise RecipeError([Problem(place, "plugin_paths", "must be a list of folders: plugin_paths: [./my_plugins]")])
     return tuple(paths)
 
 
@@ -203,7 +238,7 @@ def _message(error: ErrorDetails, model: type[BaseModel]) -> str:
             expected = error["ctx"]["expected"]
             return f"{given!r} is not one of {expected}"
         case _:
-            return f"{error['msg'][:1].lower()}{error['msg'][1:]}, and this is {_shown(given)}"
+            return f"{error['msg'][:1].lower()}{error['msg'][1:]}, but this is {_shown(given)}"
 
 
 def _shown(value: Any) -> str:

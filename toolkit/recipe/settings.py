@@ -67,7 +67,7 @@ class Training(BaseModel):
     ] = "linear"
     """The learning-rate schedule after the warmup."""
     lr_scheduler_kwargs: dict[str, float | int | str] = Field(default_factory=dict)
-    """Further arguments of that schedule: `num_decay_steps` of warmup_stable_decay, say."""
+    """More arguments of that schedule, such as `num_decay_steps` of warmup_stable_decay."""
     warmup_steps: float = Field(default=0, ge=0)
     """Steps of linear learning-rate warmup; a number below 1 is a share of all steps."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -87,7 +87,7 @@ class Training(BaseModel):
     optim: str | None = None
     """An optimizer by its name in transformers (adafactor, adamw_8bit, ...), in place of the recipe's `optimizer`."""
     optim_args: str | None = None
-    """Further arguments of that optimizer, in transformers' format: rank=64, say."""
+    """More arguments of that optimizer, in transformers' format, such as rank=64."""
     release_gradients: bool = False
     """Update each parameter inside the backward pass (optimizer step in backward) and free its gradient at once; only
     on one device, without gradient accumulation and without clipping."""
@@ -97,10 +97,10 @@ class Training(BaseModel):
     """Compile the model with torch.compile: faster steps, after a first one that takes a minute. On a CPU it needs a
     C++ compiler."""
     eval_steps: int | None = Field(default=None, ge=1)
-    """Evaluate every N steps; if not given, three to ten times in the run, depending on its length. The end is always
-    evaluated."""
+    """Evaluate every N steps; if not given, three to ten times in the run, depending on its length. The last
+    step is always evaluated."""
     save_steps: int | None = Field(default=None, ge=1)
-    """Save a checkpoint every N steps. The end is always saved."""
+    """Save a checkpoint every N steps. The last step is always saved."""
     save_minutes: float | None = Field(default=5.0, gt=0)
     """Save a checkpoint once this many minutes have passed since the last one."""
     save_total_limit: int = Field(default=2, ge=1)
@@ -124,16 +124,17 @@ class Training(BaseModel):
     @model_validator(mode="after")
     def _released_gradients_are_not_needed_together(self) -> Self:
         cures = {
-            "max_grad_norm: 0 (clipping needs the norm of all)": self.max_grad_norm > 0,
-            f"micro_batch_size: {self.global_batch_size}, the global batch (accumulation keeps them all)": (
+            "max_grad_norm: 0 (clipping needs the norm of all gradients)": self.max_grad_norm > 0,
+            f"micro_batch_size: {self.global_batch_size}, the global batch (accumulation keeps all gradients)": (
                 self.micro_batch_size not in (None, self.global_batch_size)
             ),
-            "precision: bf16 or fp32 (fp16's scaler looks at all before a step)": self.precision == "fp16",
+            "precision: bf16 or fp32 (fp16's loss scaler checks all gradients before a step)": self.precision == "fp16",
         }
         if self.release_gradients and any(cures.values()):
             needed = "; ".join(cure for cure, missing in cures.items() if missing)
             raise UnfitSettingError(
-                f"each gradient is gone before the next is there, so this needs {needed}", setting="release_gradients"
+                f"each gradient is freed before the next is computed, so this needs {needed}",
+                setting="release_gradients",
             )
         return self
 

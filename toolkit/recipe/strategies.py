@@ -6,15 +6,15 @@ they (or the recipe) give one setting two values. Their order in the recipe neve
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
-from toolkit.api import Change, Claim, Device, Memory
+from toolkit.api import Change, Claim, Device
 from toolkit.errors import PluginError, Problem, RecipeError, nearest
 from toolkit.recipe.document import Path_, dotted
-from toolkit.recipe.schema import DEFAULTS, Component, Recipe
+from toolkit.recipe.schema import DEFAULTS, Recipe, StrategyComponent
 from toolkit.recipe.settings import Training
 
 SETTINGS_OF_THE_RECIPE = frozenset({"global_batch_size", "seed", "num_train_epochs", "max_steps"})
@@ -38,51 +38,50 @@ def merge(recipe: Recipe, device: Device) -> tuple[StrategyChange, ...]:
         RecipeError: strategies conflict with each other, with the recipe or with the device.
         PluginError: a strategy sets something that strategies may not.
     """
-    strategies = {path: part for path, part in recipe.components.items() if path[0] == "memory"}
-    changes = [change for path, part in strategies.items() for change in _changes(path, part, recipe, device)]
+    changes = [change for part in recipe.memory for change in _changes(part, recipe, device)]
     problems = [
-        *_claimed_twice(strategies, recipe),
-        *_unmet_needs(strategies, recipe, device),
+        *_claimed_twice(recipe),
+        *_unmet_needs(recipe, device),
         *_set_twice(changes, recipe),
         *_against_the_recipe(changes, recipe),
-        *_two_optimizers(strategies, recipe),
+        *_two_optimizers(recipe),
     ]
     if problems:
         raise RecipeError(problems)
     return tuple(changes)
 
 
-def _changes(path: Path_, part: Component, recipe: Recipe, device: Device) -> Iterator[StrategyChange]:
+def _changes(part: StrategyComponent, recipe: Recipe, device: Device) -> Iterator[StrategyChange]:
     settings = recipe.training.model_dump()
-    for setting, change in cast(Memory, part.plugin).changes(settings, device).items():
+    for setting, change in part.plugin.changes(settings, device).items():
         if setting not in Training.model_fields:
             raise PluginError(
                 f"{part.name} sets {setting!r}: no such setting; {nearest(setting, Training.model_fields)}"
             )
         if setting in SETTINGS_OF_THE_RECIPE:
-            raise PluginError(f"{part.name} sets {setting}, which belongs to the recipe alone")
-        yield StrategyChange(part.name, path, setting, change)
+            raise PluginError(f"{part.name} sets {setting}, which only the recipe may set")
+        yield StrategyChange(part.name, part.path, setting, change)
 
 
-def _claimed_twice(strategies: Mapping[Path_, Component], recipe: Recipe) -> Iterator[Problem]:
-    holders: dict[str, Component] = {}
-    for path, part in strategies.items():
-        for claim in sorted(cast(Memory, part.plugin).claims):
+def _claimed_twice(recipe: Recipe) -> Iterator[Problem]:
+    holders: dict[str, StrategyComponent] = {}
+    for part in recipe.memory:
+        for claim in sorted(part.plugin.claims):
             if claim in holders:
                 other = holders[claim].name
                 pair = (
-                    "is here twice"
+                    "is listed twice"
                     if other == part.name
                     else f"and {other} exclude each other: both manage the {claim}"
                 )
-                yield _problem(recipe, path, f"{part.name} {pair}; remove one")
+                yield _problem(recipe, part.path, f"{part.name} {pair}; remove one")
             holders[claim] = part
 
 
-def _unmet_needs(strategies: Mapping[Path_, Component], recipe: Recipe, device: Device) -> Iterator[Problem]:
-    claimed = {claim for part in strategies.values() for claim in cast(Memory, part.plugin).claims}
-    for path, part in strategies.items():
-        strategy = cast(Memory, part.plugin)
+def _unmet_needs(recipe: Recipe, device: Device) -> Iterator[Problem]:
+    claimed = {claim for part in recipe.memory for claim in part.plugin.claims}
+    for part in recipe.memory:
+        strategy, path = part.plugin, part.path
         instead = f", or use {strategy.instead}" if strategy.instead else ""
         for need in sorted(strategy.needed()):
             kind, _, package = need.partition(":")
@@ -90,10 +89,10 @@ def _unmet_needs(strategies: Mapping[Path_, Component], recipe: Recipe, device: 
                 message = f"{part.name} needs the package {package}; install it: pip install {package}{instead}"
                 yield _problem(recipe, path, message)
             elif need in get_args(Claim) and need not in claimed:
-                yield _problem(recipe, path, f"{part.name} needs a strategy that manages the {need} beside it")
+                yield _problem(recipe, path, f"{part.name} needs another strategy that manages the {need}; add one")
             elif need in ("cuda", "mps") and need != device.kind:
                 yield _problem(
-                    recipe, path, f"{part.name} needs a {need} device, and this machine has: {device.name}{instead}"
+                    recipe, path, f"{part.name} needs a {need} device, but this machine has: {device.name}{instead}"
                 )
 
 
@@ -114,18 +113,18 @@ def _against_the_recipe(changes: list[StrategyChange], recipe: Recipe) -> Iterat
         written: Any = getattr(recipe.training, change.setting)
         if change.setting in recipe.training.model_fields_set and written != change.change.value:
             message = (
-                f"this says {written!r}, and {change.strategy} ({dotted(change.path)}) sets it to "
+                f"set to {written!r} here, but {change.strategy} ({dotted(change.path)}) sets it to "
                 f"{change.change.value!r}; remove one of the two"
             )
             yield _problem(recipe, ("training", change.setting), message)
 
 
-def _two_optimizers(strategies: Mapping[Path_, Component], recipe: Recipe) -> Iterator[Problem]:
-    written = recipe.components["optimizer",].name
-    for part in strategies.values():
+def _two_optimizers(recipe: Recipe) -> Iterator[Problem]:
+    written = recipe.optimizer.name
+    for part in recipe.memory:
         # A resolved recipe spells out the default optimizer too, so that one is no conflict.
-        if "optimizer" in cast(Memory, part.plugin).claims and written != DEFAULTS["optimizer"]:
-            message = f"this says {written}, and {part.name} trains with an optimizer of its own; remove one of the two"
+        if "optimizer" in part.plugin.claims and written != DEFAULTS["optimizer"]:
+            message = f"{written} is set here, but {part.name} brings its own optimizer; remove one of the two"
             yield _problem(recipe, ("optimizer",), message)
 
 

@@ -1,4 +1,4 @@
-"""The HTML page about a run. It reads the run directory alone, and imports no torch.
+"""A run for people: the HTML page, and its events as lines of text, for run.log. It imports no torch.
 
 What a terminal shows belongs in cli/.
 """

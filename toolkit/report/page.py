@@ -56,7 +56,7 @@ def write(run: RunDirectory, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_text(target, page)
     except OSError as error:
-        raise UnavailableError(f"cannot write the report {target}: {error.strerror}; choose another place") from None
+        raise UnavailableError(f"cannot write the report {target}: {error.strerror}; choose another --output") from None
 
 
 def render(run: RunDirectory) -> str:
@@ -222,7 +222,7 @@ def samples(run: RunDirectory, record: Mapping[str, Any]) -> Iterator[dict[str, 
         yield {"when": f"step {line['step']:,}", "prompt": prompt, "rest": rest if prompt else rest.lstrip("\n")}
     final = (record.get("results") or {}).get("sample")
     if final and not (lines and lines[-1]["text"] == final):
-        yield {"when": "the end", "prompt": "", "rest": str(final).strip("\n")}
+        yield {"when": "end of training", "prompt": "", "rest": str(final).strip("\n")}
 
 
 def attempts(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

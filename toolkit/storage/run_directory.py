@@ -252,7 +252,7 @@ def create(folder: Path, resolved: ResolvedRecipe, environment: Mapping[str, Any
                 "recipe": resolved.name,
                 "series": series,
                 "source": str(Path(resolved.recipe.document.source).resolve()),
-                "task": resolved.recipe.one("objective").task,
+                "task": resolved.recipe.objective.plugin.task,
                 "created": now(),
                 "status": "running",
                 "identity": {key: setting.value for key, setting in settled.items()},

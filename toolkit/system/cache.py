@@ -35,7 +35,7 @@ def cache_folder() -> Path:
     try:
         return Path.home() / ".cache" / "pretrain-toolkit"
     except RuntimeError as error:
-        raise UnavailableError("this user has no home folder; set TOOLKIT_CACHE to a folder for the cache") from error
+        raise UnavailableError("this user has no home directory; set TOOLKIT_CACHE to a cache folder") from error
 
 
 @contextlib.contextmanager
@@ -138,7 +138,7 @@ def refusals_explained(folder: Path) -> Iterator[None]:
             raise
         raise UnavailableError(
             f"cannot write to the cache {folder}: {error.strerror or error}; free some space, or set TOOLKIT_CACHE to "
-            f"a folder that can be written"
+            f"a writable folder"
         ) from error
 
 

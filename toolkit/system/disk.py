@@ -39,7 +39,7 @@ def check_disk(folder: Path, *, checkpoint_bytes: int) -> None:
     needed, free = 2 * checkpoint_bytes, free_bytes(folder)
     if free < needed:
         raise UnavailableError(
-            f"the disk of {folder} has {formatting.size(free)} free, and this run needs about "
+            f"the disk of {folder} has {formatting.size(free)} free, but this run needs about "
             f"{formatting.size(needed)} for two checkpoints; free some space or choose another folder with --runs"
         )
 
@@ -70,8 +70,8 @@ def disk_faults_named(folder: Path, what: str) -> Iterator[None]:
         want_of_room = free <= 2**20 or any(sign in text for sign in DISK_FAULT_MESSAGES)
         if not isinstance(error, OSError) and not want_of_room:
             raise
-        cure = "free some space and give the same command" if want_of_room else "the same command tries again"
+        cure = "free some space and run the same command again" if want_of_room else "the same command tries again"
         raise UnavailableError(
             f"cannot write {what} to {folder}: {text.splitlines()[0] if text else type(error).__name__} "
-            f"({formatting.size(free)} free); the checkpoints before it stand: {cure}"
+            f"({formatting.size(free)} free); earlier checkpoints are intact: {cure}"
         ) from error

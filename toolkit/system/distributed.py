@@ -61,8 +61,8 @@ def check() -> None:
         _check_other_launchers()
         return
     cure = (
-        f"a run in one process needs none of {', '.join((*RANK_VARIABLES, *RENDEZVOUS_VARIABLES))}: unset them. "
-        f"Several are started by torchrun --standalone --nproc-per-node N --no-python toolkit ..."
+        f"a single-process run needs none of {', '.join((*RANK_VARIABLES, *RENDEZVOUS_VARIABLES))}: unset them. "
+        f"To start several: torchrun --standalone --nproc-per-node N --no-python toolkit ..."
     )
     for name in (*RANK_VARIABLES, "LOCAL_WORLD_SIZE"):
         if not os.environ.get(name, "0").isdecimal():
@@ -81,7 +81,7 @@ def check() -> None:
         raise UnavailableError(f"{' and '.join(present)}, but {are} not set; {cure}")
     if rank() >= world_size():
         raise UnavailableError(
-            f"RANK is set to {rank()}, but of {world_size()} processes the last is {world_size() - 1}; {cure}"
+            f"RANK is set to {rank()}, but the ranks of {world_size()} processes end at {world_size() - 1}; {cure}"
         )
     port = os.environ["MASTER_PORT"]
     if not (port.isdecimal() and 0 < int(port) < 2**16):
@@ -94,8 +94,8 @@ def _check_other_launchers() -> None:
         if os.environ[name] != OTHER_LAUNCHERS[name]:
             raise UnavailableError(
                 f"{name} is set to {os.environ[name]}: mpirun or srun has started several tasks, and each would do the "
-                f"whole run. Start one task, and in it torchrun, which starts the processes; or, if this one is to run "
-                f"by itself: env {' '.join(f'-u {name}' for name in set_here)} toolkit ..."
+                f"whole run. Start one task that calls torchrun, which starts the processes; or, to run this "
+                f"task alone: env {' '.join(f'-u {name}' for name in set_here)} toolkit ..."
             )
 
 
@@ -121,9 +121,9 @@ def join(*, on_cpu: bool) -> None:
         store, own_rank, processes = next(rendezvous("env://", timeout=RENDEZVOUS_TIMEOUT))
     except DistError as error:
         raise UnavailableError(
-            f"the {world_size()} processes of this run could not meet at {meeting_point()}, for which they have "
+            f"the rendezvous of the {world_size()} processes at {meeting_point()} failed within "
             f"{RENDEZVOUS_TIMEOUT.total_seconds() / 60:g} minutes: {str(error).splitlines()[0]}. Were all of them "
-            f"started? If there is only one: unset {', '.join((*RANK_VARIABLES, *RENDEZVOUS_VARIABLES))}"
+            f"started? For a single process: unset {', '.join((*RANK_VARIABLES, *RENDEZVOUS_VARIABLES))}"
         ) from error
     # torchrun keeps one store across restarts, where the addresses of the earlier processes would be taken for those
     # of the present ones (https://github.com/pytorch/pytorch/issues/135712).

@@ -39,11 +39,11 @@ def set_aside() -> Iterator[None]:
     ours = {name: os.environ.pop(name) for name in _disturbing()}
     if ours:
         names = ", ".join(sorted(ours))
-        logging.getLogger("toolkit").warning("not used, since the recipe decides: %s (set in the environment)", names)
+        logging.getLogger("toolkit").warning("ignored, because the recipe decides: %s (set in the environment)", names)
     threads = os.environ.get(THREADS)
     if threads and not (threads.isdecimal() and int(threads)):
         ours[THREADS] = os.environ.pop(THREADS)
-        logging.getLogger("toolkit").warning("not used, since it is not a number of threads: %s=%s", THREADS, threads)
+        logging.getLogger("toolkit").warning("ignored, because it is not a number of threads: %s=%s", THREADS, threads)
     try:
         yield
     finally:

@@ -27,7 +27,7 @@ FOLDER_RENAME_NOT_SUPPORTED = frozenset({errno.EMFILE, errno.EXDEV, errno.EPERM}
 """Also meant so by renaming a folder, where a folder is only a prefix of names: gcsfuse gives EMFILE."""
 FOLDER_OPEN_NOT_SUPPORTED = frozenset({errno.EISDIR, errno.EACCES})
 """Also meant so by opening a folder."""
-NOT_DURABLE = "a power cut may take the newest checkpoint"
+NOT_DURABLE = "a power cut may lose the newest checkpoint"
 _told: set[str] = set()
 
 
@@ -36,7 +36,7 @@ def where_supported(consequence: str, besides: frozenset[int] = frozenset()) -> 
     """Do without what the file system does not support, and warn once of the consequence.
 
     Args:
-        consequence: the lost guarantee, as a clause: "a power cut may take the newest checkpoint".
+        consequence: the lost guarantee, as a clause: "a power cut may lose the newest checkpoint".
         besides: further error numbers that mean the same here.
     """
     try:
@@ -46,7 +46,7 @@ def where_supported(consequence: str, besides: frozenset[int] = frozenset()) -> 
             raise
         if consequence not in _told:
             _told.add(consequence)
-            logging.getLogger("toolkit").warning("the file system says %r: %s", error.strerror, consequence)
+            logging.getLogger("toolkit").warning("the file system reports %r: %s", error.strerror, consequence)
 
 
 def make_folder(folder: Path) -> None:
@@ -118,7 +118,7 @@ def force(descriptor: int) -> None:
 def set_mode(file: Path, mode: int) -> None:
     """Set a file's permissions."""
     with where_supported(
-        "the files of a run have its modes, so others may not be able to read them", CHMOD_NOT_SUPPORTED
+        "it sets the permissions of the run's files, so other users may be unable to read them", CHMOD_NOT_SUPPORTED
     ):
         file.chmod(mode)
 

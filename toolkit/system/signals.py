@@ -80,8 +80,12 @@ class StopRequest:
     def handled(self) -> Iterator[StopRequest]:
         """Handle the signals for as long as the run lasts, and then restore the earlier handlers.
 
-        PID 1 of a container has no default handler: without this, SIGTERM would do nothing.
+        PID 1 of a container has no default handler: without this, SIGTERM would do nothing. Threads other than the main
+        one receive no signals, and a run in one of them cannot be stopped by any.
         """
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
         before = {number: signal.signal(number, self._receive) for number in numbers()}
         before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._receive_save)
         outer, _Process.run = _Process.run, self
@@ -124,11 +128,11 @@ class StopRequest:
         """The error of a run that a signal ends at once."""
         self.signal_number = number
         if self.is_training:
-            return self.error("at once, because it came twice; the last checkpoint stands")
+            return self.error("at once, because it came twice; the last checkpoint is intact")
         if self._failed:
-            return self.error("after training had failed; the last checkpoint stands")
+            return self.error("after training had failed; the last checkpoint is intact")
         if self._trained:
-            return self.error("after training, whose last step is saved; the same command goes on from there")
+            return self.error("after training, whose last step is saved; the same command resumes from there")
         return self.error("before training, so there was nothing to save")
 
     def _receive_save(self, number: int, frame: FrameType | None) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from toolkit.api import Dataset, Exporter, Memory, Model, Objective, Peek, Progress, RunContext, Tokenizer, highest_id
+from toolkit.api import Memory, Objective, Peek, Progress, RunContext, highest_id
 from toolkit.data import documents, packing
 from toolkit.data.packing import PackedData
 from toolkit.data.tokenizer_training import tokenizer_of
@@ -48,7 +48,7 @@ def context_of(
     resolved: ResolvedRecipe, folder: Path, *, rehearsal: bool = False, progress: Progress | None = None
 ) -> RunContext:
     """The `RunContext` that a run's plugins receive."""
-    objective: Objective = resolved.recipe.one("objective")
+    objective = resolved.recipe.objective.plugin
     context = RunContext(
         name=folder.name,
         folder=folder,
@@ -82,7 +82,7 @@ def assemble(resolved: ResolvedRecipe, context: RunContext) -> Components:
     set_seed(context.seed)  # the model's first weights
     model = _model(recipe, tokenizer, context)
     _check_own_loss(recipe, model, context)
-    objective: Objective = recipe.one("objective")
+    objective = recipe.objective.plugin
     _check_fit(recipe, tokenizer, model, objective)
     model = with_strategies(resolved, model, context)
     check_exporters(recipe, model, context)
@@ -105,7 +105,7 @@ def load_documents(
         RecipeError, UnavailableError: the dataset plugin refuses.
     """
     recipe = resolved.recipe
-    dataset: Dataset = recipe.one("dataset")
+    dataset = recipe.dataset.plugin
     with refusals_placed(recipe, ("dataset",)):
         data = dataset.load(context)
         if missing := [split for split in data if "text" not in data[split].column_names]:
@@ -124,7 +124,7 @@ def peek_documents(resolved: ResolvedRecipe) -> Peek | None:
     Raises:
         RecipeError, UnavailableError: the dataset plugin refuses.
     """
-    dataset: Dataset = resolved.recipe.one("dataset")
+    dataset = resolved.recipe.dataset.plugin
     with refusals_placed(resolved.recipe, ("dataset",)):
         return dataset.peek(context_of(resolved, Path(resolved.name)))
 
@@ -132,12 +132,11 @@ def peek_documents(resolved: ResolvedRecipe) -> Peek | None:
 def _end_token(recipe: Recipe, context: RunContext, tokenizer: PreTrainedTokenizerBase | None) -> str | None:
     """The end token as written in a text: the tokenizer's own, or else the objective's (SEP, with BERT)."""
     if tokenizer is None:
-        plugin: Tokenizer = recipe.one("tokenizer")
         with refusals_placed(recipe, ("tokenizer",)):
-            tokenizer = plugin.skeleton(context)
+            tokenizer = recipe.tokenizer.plugin.skeleton(context)
     if tokenizer.eos_token is not None:
         return str(tokenizer.eos_token)
-    objective: Objective = recipe.one("objective")
+    objective = recipe.objective.plugin
     with refusals_placed(recipe, ("objective",)):
         end = objective.document_end(tokenizer)
     return str(tokenizer.convert_ids_to_tokens(end[-1])) if end else None
@@ -145,13 +144,12 @@ def _end_token(recipe: Recipe, context: RunContext, tokenizer: PreTrainedTokeniz
 
 def _tokenizer(recipe: Recipe, data: DatasetDict, digest: str, context: RunContext) -> PreTrainedTokenizerBase:
     with refusals_placed(recipe, ("tokenizer",)):
-        return tokenizer_of(recipe.components["tokenizer",], data["train"], digest, context)
+        return tokenizer_of(recipe.tokenizer, data["train"], digest, context)
 
 
 def _model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context: RunContext) -> PreTrainedModel:
-    model: Model = recipe.one("model")
     with refusals_placed(recipe, ("model",)):
-        return model.build(tokenizer, context)
+        return recipe.model.plugin.build(tokenizer, context)
 
 
 def _check_own_loss(recipe: Recipe, model: PreTrainedModel, context: RunContext) -> None:
@@ -168,16 +166,12 @@ def with_strategies(resolved: ResolvedRecipe, model: PreTrainedModel, context: R
     from toolkit.training.without_effect import Watched
 
     recipe = resolved.recipe
-    strategies = {
-        path: strategy
-        for path, part in recipe.components.items()
-        if path[0] == "memory" and type(strategy := cast(Memory, part.plugin)).apply is not Memory.apply
-    }
+    strategies = [part for part in recipe.memory if type(part.plugin).apply is not Memory.apply]
     watched = Watched.of(model, context.task)
-    for path, strategy in sorted(strategies.items(), key=lambda item: STRATEGY_PHASES.index(item[1].phase)):
-        with refusals_placed(recipe, path):
-            model = strategy.apply(model, context)
-            watched = watched.then(model, context.task, name=recipe.components[path].name)
+    for part in sorted(strategies, key=lambda part: STRATEGY_PHASES.index(part.plugin.phase)):
+        with refusals_placed(recipe, part.path):
+            model = part.plugin.apply(model, context)
+            watched = watched.then(model, context.task, name=part.name)
     if resolved.training.gradient_checkpointing:
         _checkpoint(model, every=resolved.training.gradient_checkpointing_every)
     return model
@@ -220,10 +214,9 @@ def _check_fit(
 
 def check_exporters(recipe: Recipe, model: PreTrainedModel, context: RunContext) -> None:
     """Let the exporters object before training rather than after it."""
-    for path, part in recipe.components.items():
-        if path[0] == "exporters":
-            with refusals_placed(recipe, path):
-                cast(Exporter, part.plugin).check(model, context)
+    for part in recipe.exporters:
+        with refusals_placed(recipe, part.path):
+            part.plugin.check(model, context)
 
 
 def checked_loss(resolved: ResolvedRecipe, model: PreTrainedModel, context: RunContext) -> Callable[..., torch.Tensor]:

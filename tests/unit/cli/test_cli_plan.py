@@ -83,13 +83,13 @@ def test_auto_is_planned_as_what_it_chooses() -> None:
     [
         (["--device", "t5"], "--device t5: no such device; known are h200, h100"),
         (["--device", "t5"], "--memory 24GiB"),
-        (["--memory", "much"], "--memory much: write a size, 12GiB"),
-        (["--memory", "0"], "a run needs some memory"),
+        (["--memory", "much"], "--memory much: not a size; write it like 12GiB"),
+        (["--memory", "0"], "--memory 0: must be more than 0"),
         (["--processes", "3"], "3 processes with micro-batches of 2 cannot share 4 sequences"),
         (["--processes", "3", "--set", "memory=[auto]"], "3 processes with micro-batches of 1 cannot share 4"),
         (
             ["--processes", "2", "--set", "memory=[release-gradients]", "--set", "training.max_grad_norm=0"],
-            "2 processes must exchange their gradients before a step",
+            "2 processes must all-reduce their gradients before a step",
         ),
     ],
 )

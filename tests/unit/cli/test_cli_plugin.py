@@ -106,13 +106,13 @@ def test_show_tells_facts_types_defaults_and_what_is_required() -> None:
         (["show", "memory", "broken", "--plugins", "own"], "cannot be imported: SyntaxError"),
         (["check", "memory", "small-bath"], "did you mean 'small-batch'?"),
         (["check", "memory", "small-batch", "--set", "size"], "write it as --set"),
-        (["new", "memory", "lora"], "offers a memory plugin 'lora' already"),
-        (["new", "memory", "json"], "Python finds a module 'json' already"),
-        (["new", "memory", "My_Strategy"], "cannot be a plugin's name"),
-        (["new", "memory", "../up"], "cannot be a plugin's name"),
-        (["new", "memory", "lambda"], "cannot be a plugin's name"),
-        (["new", "memory", "2-fast"], "cannot be a plugin's name"),
-        (["new", "memory", "own"], "own exists, and is left as it is"),
+        (["new", "memory", "lora"], "already provides a memory plugin 'lora'"),
+        (["new", "memory", "json"], "shadow the Python module 'json'"),
+        (["new", "memory", "My_Strategy"], "is not a valid plugin name"),
+        (["new", "memory", "../up"], "is not a valid plugin name"),
+        (["new", "memory", "lambda"], "is not a valid plugin name"),
+        (["new", "memory", "2-fast"], "is not a valid plugin name"),
+        (["new", "memory", "own"], "own already exists and was not changed"),
     ],
 )
 def test_wrong_words_are_explained(words: list[str], text: str, here: Path) -> None:
@@ -128,7 +128,7 @@ def test_check_gives_its_findings() -> None:
     assert all(check["passed"] for check in checks.json)
     assert {"contract", "light import", "options"} <= {check["name"] for check in checks.json}
     assert [check["detail"] for check in checks.json if not check["tried"]] == [
-        "left out by --quick: whether a run with it that is killed and resumed, in other processes, ends the same"
+        "skipped by --quick: whether a run with it that is killed and resumed in a new process ends the same"
     ]
     failed = process("plugin", "check", "memory", "my-strategy", "--plugins", "own")  # its size is required
     assert failed.status == 1

@@ -86,10 +86,10 @@ def test_new_copies_a_file_of_ones_own() -> None:
 @pytest.mark.parametrize(
     ("name", "status", "text"),
     [
-        ("mine", 2, "./mine.yaml exists, and is left as it is"),
-        ("a b", 2, "cannot be a recipe's name"),
-        (".hidden", 2, "cannot be a recipe's name"),
-        ("", 2, "cannot be a recipe's name"),
+        ("mine", 2, "./mine.yaml already exists and was not changed"),
+        ("a b", 2, "is not a valid recipe name"),
+        (".hidden", 2, "is not a valid recipe name"),
+        ("", 2, "is not a valid recipe name"),
         ("none/new", 3, "cannot write ./none/new.yaml: No such file or directory"),
     ],
 )
@@ -161,7 +161,7 @@ def test_schema_says_where_it_cannot_write() -> None:
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--rehearse", "--fresh"], "leave --fresh and --from out"),
+        (["--rehearse", "--fresh"], "remove --fresh and --from"),
         (["--name", "a/b"], "--name a/b: "),
         (["--name", ""], "--name : "),
         (["--name", ".."], "--name ..: "),

@@ -82,7 +82,7 @@ def test_show_tells_attempts_results_checkpoints_and_the_model() -> None:
     out = toolkit("run", "show", "good").out
     for words in ("finished, step 1,200", "from step 0; finished at step 1,200", "checkpoint-900, checkpoint-1200"):
         assert words in out
-    room = "there was room to spare, so freed memory was kept for reuse"
+    room = "memory was plentiful, so freed memory was kept for reuse"
     for words in ("1 min 15 s", "loss 3.2500, perplexity 25.79", f"peak 727 MB; planned 616 MB ({room})", "951K"):
         assert words in out
     for words in ("runs/good/model", "4,096 tokens"):
@@ -99,7 +99,7 @@ def test_show_of_a_run_that_was_killed() -> None:
     begun("killed")
     out = toolkit("run", "show", "killed").out
     assert "stopped, step 0" in out
-    assert "has not said how it ended" in out
+    assert "killed, no end recorded" in out
     assert "none yet" in out
 
 
@@ -127,7 +127,7 @@ def test_an_unknown_run_is_explained(command: list[str]) -> None:
 def test_the_report_lies_in_the_run_or_where_it_is_asked_for(here: Path) -> None:
     run = finished("good")
     write_json(run.folder / "environment.json", {})
-    assert toolkit("run", "report", "good", "--output", "page.html").out == "Written: page.html\n"
+    assert toolkit("run", "report", "good", "--output", "page.html").out == "Wrote page.html\n"
     assert "<html" in Path("page.html").read_text()
-    assert toolkit("run", "report", "good").out == "Written: runs/good/report.html\n"
+    assert toolkit("run", "report", "good").out == "Wrote runs/good/report.html\n"
     assert json.loads((run.folder / "run.json").read_text())["status"] == "finished"

@@ -78,7 +78,7 @@ def test_what_is_there_is_never_overwritten(packages: Path) -> None:
     file = packages / "my-memory" / "README.md"
     file.write_text("mine")
     answer = toolkit("plugin", "new", "memory", "my-memory", "--directory", str(packages), status=2)
-    assert "exists, and is left as it is" in answer.err
+    assert "already exists and was not changed" in answer.err
     assert file.read_text() == "mine"
 
 

@@ -42,7 +42,7 @@ def test_json_alone_is_on_standard_output_and_progress_is_beside_it(first: Answe
     assert result["eval_loss"] > 0
     assert result["perplexity"] > 1
     assert result["seconds"] > 0
-    for words in ("data\n", "document ends are learned", "training ", "validation loss", "model-folder wrote"):
+    for words in ("data\n", "document ends are training targets", "training ", "validation loss", "model-folder wrote"):
         assert words in first.err
 
 
@@ -55,7 +55,7 @@ def test_the_same_command_says_that_the_run_is_finished(here: Path, first: Answe
     answer = process(*RUN, "--quiet", cwd=here, TOOLKIT_CACHE=str(here / "cache"))
     assert answer.status == 0, answer.err
     assert not answer.err
-    assert answer.out.splitlines()[1].startswith("mine was finished before; nothing was changed")
+    assert answer.out.splitlines()[1].startswith("mine has already finished; nothing was changed")
     assert first.json["load_line"] in answer.out
 
 

@@ -18,7 +18,7 @@ def test_the_first_rows_are_shown() -> None:
     assert toolkit(*VALIDATE).out == "mine.yaml is valid\n"
     told, shown = toolkit(*VALIDATE, "--data").out.splitlines()
     assert told == "mine.yaml is valid"
-    assert shown.startswith("  text-files: 1 file for train; the first document: Once upon a time. And so on. And")
+    assert shown.startswith("  text-files: 1 file for train; first document: Once upon a time. And so on. And")
     assert shown.endswith("...")
     assert len(shown) < 150
     (verdict,) = toolkit(*VALIDATE, "--data", "--json").json
@@ -70,14 +70,14 @@ class Mine(Dataset):
 """
     )
     words = ("--set", "dataset={plugin: mine}", "--plugins", "own", "--data")
-    assert "  mine: this plugin shows nothing before a run" in toolkit(*VALIDATE, *words).out
+    assert "  mine: this plugin has no preview" in toolkit(*VALIDATE, *words).out
 
 
 def test_a_plan_tells_what_a_run_would_refuse_and_is_made_all_the_same() -> None:
     answer = toolkit("recipe", "plan", "mine.yaml", "--device", "t4")
-    assert "a run would be refused, as things are here: mine.yaml:5:31: dataset.files: no file matches" in answer.err
+    assert "a run would be refused here: mine.yaml:5:31: dataset.files: no file matches" in answer.err
     assert "no file matches" in answer.out
     Path("a.txt").write_text("Once upon a time.")
     answer = toolkit("recipe", "plan", "mine.yaml", "--device", "t4")
     assert "refused" not in answer.err
-    assert "text-files: 1 file for train; the first document: Once upon a time." in answer.out
+    assert "text-files: 1 file for train; first document: Once upon a time." in answer.out

@@ -20,7 +20,7 @@ from typing import TextIO
 import pytest
 from rich.console import Console
 
-from toolkit.cli import lines, render, watch
+from toolkit.cli import render, watch
 from toolkit.data.stats import DataAccount, SplitAccount
 from toolkit.events import (
     CheckpointSaved,
@@ -35,6 +35,8 @@ from toolkit.events import (
     StepDone,
     TrainingStarted,
 )
+from toolkit.report import lines
+from toolkit.report.lines import LogLines
 
 TRAIN = SplitAccount(
     documents=1200,
@@ -122,9 +124,9 @@ def test_the_account_of_the_data_adds_up() -> None:
     words = "\n".join(lines.told(PREPARED))
     assert "550,292 = 499,968 trained + 49,920 held out + 404 dropped" in words
     assert 499_968 + 49_920 + 404 == 550_292
-    assert "1,300 (1,200 trained, 100 held out); 3 empty ones left out" in words
-    assert "1,195 of 1,200 document ends are learned" in words
-    assert "305 of 4,096 tokens: 2.5 passes over the training tokens" in words
+    assert "1,300 (1,200 for training, 100 held out); 3 empty ones skipped" in words
+    assert "1,195 of 1,200 document ends are training targets" in words
+    assert "305 of 4,096 tokens: 2.5 epochs" in words
     assert "padding 0.0%" in words
 
 
@@ -146,7 +148,7 @@ def test_where_training_begins() -> None:
     ]
     resumed = lines.told(replace(STARTED, resumed_from=400, trainable_parameters=1000))
     assert resumed == [
-        "training 12.3M parameters, 1,000 of them trained, in bf16 on a processor",
+        "training 12.3M parameters, 1,000 trainable, in bf16 on a processor",
         "from step 400 of 1,000 steps, in runs/quickstart",
     ]
 
@@ -167,7 +169,7 @@ class Clock:
 
 def lines_of(seconds_per_step: float, steps: int, every: int = 1) -> list[str]:
     clock, lines = Clock(), list[str]()
-    listener = watch.LogLines(lines.append, clock)
+    listener = LogLines(lines.append, clock)
     listener(replace(STARTED, total_steps=steps))
     for step in range(1, steps + 1):
         clock.now += seconds_per_step
@@ -194,16 +196,16 @@ def test_a_log_gets_a_line_now_and_then(seconds_per_step: float, steps: int, lea
 
 def test_a_log_gets_lines_of_a_phase_that_lasts() -> None:
     clock, shown = Clock(), list[str]()
-    listener = watch.LogLines(shown.append, clock)
+    listener = LogLines(shown.append, clock)
     for _ in range(80):
         clock.now += 0.5
         done = min(400, int(clock.now * 20))
-        listener(Progressed("learning the tokenizer", done, 400, "documents", clock.now))
+        listener(Progressed("training the tokenizer", done, 400, "documents", clock.now))
     listener(Progressed("tokenizing", 0, 9, "characters", 0.0))
     assert shown == [
-        "learning the tokenizer  40/400 documents  20 documents/s  18 s left",
-        "learning the tokenizer  340/400 documents  20 documents/s  3 s left",
-        "learning the tokenizer  400/400 documents  32 s so far",
+        "training the tokenizer  40/400 documents  20 documents/s  18 s left",
+        "training the tokenizer  340/400 documents  20 documents/s  3 s left",
+        "training the tokenizer  400/400 documents  32 s so far",
     ]
 
 
@@ -218,7 +220,7 @@ def test_a_log_shows_steps_that_have_a_loss() -> None:
 
 def test_a_log_counts_from_where_a_run_goes_on() -> None:
     lines: list[str] = []
-    listener = watch.LogLines(lines.append, Clock())
+    listener = LogLines(lines.append, Clock())
     listener(replace(STARTED, resumed_from=400))
     listener(replace(STEP, step=401))
     assert len(lines) == 2
@@ -364,7 +366,7 @@ def test_what_was_reached(capsys: pytest.CaptureFixture[str]) -> None:
         "validation  loss 3.1234, perplexity 22.72",
         "trained     1,000 steps, 4,096,000 tokens, 1 min 35 s",
         "memory      peak 1.23 GB; planned 1.30 GB",
-        "it writes   Return the größte number.",
+        "sample      Return the größte number.",
         "            Or not.",
         "model       runs/quickstart/model",
         "report      toolkit run report quickstart",
@@ -377,7 +379,7 @@ def test_a_long_sample_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
     render.result(replace(RESULT, sample="\n".join("abcdefg") + " word" * 200), recipe="quickstart", rehearsed=False)
     render.result(replace(RESULT, sample="a word " * 200), recipe="quickstart", rehearsed=False)
     shown = capsys.readouterr().out.splitlines()
-    for first in (line for line, words in enumerate(shown) if words.startswith("it writes")):
+    for first in (line for line, words in enumerate(shown) if words.startswith("sample")):
         assert shown[first + 2].endswith(" ...")
         assert shown[first + 3].startswith("model")
     assert max(map(len, shown)) <= 104
@@ -385,13 +387,13 @@ def test_a_long_sample_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_run_that_was_finished_before_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     render.result(replace(RESULT, already_finished=True), recipe="quickstart", rehearsed=False)
-    assert "quickstart was finished before; nothing was changed" in capsys.readouterr().out
+    assert "quickstart has already finished; nothing was changed" in capsys.readouterr().out
 
 
 def test_a_rehearsal_is_not_taken_for_the_run(capsys: pytest.CaptureFixture[str]) -> None:
     render.result(replace(RESULT, eval_loss=None, perplexity=None, sample=None), recipe="quickstart", rehearsed=True)
     out = capsys.readouterr().out
-    assert "What runs/quickstart holds is no result." in out
+    assert "runs/quickstart holds a test, not a result." in out
     assert "validation" not in out
 
 
@@ -423,7 +425,7 @@ def test_tables_do_not_wrap_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> Non
 
 def phases_shown(*events: Event) -> list[str]:
     shown = list[str]()
-    listener = watch.LogLines(shown.append, Clock())
+    listener = LogLines(shown.append, Clock())
     for event in events:
         listener(event)
     return [line for line in shown if line.startswith("evaluating")]

@@ -71,7 +71,7 @@ def test_text_files_are_cut_before_a_share_is_held_out(stories: Path) -> None:
     assert {name: len(rows) for name, rows in data.items()} == {"train": 30, "validation": 10}
     found = sorted(text.strip() for rows in data.values() for text in rows["text"][:])
     assert found == sorted(STORIES)
-    with pytest.raises(RecipeError, match="of a single document leaves nothing on one side"):
+    with pytest.raises(RecipeError, match="of a single document leaves one split empty"):
         loaded(stories, "dataset.cut_at_end_token=false")
 
 
@@ -113,10 +113,10 @@ def test_a_text_that_is_not_utf8_is_told_with_what_stands_around() -> None:
 
     binary = pa.array([b"fine"] * 12 + [b"a caf\xe9 in Paris"])
     rows = Dataset(pa.table({"text": pa.Array.from_buffers(pa.string(), len(binary), binary.buffers())}))
-    with pytest.raises(OptionError, match=r"is not UTF-8, .*: \.\.\.'a caf\ufffd in Paris'"):
+    with pytest.raises(OptionError, match=r"is not valid UTF-8, .*: \.\.\.'a caf\ufffd in Paris'"):
         documents.contents_of(DatasetDict(train=rows))
 
 
 def test_a_share_that_is_too_small_names_one_that_is_not(stories: Path) -> None:
-    with pytest.raises(RecipeError, match=r"0\.001 of 40 documents leaves nothing on one side; take 0\.025, "):
+    with pytest.raises(RecipeError, match=r"0\.001 of 40 documents leaves one split empty; use 0\.025, "):
         loaded(stories, "dataset.eval_fraction=0.001")

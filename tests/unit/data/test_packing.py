@@ -97,7 +97,7 @@ def test_a_document_in_pieces_gives_the_same_blocks(
 
 def test_a_tokenizer_that_gives_other_ids_each_time_is_refused(tokenizer: Any, run_context: RunContext) -> None:
     tokenizer.backend_tokenizer.model.dropout = 0.5
-    with pytest.raises(OptionError, match="other ids for the first training documents") as caught:
+    with pytest.raises(OptionError, match="a second encoding of the first training documents") as caught:
         pack(split(DOCUMENTS), tokenizer, run_context)
     assert caught.value.option == "tokenizer"
 
@@ -110,7 +110,7 @@ def test_a_text_that_the_tokenizer_cannot_encode_is_told(run_context: RunContext
         tokenizer_object=Tokenizer(models.WordLevel({"[EOS]": 0}, unk_token="[UNK]")), eos_token="[EOS]"
     )
     with pytest.raises(
-        OptionError, match=r"cannot encode a text among the documents from number 1 on: .*UNK"
+        OptionError, match=r"cannot encode a text in the batch of documents from number 1 on: .*UNK"
     ) as caught:
         pack(split(DOCUMENTS), knows_nothing, run_context)
     assert caught.value.option == "tokenizer"

@@ -106,4 +106,4 @@ def test_learning_is_shown_and_loading_is_not_taken_for_it(
     assert told == []
     built(run, Component("slow", Slow(), "toolkit 1"), ["", *DOCUMENTS])
     everything = len(DOCUMENTS) + 1
-    assert told.count(("learning the tokenizer", everything, everything, "documents")) > 3
+    assert told.count(("training the tokenizer", everything, everything, "documents")) > 3

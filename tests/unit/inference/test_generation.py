@@ -72,12 +72,12 @@ def test_a_masked_models_own_sentence_is_its_sample(masked: RunDirectory) -> Non
 
 
 def test_a_prompt_without_a_mask_is_refused_with_an_example(masked: RunDirectory) -> None:
-    with pytest.raises(UsageError, match=r"write \[MASK\] where one is missing, as in"):
+    with pytest.raises(UsageError, match=r"write \[MASK\] for the missing word, as in"):
         generate(masked, prompt="the cat sat", **OPTIONS)
 
 
 def test_a_masked_model_has_no_perplexity(masked: RunDirectory) -> None:
-    with pytest.raises(UsageError, match="perplexity is of models that predict the next one"):
+    with pytest.raises(UsageError, match="perplexity needs a causal one"):
         evaluate(masked, listener=[].append)
 
 

@@ -44,7 +44,7 @@ def test_a_finished_run_says_which_exporter_its_recipe_has_gained_and_carries_it
     monkeypatch.setattr("huggingface_hub.HfApi.create_commit", lambda self, *args, **kwargs: calls.append(args))
     write_recipe(folder, exporters=["model-folder", PUSH], training=training)
     answer = toolkit("recipe", "run", str(recipe))
-    assert "not carried out then: push-to-hub" in answer.out
+    assert "has not run: push-to-hub" in answer.out
     assert f"toolkit run export tiny --recipe {recipe}" in answer.out
     assert toolkit("recipe", "run", str(recipe), "--json").json["not_exported"] == ["push-to-hub"]
 
@@ -103,7 +103,7 @@ def damage(run: RunDirectory) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[RunDirectory], None], list[str], int, str]] = {
-    "no such checkpoint": (lambda run: None, ["--checkpoint", "7"], 2, "tiny has checkpoints of the steps 1"),
+    "no such checkpoint": (lambda run: None, ["--checkpoint", "7"], 2, "tiny has checkpoints at the steps 1"),
     "no such exporter": (lambda run: None, ["--exporter", "model-foldr"], 2, "did you mean 'model-folder'?"),
     "a recipe without exporters": (lambda run: None, ["--recipe", "bare.yaml"], 2, "has no exporters"),
     "a damaged checkpoint": (damage, ["--checkpoint", "1"], 2, "model.safetensors has 0 bytes"),

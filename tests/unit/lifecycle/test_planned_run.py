@@ -86,7 +86,7 @@ def test_too_much_for_the_machine_is_told_before_it_begins(tmp_path: Path) -> No
     events: list[Event] = []
     run(small, runs=tmp_path / "runs", listener=events.append)
     (told,) = [event.text for event in events if isinstance(event, Message) and "planned peak" in event.text]
-    assert "more than the 10.5 MB available here" in told
+    assert "exceeds the 10.5 MB available here" in told
     assert "memory: [auto]" in told
 
 

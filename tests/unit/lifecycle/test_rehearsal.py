@@ -41,6 +41,6 @@ def test_all_that_was_replaced_is_told_and_nothing_else(tmp_path: Path, capsys: 
         "  memory     nothing instead of auto",
         "  exporters  nothing instead of push-to-hub",
         "  training   torch_compile false instead of true",
-        "Nor were the network, and memory, disk and time at full size. A look at these, and at the data:",
+        "Nor were the network, or memory, disk and time at full size. To check those, and the data:",
         "  toolkit recipe plan mine.yaml",
     ]

@@ -142,7 +142,7 @@ def test_it_is_never_over_the_budget_and_keeps_the_global_batch(share: float, tm
     assert made == choice.plan
     assert concrete.training.global_batch_size == 8
     assert concrete.fidelity == "exact"
-    assert not any(part.name == "auto" for part in concrete.recipe.many("memory"))
+    assert not any(part.name == "auto" for part in concrete.recipe.memory)
     assert (choice.record["strategies"] == []) == (share > 1)
 
 
@@ -190,7 +190,7 @@ def test_a_strategy_that_refuses_the_model_is_not_chosen(tmp_path: Path) -> None
     recipe = resolved(file)
     assert "refusing" in [part.name for part in candidates(recipe)]
     concrete, _ = chosen(recipe, budget_for(plain(recipe), 0.35))
-    assert "refusing" not in [part.name for part in concrete.recipe.many("memory")]
+    assert "refusing" not in [part.name for part in concrete.recipe.memory]
 
 
 @pytest.mark.slow
@@ -209,7 +209,7 @@ def test_strategies_that_the_run_would_refuse_are_no_choice(tmp_path: Path) -> N
     for share in (4.0, 0.5, 0.3):
         rates = replace(RATES, seconds_per_fresh_byte=1e-8)
         concrete, _ = resolve_auto(recipe, budget_for(made, share), rates=rates)
-        assert not {part.name for part in concrete.recipe.many("memory")} & {"chunked-loss", "lora"}
+        assert not {part.name for part in concrete.recipe.memory} & {"chunked-loss", "lora"}
     by_hand = resolved(write_recipe(tmp_path, model=model, memory=["chunked-loss"], plugin_paths=["plugins"]))
     with pytest.raises(RecipeError, match=r"memory\[0\]: the logits of Gemma2ForCausalLM are not those that its head"):
         make_plan(by_hand, rates=RATES)
@@ -232,7 +232,7 @@ def test_it_leaves_alone_what_somebody_manages(tmp_path: Path) -> None:
     names = {entry["plugin"] for entry in choice.record["strategies"]}
     assert names
     assert not names & {"small-batch", "frequent-saves"}
-    assert {part.name for part in concrete.recipe.many("memory")} == {"small-batch", "frequent-saves"} | names
+    assert {part.name for part in concrete.recipe.memory} == {"small-batch", "frequent-saves"} | names
 
 
 @pytest.mark.slow

@@ -63,8 +63,8 @@ def real_model(recipe: ResolvedRecipe) -> Any:
     from toolkit.training.components import context_of, with_strategies
 
     context = context_of(recipe, Path("none"))
-    tokenizer = recipe.recipe.one("tokenizer").skeleton(context)
-    model = recipe.recipe.one("model").build(tokenizer, context)
+    tokenizer = recipe.recipe.tokenizer.plugin.skeleton(context)
+    model = recipe.recipe.model.plugin.build(tokenizer, context)
     return with_strategies(recipe, model, context).train()
 
 
@@ -92,7 +92,7 @@ def test_weights_gradients_and_optimizer_are_the_real_ones(
     totals = traced(recipe).totals()
     model = real_model(recipe)
     parameters = list(model.parameters())
-    built = recipe.recipe.one("optimizer").build(model, learning_rate=1e-3, weight_decay=0.0, run=_context(recipe))
+    built = recipe.recipe.optimizer.plugin.build(model, learning_rate=1e-3, weight_decay=0.0, run=_context(recipe))
     ids = torch.zeros(2, 32, dtype=torch.long)
     model(input_ids=ids, labels=ids).loss.backward()
     built.step()

@@ -96,15 +96,15 @@ def test_one_setting_has_one_value(folder: Path) -> None:
 
 
 def test_what_the_person_wrote_is_not_overruled(folder: Path) -> None:
-    with pytest.raises(RecipeError, match=r"training.micro_batch_size: this says 4, and small-batch .* sets it to 2"):
+    with pytest.raises(RecipeError, match=r"training.micro_batch_size: set to 4 here, but small-batch .* sets it to 2"):
         resolved(folder, "small-batch", micro_batch_size=4)
     assert resolved(folder, "small-batch", micro_batch_size=2).training.micro_batch_size == 2
 
 
 def test_needs_are_claims_devices_and_packages(folder: Path) -> None:
     for need, message in {
-        "{'precision'}": "needs a strategy that manages the precision beside it",
-        "{'cuda'}": "needs a cuda device, and this machine has: a CPU",
+        "{'precision'}": "needs another strategy that manages the precision",
+        "{'cuda'}": "needs a cuda device, but this machine has: a CPU",
         "{'package:no_such_package'}": "pip install no_such_package",
     }.items():
         needy = strategy(folder, "needy", needs=need)
@@ -118,7 +118,7 @@ def test_needs_are_claims_devices_and_packages(folder: Path) -> None:
 
 def test_no_strategy_changes_what_the_recipe_asked_for(folder: Path) -> None:
     greedy = strategy(folder, "greedy", changes="{'global_batch_size': Change(1)}")
-    with pytest.raises(PluginError, match="global_batch_size, which belongs to the recipe alone"):
+    with pytest.raises(PluginError, match="global_batch_size, which only the recipe may set"):
         resolved(folder, greedy)
     typo = strategy(folder, "typo", changes="{'micro_batch': Change(1)}")
     with pytest.raises(PluginError, match="did you mean 'micro_batch_size'"):

@@ -96,12 +96,12 @@ def test_a_finished_run_is_told_whole(finished: RunDirectory, tmp_path: Path) ->
     assert (
         f"Held-out loss {results['eval_loss']:.4f}, perplexity {results['perplexity']:.1f}, after 8 steps." in page.text
     )
-    assert "Guessing evenly among the 300 tokens" in page.text
+    assert "Uniform guessing over the vocabulary of 300 tokens" in page.text
     assert f"Peak memory {formatting.size(results['peak_memory_bytes'])} planned" in page.text
     assert "resumed at step 5" in page.text
     assert "stopped by" not in page.text.partition("Attempts")[0]
     assert "finished" in page.text.partition("how it ended")[2]
-    for heading in ("Curves", "What it writes", "Where the data went", "Attempts", "Environment", "Settings"):
+    for heading in ("Curves", "Samples", "Data", "Attempts", "Environment", "Settings"):
         assert f"<h2>{heading}</h2>" in page.source
     measured = [
         [line["step"], pytest.approx(line["loss"], rel=1e-5)] for line in finished.metrics() if line["kind"] == "train"

@@ -65,7 +65,7 @@ def _ended_by_signals(running: Mapping[str, subprocess.Popen[str]]) -> None:
     assert training.poll() is None  # it is given the time to end its step
     training.send_signal(signal.SIGINT)
     assert training.communicate(timeout=60)[0] == (
-        "ended: stopped by SIGINT; at once, because it came twice; the last checkpoint stands\n"
+        "ended: stopped by SIGINT; at once, because it came twice; the last checkpoint is intact\n"
     )
     assert training.returncode == 128 + signal.SIGINT
 

@@ -10,9 +10,8 @@ import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
-from toolkit.cli.output import run_goes_on_without_it
-from toolkit.cli.watch import LogLines, watching
 from toolkit.errors import ToolkitError
+from toolkit.report.lines import LogLines
 from toolkit.system import signals
 
 if TYPE_CHECKING:
@@ -20,19 +19,14 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def watching_and_logging(*, quiet: bool, on_standard_error: bool) -> Iterator[Listener]:
-    """Yield the listener for a run, which shows and logs events; a failing output does not end the run."""
-    run_goes_on_without_it()
+def logged(listener: Listener) -> Iterator[Listener]:
+    """Yield a listener that logs events, and passes them on to this one."""
     log = RunLog()
-    with (
-        log.kept(),
-        signals.at_forced_end(lambda reason: log.end(f"error: {reason}")),
-        watching(quiet=quiet, on_standard_error=on_standard_error) as show,
-    ):
+    with log.kept(), signals.at_forced_end(lambda reason: log.end(f"error: {reason}")):
 
         def tell(event: Event) -> None:
             log(event)
-            show(event)
+            listener(event)
 
         yield tell
 
@@ -50,6 +44,8 @@ class RunLog:
         from toolkit.events import AttemptBegun
 
         if isinstance(event, AttemptBegun):
+            if self._file is not None:  # a rehearsal has two attempts
+                self._file.close()
             # Unbuffered: what cannot be written is dropped, and does not block. A full disk is reported elsewhere.
             with contextlib.suppress(OSError):
                 self._file = event.log.open("ab", buffering=0)

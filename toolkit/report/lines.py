@@ -1,14 +1,15 @@
-"""The events of a run in words, line by line; `watch` shows them."""
+"""The events of a run in words, line by line: for run.log and for what watches a run."""
 
 from __future__ import annotations
 
 import math
 import re
+import time
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from toolkit import formatting
-from toolkit.cli import render
 
 if TYPE_CHECKING:
     from toolkit.data.stats import DataAccount
@@ -16,6 +17,16 @@ if TYPE_CHECKING:
 
 BOUNDARY_TOKEN = re.compile(r"\s*(<\|\w+\|>|</?s>|<[be]os>|\[SEP\]|\[CLS\])\s*")
 """The special tokens at document boundaries, in decoded text."""
+MIN_SECONDS_BETWEEN_LINES = 5.0
+"""Without a live bar, the lines that show steps are at least this far apart, ..."""
+MIN_SHARE_BETWEEN_LINES = 0.05
+"""... and at least this share of the training time so far, so that a long run does not flood its log, ..."""
+MOST_SECONDS = 60.0
+"""... but at most this far, so that nobody waits long for the next one."""
+FIRST_PHASE_SECONDS = 2.0
+"""A phase other than training, such as tokenizing, gets its first line once it has taken this long, ..."""
+PHASE_SECONDS = 15.0
+"""... and then one this often."""
 
 
 def filled(parts: list[str], width: int) -> list[str]:
@@ -59,7 +70,7 @@ def phase(event: Progressed) -> list[str]:
     return [*parts, f"{formatting.duration(int(event.seconds))} so far"]
 
 
-def told(event: Event, width: int = render.UNWRAPPED_WIDTH) -> list[str]:
+def told(event: Event, width: int = formatting.UNWRAPPED_WIDTH) -> list[str]:
     """The lines for an event that deserves lines of its own; steps and saves do not."""
     from toolkit import events
 
@@ -71,7 +82,7 @@ def told(event: Event, width: int = render.UNWRAPPED_WIDTH) -> list[str]:
             entries = {**_prepared(event), "excerpt": excerpt}
             return [
                 f"data{', prepared by an earlier run' * event.from_cache}",
-                *render.beside(entries, width, indent=2),
+                *formatting.beside(entries, width, indent=2),
             ]
         case events.TrainingStarted():
             return _started(event)
@@ -89,7 +100,7 @@ def told(event: Event, width: int = render.UNWRAPPED_WIDTH) -> list[str]:
 def _started(event: TrainingStarted) -> list[str]:
     trained = f"{formatting.compact(event.parameters)} parameters"
     if event.trainable_parameters != event.parameters:
-        trained += f", {formatting.compact(event.trainable_parameters)} of them trained"
+        trained += f", {formatting.compact(event.trainable_parameters)} trainable"
     begin = f"from step {event.resumed_from:,} of" if event.resumed_from is not None else "for"
     return [
         f"training {trained}, in {event.precision} on {event.device}",
@@ -106,14 +117,14 @@ def _prepared(event: DataPrepared) -> dict[str, str]:
         sum(getattr(split, name) for split in splits) for name in ("documents", "tokens", "tokens_dropped")
     )
     held = held_out.tokens_in_blocks if held_out else 0
-    passes = f"{event.epochs:.3g} {'pass' if event.epochs == 1 else 'passes'}"
+    epochs = f"{event.epochs:.3g} {'epoch' if event.epochs == 1 else 'epochs'}"
     return {
         "documents": _documents(account, documents),
         "tokens": f"{tokens:,} = {train.tokens_in_blocks:,} trained + {held:,} held out + {dropped:,} dropped",
         "blocks": f"{train.blocks:,} of {account.block_size:,} tokens; padding {train.padding:.1%}",
         **_special_tokens(account),
-        "ends": f"{train.ends_learned:,} of {train.documents:,} document ends are learned",
-        "steps": f"{event.total_steps:,} of {event.tokens_per_step:,} tokens: {passes} over the training tokens",
+        "ends": f"{train.ends_learned:,} of {train.documents:,} document ends are training targets",
+        "steps": f"{event.total_steps:,} of {event.tokens_per_step:,} tokens: {epochs}",
     }
 
 
@@ -122,16 +133,61 @@ def _special_tokens(account: DataAccount) -> dict[str, str]:
     for split in (account.train, account.validation):
         found.update(split.special_tokens if split else {})
     counts = ", ".join(f"{times:,} {token}" for token, times in found.most_common(5))
-    return {"special": f"tokens written in the text and read as such: {counts}"} if found else {}
+    return {"special": f"special tokens written in the text and parsed as such: {counts}"} if found else {}
 
 
 def _documents(account: DataAccount, documents: int) -> str:
     words = f"{documents:,}"
     if account.validation:
-        words += f" ({account.train.documents:,} trained, {account.validation.documents:,} held out)"
+        words += f" ({account.train.documents:,} for training, {account.validation.documents:,} held out)"
     splits = [split for split in (account.train, account.validation) if split]
     if cut := sum(split.documents_cut for split in splits):
-        words += f"; {cut:,} of them cut off at an end token in the text"
+        words += f"; {cut:,} of them split off at an end token in the text"
     if empty := sum(split.empty_documents for split in splits):
-        words += f"; {empty:,} empty ones left out"
+        words += f"; {empty:,} empty ones skipped"
     return words
+
+
+class LogLines:
+    """A line for each event, except that steps get one only now and then."""
+
+    def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._write = write
+        self._clock = clock
+        self._began = self._shown_at = clock()
+        self._shown_phase: str | None = None
+        self._in_training = False
+
+    def __call__(self, event: Event) -> None:
+        """Show an event, if it is due."""
+        from toolkit.events import Progressed, StepDone, TrainingStarted
+
+        if isinstance(event, TrainingStarted):
+            self._began = self._shown_at = self._clock()
+            self._in_training = True
+        if isinstance(event, StepDone):
+            self._in_training, self._shown_phase = event.step < event.total_steps, None
+        if isinstance(event, Progressed):
+            if self._is_worth_a_line(event):
+                self._shown_phase, self._shown_at = event.phase, self._clock()
+                self._write("  ".join(phase(event)))
+            return
+        if not isinstance(event, StepDone):
+            for line in told(event):
+                self._write(line)
+        elif event.loss is not None and self._is_due(event):
+            self._shown_at = self._clock()
+            self._write("  ".join(progress(event, event.loss)))
+
+    def _is_worth_a_line(self, event: Progressed) -> bool:
+        """Whether to show a phase: once it turns out to last, or at once if it reports no progress; then regularly."""
+        if event.phase == self._shown_phase:
+            return self._clock() - self._shown_at >= PHASE_SECONDS
+        if self._in_training:
+            return event.seconds >= MIN_SECONDS_BETWEEN_LINES
+        return not event.unit or event.seconds >= FIRST_PHASE_SECONDS
+
+    def _is_due(self, event: StepDone) -> bool:
+        now = self._clock()
+        apart = min(max(MIN_SECONDS_BETWEEN_LINES, MIN_SHARE_BETWEEN_LINES * (now - self._began)), MOST_SECONDS)
+        return event.step == event.total_steps or now - self._shown_at >= apart
