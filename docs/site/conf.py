@@ -27,7 +27,7 @@ include_patterns = [
 exclude_patterns = [".*", "*.egg-info", "build", "dist", "runs", "tests"]  # folders that need not be walked through
 myst_heading_anchors = 4
 
-default_role = "py:obj"  # `name` in a docstring: code, and a link where the site has it
+default_role = "literal"  # `name` in a docstring
 
 html_theme = "furo"
 html_title = project
@@ -42,7 +42,8 @@ NAPOLEON = Config(napoleon_use_rtype=False)
 CONTENTS = {
     "Train": ["docs/from-the-notebook", "docs/desde-el-notebook", "docs/your-own", "docs/will-it-fit"],
     "Run": ["docs/when-something-goes-wrong", "docs/quickstart-choice", "docs/site/recipes", "docker/README"],
-    "Extend": ["plugins/README", "plugins/example/README", "docs/site/api", "docs/site/python"],
+    "Extend": ["plugins/README", "plugins/example/README", "docs/site/api"],
+    "Call": ["docs/python-api", "docs/site/python", "docs/site/errors"],
     "Carry it on": ["docs/architecture", "toolkit/planning/NOTES", "CONTRIBUTING", "SECURITY", "CHANGELOG"],
 }
 """The sidebar: captions and pages; a page of docs/ that is not named here goes to the end of "Extend"."""
@@ -51,7 +52,7 @@ CONTENTS["Extend"] += sorted({f"docs/{file.stem}" for file in (ROOT / "docs").gl
 PAGES = {
     "recipes": "docs/site/recipes.md",
     "toolkit/api.py": "docs/site/api.md",
-    "toolkit/errors.py": "docs/site/api.md",
+    "toolkit/errors.py": "docs/site/errors.md",
     "plugins/example": "plugins/example/README.md",
 }
 """Files and folders of the repository that have a page here, for links that lead to them."""
