@@ -51,8 +51,8 @@ LISTED = {page for pages in CONTENTS.values() for page in pages}
 CONTENTS["Extend"] += sorted({f"docs/{file.stem}" for file in (ROOT / "docs").glob("*.md")} - LISTED)
 PAGES = {
     "recipes": "docs/site/recipes.md",
-    "toolkit/api.py": "docs/site/api.md",
-    "toolkit/errors.py": "docs/site/errors.md",
+    "toolkit/api": "docs/site/api.md",
+    "toolkit/errors": "docs/site/errors.md",
     "plugins/example": "plugins/example/README.md",
 }
 """Files and folders of the repository that have a page here, for links that lead to them."""
@@ -67,8 +67,8 @@ def on_the_site(app: Sphinx, page: str, source: list[str]) -> None:
         text, target = link.groups()
         place = os.path.normpath(folder / target)
         name = os.path.relpath(place, ROOT)
-        if name in PAGES:
-            return f"[{text}](/{PAGES[name]})"
+        if own := PAGES.get(name.removesuffix(".py")):
+            return f"[{text}](/{own})"
         return text if Path(place).is_dir() else link.group()  # a folder can be read in the repository alone
 
     source[0] = LINK.sub(lead, source[0])
