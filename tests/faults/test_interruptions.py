@@ -55,7 +55,7 @@ def test_a_signal_ends_the_step_saves_and_says_so(tmp_path: Path, number: signal
     assert process.returncode == 128 + number, out + err
     (saved,) = (run / "checkpoints").iterdir()
     step = saved.name.removeprefix("checkpoint-")
-    assert f"stopped by {number.name}; step {step} is saved; the same command goes on from there" in err
+    assert f"stopped by {number.name}; step {step} is saved; the same command resumes from there" in err
     assert "Traceback" not in out + err
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     assert (record["status"], record["attempts"][-1]["how"], record["attempts"][-1]["step"]) == (

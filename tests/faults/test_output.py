@@ -49,7 +49,7 @@ def test_a_run_outlives_the_reader_of_its_output_and_a_full_disk_and_a_hangup_sa
     step = saved.name.removeprefix("checkpoint-")
     log = (run / "run.log").read_text(encoding="utf-8").splitlines()
     assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00  ", line) for line in log)
-    assert log[-1].endswith(f"error: stopped by SIGHUP; step {step} is saved; the same command goes on from there")
+    assert log[-1].endswith(f"error: stopped by SIGHUP; step {step} is saved; the same command resumes from there")
     assert any("a model of" in line for line in log)  # said before the run had a folder
     assert read_json(run / "run.json")["attempts"][-1]["how"] == "interrupted"
 

@@ -35,7 +35,7 @@ def declared(name: str) -> Memory:
     return strategy
 
 
-UNFIT = "release-gradients does not fit"
+UNFIT = "release-gradients cannot be used"
 """What is said where the settings of two strategies exclude each other, and not their claims."""
 HERE = [name for name in NAMES if not declared(name).needed()]
 """Those that need neither a GPU nor a package."""
