@@ -27,7 +27,7 @@ include_patterns = [
 exclude_patterns = [".*", "*.egg-info", "build", "dist", "runs", "tests"]  # folders that need not be walked through
 myst_heading_anchors = 4
 
-default_role = "py:obj"  # `name` in a docstring: code, and a link where the site has it
+default_role = "literal"  # `name` in a docstring
 
 html_theme = "furo"
 html_title = project
@@ -42,14 +42,17 @@ NAPOLEON = Config(napoleon_use_rtype=False)
 CONTENTS = {
     "Train": ["docs/from-the-notebook", "docs/desde-el-notebook", "docs/your-own", "docs/will-it-fit"],
     "Run": ["docs/when-something-goes-wrong", "docs/quickstart-choice", "docs/site/recipes", "docker/README"],
-    "Extend": ["plugins/README", "plugins/example/README", "docs/site/api", "docs/site/python"],
+    "Extend": ["plugins/README", "plugins/example/README", "docs/site/api"],
+    "Call": ["docs/python-api", "docs/site/python", "docs/site/errors"],
     "Carry it on": ["docs/architecture", "toolkit/planning/NOTES", "CONTRIBUTING", "SECURITY", "CHANGELOG"],
 }
-"""The sidebar: captions and pages."""
+"""The sidebar: captions and pages; a page of docs/ that is not named here goes to the end of "Extend"."""
+LISTED = {page for pages in CONTENTS.values() for page in pages}
+CONTENTS["Extend"] += sorted({f"docs/{file.stem}" for file in (ROOT / "docs").glob("*.md")} - LISTED)
 PAGES = {
     "recipes": "docs/site/recipes.md",
-    "toolkit/api.py": "docs/site/api.md",
-    "toolkit/errors.py": "docs/site/api.md",
+    "toolkit/api": "docs/site/api.md",
+    "toolkit/errors": "docs/site/errors.md",
     "plugins/example": "plugins/example/README.md",
 }
 """Files and folders of the repository that have a page here, for links that lead to them."""
@@ -64,8 +67,8 @@ def on_the_site(app: Sphinx, page: str, source: list[str]) -> None:
         text, target = link.groups()
         place = os.path.normpath(folder / target)
         name = os.path.relpath(place, ROOT)
-        if name in PAGES:
-            return f"[{text}](/{PAGES[name]})"
+        if own := PAGES.get(name.removesuffix(".py")):
+            return f"[{text}](/{own})"
         return text if Path(place).is_dir() else link.group()  # a folder can be read in the repository alone
 
     source[0] = LINK.sub(lead, source[0])
@@ -83,9 +86,10 @@ def _sidebar(caption: str, pages: list[str]) -> str:
 
 def as_written(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """Take docstrings as we write them: Google's sections, and Markdown's blocks of code."""
-    for number in range(len(lines) - 2):
-        if lines[number].endswith(":") and not lines[number + 1] and lines[number + 2].startswith("    "):
-            lines[number] += ":"
+    for number in range(len(lines) - 2, 0, -1):
+        before, blank, after = lines[number - 1 : number + 2]
+        if after.startswith("    ") and not blank and before and not before.startswith((" ", "* ", "- ")):
+            lines[number:number] = ["", "::"]
     if what not in ("attribute", "property", "data"):  # where napoleon takes all before the first colon for a type
         lines[:] = GoogleDocstring(lines, NAPOLEON).lines()
 
