@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import cast
 
 from toolkit import formatting
-from toolkit.api import Fidelity, Memory, Progress
+from toolkit.api import Fidelity, Progress, Strategy
 from toolkit.planning.roofline import Rates
 from toolkit.planning.variants import FIDELITIES, Option, Planner, Set, candidates, cuts_the_batch_alone
 from toolkit.recipe.resolve import ResolvedRecipe
@@ -207,9 +207,9 @@ class Search:
 
 def rank(part: Component) -> int:
     """The rank of a strategy's fidelity, 0 for exact."""
-    return FIDELITIES.index(cast(Memory, part.plugin).fidelity)
+    return FIDELITIES.index(cast(Strategy, part.plugin).fidelity)
 
 
 def _exclude(one: Component, other: Component) -> bool:
     """Whether two strategies manage the same thing."""
-    return one.name == other.name or bool(cast(Memory, one.plugin).claims & cast(Memory, other.plugin).claims)
+    return one.name == other.name or bool(cast(Strategy, one.plugin).claims & cast(Strategy, other.plugin).claims)

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from toolkit.api import Memory
+from toolkit.api import Strategy
 from toolkit.recipe.document import Path_, dotted
 from toolkit.recipe.resolve import ResolvedRecipe, leaves
 from toolkit.recipe.schema import DEFAULTS, FORMAT, SINGLE_SECTIONS
@@ -80,7 +80,7 @@ def _sections(resolved: ResolvedRecipe) -> Iterator[tuple[str, Path_, type[BaseM
     for section in SINGLE_SECTIONS:
         yield section, (section,), type(recipe.one(section)), data[section]
     for index, (part, values) in enumerate(zip(recipe.many("memory"), data["memory"], strict=True)):
-        if not (isinstance(part.plugin, Memory) and part.plugin.claims == frozenset({"saves"})):
+        if not (isinstance(part.plugin, Strategy) and part.plugin.claims == frozenset({"saves"})):
             yield f"memory.{part.name}", ("memory", index), type(part.plugin), values
     training = {name: value for name, value in data["training"].items() if name not in WITHOUT_EFFECT}
     if training["on_spike"] != "skip-batch":  # stopping at a spike or only warning changes no number

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
-from toolkit.api import Device, Exporter, Fidelity, Memory
+from toolkit.api import Device, Exporter, Fidelity, Strategy
 from toolkit.recipe import catalog, trackers
 from toolkit.recipe.document import Document, Path_, dotted, read, with_override
 from toolkit.recipe.schema import FORMAT, LIST_SECTIONS, SINGLE_SECTIONS, Recipe, plugin_paths, validate
@@ -40,7 +40,7 @@ class ResolvedRecipe:
     def fidelity(self) -> Fidelity:
         """The lowest fidelity among the recipe's memory strategies."""
         order: list[Fidelity] = ["exact", "approximate", "different"]
-        strategies = [cast(Memory, part.plugin) for part in self.recipe.many("memory")]
+        strategies = [cast(Strategy, part.plugin) for part in self.recipe.many("memory")]
         return max((strategy.fidelity for strategy in strategies), key=order.index, default="exact")
 
     @property

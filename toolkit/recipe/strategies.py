@@ -6,12 +6,12 @@ they (or the recipe) give one setting two values. Their order in the recipe neve
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, cast, get_args
+from typing import Any, cast
 
-from toolkit.api import Change, Claim, Device, Memory
+from toolkit.api import Change, Device, Requirement, Strategy
 from toolkit.errors import PluginError, Problem, RecipeError, nearest
 from toolkit.recipe.document import Path_, dotted
 from toolkit.recipe.schema import DEFAULTS, Component, Recipe
@@ -42,7 +42,7 @@ def merge(recipe: Recipe, device: Device) -> tuple[StrategyChange, ...]:
     changes = [change for path, part in strategies.items() for change in _changes(path, part, recipe, device)]
     problems = [
         *_claimed_twice(strategies, recipe),
-        *_unmet_needs(strategies, recipe, device),
+        *_unmet_requirements(strategies, recipe, device),
         *_set_twice(changes, recipe),
         *_against_the_recipe(changes, recipe),
         *_two_optimizers(strategies, recipe),
@@ -53,8 +53,7 @@ def merge(recipe: Recipe, device: Device) -> tuple[StrategyChange, ...]:
 
 
 def _changes(path: Path_, part: Component, recipe: Recipe, device: Device) -> Iterator[StrategyChange]:
-    settings = recipe.training.model_dump()
-    for setting, change in cast(Memory, part.plugin).changes(settings, device).items():
+    for setting, change in cast(Strategy, part.plugin).changes(recipe.training, device).items():
         if setting not in Training.model_fields:
             raise PluginError(
                 f"{part.name} sets {setting!r}: no such setting; {nearest(setting, Training.model_fields)}"
@@ -67,7 +66,7 @@ def _changes(path: Path_, part: Component, recipe: Recipe, device: Device) -> It
 def _claimed_twice(strategies: Mapping[Path_, Component], recipe: Recipe) -> Iterator[Problem]:
     holders: dict[str, Component] = {}
     for path, part in strategies.items():
-        for claim in sorted(cast(Memory, part.plugin).claims):
+        for claim in sorted(cast(Strategy, part.plugin).claims):
             if claim in holders:
                 other = holders[claim].name
                 pair = (
@@ -79,22 +78,29 @@ def _claimed_twice(strategies: Mapping[Path_, Component], recipe: Recipe) -> Ite
             holders[claim] = part
 
 
-def _unmet_needs(strategies: Mapping[Path_, Component], recipe: Recipe, device: Device) -> Iterator[Problem]:
-    claimed = {claim for part in strategies.values() for claim in cast(Memory, part.plugin).claims}
+def _unmet_requirements(strategies: Mapping[Path_, Component], recipe: Recipe, device: Device) -> Iterator[Problem]:
+    claimed = frozenset(claim for part in strategies.values() for claim in cast(Strategy, part.plugin).claims)
     for path, part in strategies.items():
-        strategy = cast(Memory, part.plugin)
-        instead = f", or use {strategy.instead}" if strategy.instead else ""
-        for need in sorted(strategy.needed()):
-            kind, _, package = need.partition(":")
-            if kind == "package" and find_spec(package) is None:
-                message = f"{part.name} needs the package {package}; install it: pip install {package}{instead}"
-                yield _problem(recipe, path, message)
-            elif need in get_args(Claim) and need not in claimed:
-                yield _problem(recipe, path, f"{part.name} needs a strategy that manages the {need} beside it")
-            elif need in ("cuda", "mps") and need != device.kind:
-                yield _problem(
-                    recipe, path, f"{part.name} needs a {need} device, and this machine has: {device.name}{instead}"
-                )
+        for requirement in sorted(cast(Strategy, part.plugin).requires(), key=lambda one: (one.kind, one.name)):
+            if missing := unmet(requirement, device, claimed):
+                cure = f", or {requirement.cure}" if requirement.cure else ""
+                yield _problem(recipe, path, f"{part.name} needs {missing}{cure}")
+
+
+def unmet(requirement: Requirement, device: Device, claimed: Iterable[str]) -> str:
+    """What is missing, in words; nothing if the requirement is met.
+
+    Args:
+        requirement: a strategy's.
+        device: what the run would use.
+        claimed: what the strategies of the recipe claim.
+    """
+    name = requirement.name
+    if requirement.kind == "package":
+        return "" if find_spec(name) else f"the package {name}; install it: pip install {name}"
+    if requirement.kind == "claim":
+        return "" if name in claimed else f"a strategy that manages the {name} beside it"
+    return "" if name == device.kind else f"a {name} device, and this machine has: {device.name}"
 
 
 def _set_twice(changes: list[StrategyChange], recipe: Recipe) -> Iterator[Problem]:
@@ -124,7 +130,7 @@ def _two_optimizers(strategies: Mapping[Path_, Component], recipe: Recipe) -> It
     written = recipe.components["optimizer",].name
     for part in strategies.values():
         # A resolved recipe spells out the default optimizer too, so that one is no conflict.
-        if "optimizer" in cast(Memory, part.plugin).claims and written != DEFAULTS["optimizer"]:
+        if "optimizer" in cast(Strategy, part.plugin).claims and written != DEFAULTS["optimizer"]:
             message = f"this says {written}, and {part.name} trains with an optimizer of its own; remove one of the two"
             yield _problem(recipe, ("optimizer",), message)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from toolkit.api import Change, Device, Memory
+from toolkit.api import Change, Device, Strategy
 from toolkit.errors import nearest
 from toolkit.recipe.settings import Training
 from toolkit.recipe.strategies import SETTINGS_OF_THE_RECIPE
@@ -32,14 +31,13 @@ ROUNDING = 1e-5
 """How much the floating-point summation order may change a logit or a gradient."""
 
 
-def changes(plugin: Memory, bench: Bench) -> str:
+def changes(plugin: Strategy, bench: Bench) -> str:
     """It sets only existing settings, to valid values, and none that belongs to the recipe alone."""
-    settings = Training(global_batch_size=GLOBAL_BATCH, max_grad_norm=0).model_dump()
+    settings = Training(global_batch_size=GLOBAL_BATCH, max_grad_norm=0)
     every: dict[str, set[str]] = {}
     for device in DEVICES:
-        given = copy.deepcopy(settings)
-        changed = plugin.changes(given, device)
-        require(given == settings, "changes alters the settings that it is given; it should return what it sets")
+        changed = plugin.changes(settings, device)
+        require(plugin.changes(settings, device) == changed, "asked again about the same settings, it sets others")
         for setting, change in changed.items():
             known = setting in Training.model_fields
             require(known, f"it sets {setting!r}: no such setting; {nearest(setting, Training.model_fields)}")
@@ -58,7 +56,7 @@ def _require_valid(setting: str, value: Any) -> None:
         require(False, f"it sets {setting} to {value!r}: {error.errors()[0]['msg']}")
 
 
-def apply(plugin: Memory, bench: Bench) -> str:
+def apply(plugin: Strategy, bench: Bench) -> str:
     """After `apply` the model still learns; if `exact`, with the same numbers and the same trained parameters."""
     import torch
 
@@ -66,7 +64,7 @@ def apply(plugin: Memory, bench: Bench) -> str:
     from toolkit.training.without_effect import Watched
 
     device = detect()
-    accelerator = next((need for need in ("cuda", "mps") if need in plugin.needed()), None)
+    accelerator = next((one.name for one in plugin.requires() if one.kind == "device"), None)
     if lacking := lacking_here(plugin, device):
         raise NotTriedHere(f"not tried here: it needs {lacking}")
     place = accelerator or "cpu"
@@ -92,11 +90,12 @@ def apply(plugin: Memory, bench: Bench) -> str:
     return f"{plugin.fidelity}: a small {family} learns, {len(learning)} parameters"
 
 
-def lacking_here(plugin: Memory, device: Device) -> str:
-    """Which of the strategy's needs this machine lacks, in words."""
-    devices = [f"a {need} device" for need in ("cuda", "mps") if need in plugin.needed() and need != device.kind]
-    packages = [need[8:] for need in plugin.needed() if need.startswith("package:") and find_spec(need[8:]) is None]
-    return " and ".join([*devices, *sorted(packages)])
+def lacking_here(plugin: Strategy, device: Device) -> str:
+    """Which of the strategy's requirements this machine lacks, in words."""
+    needs = sorted(plugin.requires(), key=lambda one: (one.kind, one.name))
+    devices = [f"a {one.name} device" for one in needs if one.kind == "device" and one.name != device.kind]
+    packages = [one.name for one in needs if one.kind == "package" and not find_spec(one.name)]
+    return " and ".join([*devices, *packages])
 
 
 def _require_exact(model: torch.nn.Module, plain: torch.nn.Module, batch: torch.Tensor) -> None:

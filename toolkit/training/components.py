@@ -11,7 +11,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from toolkit.api import Dataset, Exporter, Memory, Model, Objective, Peek, Progress, RunContext, Tokenizer, highest_id
+from toolkit.api import (
+    Dataset,
+    Exporter,
+    Model,
+    Objective,
+    Peek,
+    Progress,
+    RunContext,
+    Strategy,
+    Tokenizer,
+    TokenizerSkeleton,
+    highest_id,
+)
 from toolkit.data import documents, packing
 from toolkit.data.packing import PackedData
 from toolkit.data.tokenizer_training import tokenizer_of
@@ -25,6 +37,8 @@ if TYPE_CHECKING:
     import torch
     from datasets import DatasetDict
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from toolkit.training.loss import StepLoss
 
 PACKING_OPTIONS: dict[str | None, Path_] = {"block_size": ("objective", "block_size"), "tokenizer": ("tokenizer",)}
 """Recipe paths of the options that packing may reject; anything else is reported at the dataset."""
@@ -40,8 +54,9 @@ class Components:
     model: PreTrainedModel
     data: PackedData
     objective: Objective
-    loss: Callable[..., torch.Tensor]
-    """Takes the model's outputs, the labels and the number of predicted tokens in the step."""
+    loss: StepLoss
+    wrap_optimizer: Callable[[torch.optim.Optimizer], torch.optim.Optimizer]
+    """Puts the memory strategies' wrappers around the recipe's optimizer."""
 
 
 def context_of(
@@ -91,7 +106,7 @@ def assemble(resolved: ResolvedRecipe, context: RunContext) -> Components:
         packed = packing.prepare(data, contents, tokenizer, objective, context)
     except OptionError as error:
         raise recipe.error(error.message, PACKING_OPTIONS.get(error.option, ("dataset",))) from error
-    return Components(tokenizer, model, packed, objective, loss)
+    return Components(tokenizer, model, packed, objective, loss, optimizer_wrapper(recipe, model, context))
 
 
 def load_documents(
@@ -134,7 +149,7 @@ def _end_token(recipe: Recipe, context: RunContext, tokenizer: PreTrainedTokeniz
     if tokenizer is None:
         plugin: Tokenizer = recipe.one("tokenizer")
         with refusals_placed(recipe, ("tokenizer",)):
-            tokenizer = plugin.skeleton(context)
+            tokenizer = tokenizer_skeleton(plugin, context)
     if tokenizer.eos_token is not None:
         return str(tokenizer.eos_token)
     objective: Objective = recipe.one("objective")
@@ -168,19 +183,25 @@ def with_strategies(resolved: ResolvedRecipe, model: PreTrainedModel, context: R
     from toolkit.training.without_effect import Watched
 
     recipe = resolved.recipe
-    strategies = {
-        path: strategy
-        for path, part in recipe.components.items()
-        if path[0] == "memory" and type(strategy := cast(Memory, part.plugin)).apply is not Memory.apply
-    }
     watched = Watched.of(model, context.task)
-    for path, strategy in sorted(strategies.items(), key=lambda item: STRATEGY_PHASES.index(item[1].phase)):
+    for path, strategy in _overriding(recipe, "apply"):
         with refusals_placed(recipe, path):
             model = strategy.apply(model, context)
             watched = watched.then(model, context.task, name=recipe.components[path].name)
     if resolved.training.gradient_checkpointing:
         _checkpoint(model, every=resolved.training.gradient_checkpointing_every)
     return model
+
+
+def _overriding(recipe: Recipe, method: str) -> list[tuple[Path_, Strategy]]:
+    """The memory strategies that define this method, with their paths: phase by phase, and in each by name."""
+    found = [
+        (path, strategy)
+        for path, part in recipe.components.items()
+        if path[0] == "memory"
+        and getattr(type(strategy := cast(Strategy, part.plugin)), method) is not getattr(Strategy, method)
+    ]
+    return sorted(found, key=lambda one: (STRATEGY_PHASES.index(one[1].phase), recipe.components[one[0]].name))
 
 
 def _checkpoint(model: PreTrainedModel, *, every: int) -> None:
@@ -226,15 +247,61 @@ def check_exporters(recipe: Recipe, model: PreTrainedModel, context: RunContext)
                 cast(Exporter, part.plugin).check(model, context)
 
 
-def checked_loss(resolved: ResolvedRecipe, model: PreTrainedModel, context: RunContext) -> Callable[..., torch.Tensor]:
-    """The loss that the settings ask for, checked against the model."""
-    from toolkit.training.loss import ChunkedCrossEntropy, check_head, loss_for
+def checked_loss(resolved: ResolvedRecipe, model: PreTrainedModel, context: RunContext) -> StepLoss:
+    """The loss that a memory strategy returns or the settings ask for, checked against the model.
 
-    with refusals_placed(resolved.recipe, resolved.set_at("loss_chunk_size")):
-        loss = loss_for(model, context.task, resolved.training)
-        if isinstance(loss, ChunkedCrossEntropy):
-            check_head(model, loss)
-    return loss
+    Raises:
+        RecipeError: there are two, or the model is not one that it can be computed for.
+    """
+    from toolkit.training.loss import StepLoss, chunked_loss
+
+    recipe = resolved.recipe
+    name, place, is_exact = "chunked-loss", resolved.set_at("loss_chunk_size"), True
+    with refusals_placed(recipe, place):
+        loss = chunked_loss(model, resolved.training)
+    for path, strategy in _overriding(recipe, "loss"):
+        with refusals_placed(recipe, path):
+            own = strategy.loss(model, context)
+        if own and loss:
+            raise recipe.error(f"{recipe.components[path].name} and {name} both set the loss; remove one", path)
+        if own:
+            loss, name, place, is_exact = own, recipe.components[path].name, path, strategy.fidelity == "exact"
+    with refusals_placed(recipe, place):
+        return StepLoss(model, context.task, loss, name=name, in_evaluation=is_exact)
+
+
+def optimizer_wrapper(
+    recipe: Recipe, model: PreTrainedModel, context: RunContext
+) -> Callable[[torch.optim.Optimizer], torch.optim.Optimizer]:
+    """The memory strategies' wrappers of the optimizer, as one function.
+
+    Raises:
+        RecipeError: when called, if a strategy refuses, or returns something that is no optimizer of these parameters.
+    """
+
+    def wrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        for path, strategy in _overriding(recipe, "wrap_optimizer"):
+            with refusals_placed(recipe, path):
+                optimizer = _checked_wrapper(strategy.wrap_optimizer(optimizer, model, context), of=optimizer)
+        return optimizer
+
+    return wrapped
+
+
+def _checked_wrapper(wrapper: torch.optim.Optimizer, *, of: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    import torch
+
+    if not isinstance(wrapper, torch.optim.Optimizer):
+        raise PluginError(f"its wrap_optimizer returns a {type(wrapper).__name__}, which is no torch.optim.Optimizer")
+    inner, outer = ([id(one) for group in each.param_groups for one in group["params"]] for each in (of, wrapper))
+    if inner != outer:
+        raise PluginError("the optimizer that its wrap_optimizer returns has other parameters than the one it is given")
+    return wrapper
+
+
+def tokenizer_skeleton(plugin: Tokenizer, context: RunContext) -> PreTrainedTokenizerBase:
+    """A tokenizer like the one that the plugin would build from the documents, without them."""
+    return plugin.skeleton(context) if isinstance(plugin, TokenizerSkeleton) else plugin.build(iter(()), context)
 
 
 def _check_batch(collate: Any, model: PreTrainedModel, end: tuple[int, ...], *, known: int) -> None:

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, linear
 
-from toolkit.api import OptionError, Task
+from toolkit.api import Loss, OptionError, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,8 +43,69 @@ def token_mean_loss(task: Task) -> Callable[..., torch.Tensor]:
     return loss
 
 
+class StepLoss:
+    """The loss of a training step and of an evaluation, as the Trainer calls it: the mean per predicted token."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        task: Task,
+        loss: Loss | None,
+        *,
+        name: str,
+        in_evaluation: bool,
+    ) -> None:
+        """`loss`, of the strategy called `name`, replaces the cross-entropy of the logits, maybe `in_evaluation` too.
+
+        Raises:
+            OptionError: it is computed from hidden states, and the model's logits are not its head's.
+        """
+        self.task: Task = task
+        self.loss = loss
+        self.in_evaluation = in_evaluation
+        self._cross_entropy = token_mean_loss(task)
+        self._head = model.get_output_embeddings()
+        if loss and loss.inputs == "hidden_states":
+            check_head(model, name)
+
+    @contextlib.contextmanager
+    def head_withheld(self) -> Iterator[None]:
+        """If the loss is of hidden states, make the model return those, (batch, length, hidden), as its logits."""
+        loss = self._current()
+        with withheld(self._head) if loss and loss.inputs == "hidden_states" else contextlib.nullcontext():
+            yield
+
+    def __call__(
+        self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """The loss of what the model has returned inside `head_withheld`."""
+        if not (loss := self._current()):
+            return self._cross_entropy(outputs, labels, num_items_in_batch)
+        inputs = outputs.logits.float() if loss.inputs == "logits" else outputs.logits
+        targets = _targets(labels, self.task)
+        summed = loss.summed(inputs[:, : targets.shape[1]], targets)
+        return summed / _divisor(targets, num_items_in_batch)
+
+    def _current(self) -> Loss | None:
+        """The strategy's loss, where it applies; an evaluation is what computes no gradients."""
+        return self.loss if self.in_evaluation or torch.is_grad_enabled() else None
+
+
+def chunked_loss(model: PreTrainedModel, training: Training) -> Loss | None:
+    """The cross-entropy in chunks of `loss_chunk_size` tokens; None if that is not set.
+
+    Raises:
+        OptionError: the model's head is not a plain `torch.nn.Linear`.
+    """
+    if training.loss_chunk_size is None:
+        return None
+    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[training.precision]
+    head = plain_head(model, "chunked-loss")
+    return Loss(ChunkedCrossEntropy(head, chunk_size=training.loss_chunk_size, dtype=dtype), inputs="hidden_states")
+
+
 class ChunkedCrossEntropy:
-    """`token_mean_loss` with the logits of `chunk_size` tokens at a time, in training and in evaluation.
+    """The cross-entropy with the logits of `chunk_size` tokens at a time, in training and in evaluation.
 
     GPT-2's logits take 200 KB per token, and their gradients as much again. Here the gradients are computed in the
     forward pass, chunk by chunk, while the logits exist; only the gradients of the hidden states and of the head's
@@ -55,67 +116,57 @@ class ChunkedCrossEntropy:
     and with its default chunks it takes as much memory as the plain loss for one sequence of 1024 tokens.
     """
 
-    def __init__(self, model: PreTrainedModel, task: Task, *, chunk_size: int, dtype: torch.dtype | None) -> None:
-        """`dtype` is that of the matrix products, if not the weights' own.
-
-        Raises:
-            OptionError: the model's head is not a plain `torch.nn.Linear`.
-        """
-        head = model.get_output_embeddings()
-        if type(head) is not torch.nn.Linear:
-            raise OptionError(
-                f"{type(model).__name__} computes its logits by a {type(head).__name__}, and chunked-loss knows how to "
-                f"compute those of a plain Linear; remove chunked-loss, or leave the head as it is"
-            )
-        self.task: Task = task
+    def __init__(self, head: torch.nn.Linear, *, chunk_size: int, dtype: torch.dtype | None) -> None:
+        """`dtype` is that of the matrix products, if not the weights' own."""
         self.head = head
         self.chunk_size = chunk_size
         self.dtype = dtype
 
-    @contextlib.contextmanager
-    def head_withheld(self) -> Iterator[None]:
-        """Make the model return the hidden states that would enter its head, (batch, length, hidden), as its logits."""
-        self.head.forward = _unchanged  # type: ignore[assignment,method-assign]
-        try:
-            yield
-        finally:
-            del self.head.forward
-
-    def __call__(
-        self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
-    ) -> torch.Tensor:
-        """The loss of the hidden states that the model returned while its head was withheld."""
-        hidden, targets = _predictions(outputs.logits, labels, self.task)
-        inputs = [hidden, self.head.weight, self.head.bias]
+    def __call__(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The summed loss of the hidden states."""
+        tensors = [inputs.reshape(-1, inputs.shape[-1]), self.head.weight, self.head.bias]
         if not torch.is_grad_enabled():
-            inputs = [tensor if tensor is None else tensor.detach() for tensor in inputs]
+            tensors = [tensor if tensor is None else tensor.detach() for tensor in tensors]
         dtype = self.dtype or self.head.weight.dtype
         apply: Callable[..., torch.Tensor] = _SummedCrossEntropy.apply
-        total = apply(*inputs, targets, self.chunk_size, dtype)
-        return total / _divisor(targets, num_items_in_batch)
+        return apply(*tensors, targets.reshape(-1), self.chunk_size, dtype)
 
 
-def loss_for(model: PreTrainedModel, task: Task, training: Training) -> Callable[..., torch.Tensor]:
-    """The loss that the settings ask for.
+@contextlib.contextmanager
+def withheld(head: torch.nn.Linear) -> Iterator[None]:
+    """Make the head return what it is given."""
+    head.forward = _unchanged  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+def plain_head(model: PreTrainedModel, name: str) -> torch.nn.Linear:
+    """The model's head, for the loss of the strategy called `name`.
 
     Raises:
-        OptionError: it is to be computed in chunks, and the model's head is not a plain `torch.nn.Linear`.
+        OptionError: it is not a plain `torch.nn.Linear`.
     """
-    if training.loss_chunk_size is None:
-        return token_mean_loss(task)
-    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[training.precision]
-    return ChunkedCrossEntropy(model, task, chunk_size=training.loss_chunk_size, dtype=dtype)
+    head = model.get_output_embeddings()
+    if type(head) is not torch.nn.Linear:
+        raise OptionError(
+            f"{type(model).__name__} computes its logits by a {type(head).__name__}, and {name} knows how to compute "
+            f"those of a plain Linear; remove {name}, or leave the head as it is"
+        )
+    return head
 
 
-def check_head(model: PreTrainedModel, loss: ChunkedCrossEntropy) -> None:
+def check_head(model: PreTrainedModel, name: str) -> None:
     """Check that the logits are the head's output: some models cap them after it (Gemma) or scale them (Cohere).
 
     For the fake tensors of a plan, which have no values, both have to be the same tensor, or differ in dtype.
 
     Raises:
-        OptionError: they are not, so that the chunked loss would be a different one.
+        OptionError: they are not, so that a loss of the hidden states would be a different one.
     """
-    tokens = torch.arange(DUMMY_INPUT_TOKENS, device=loss.head.weight.device)[None] % cast(int, model.config.vocab_size)
+    head = plain_head(model, name)
+    tokens = torch.arange(DUMMY_INPUT_TOKENS, device=head.weight.device)[None] % cast(int, model.config.vocab_size)
     of_head: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def remember(_head: torch.nn.Module, _inputs: Any, output: torch.Tensor) -> None:
@@ -123,13 +174,13 @@ def check_head(model: PreTrainedModel, loss: ChunkedCrossEntropy) -> None:
 
     was_training = model.training
     model.eval()
-    with loss.head.register_forward_hook(remember), torch.no_grad(), loss.head_withheld():
+    with head.register_forward_hook(remember), torch.no_grad(), withheld(head):
         given = model(input_ids=tokens, use_cache=False).logits
     model.train(was_training)
     if not any(_is_same(given, *outputs) for outputs in of_head):
         raise OptionError(
             f"the logits of {type(model).__name__} are not those that its head gives (some models cap or scale them), "
-            f"which chunked-loss would not see; remove chunked-loss"
+            f"which {name} would not see; remove {name}"
         )
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from toolkit.api import Change, Claim, Device, Fidelity, Memory, RunContext
+from toolkit.api import Change, Claim, Device, Fidelity, RunContext, Settings, Strategy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class WeightsInBF16(Memory):
+class WeightsInBF16(Strategy):
     """Keep the weights, and with them gradients and activations, in bfloat16, without a float32 master copy.
 
     Each update is computed in float32, one tensor at a time, and written back with stochastic rounding, so that small
@@ -25,11 +25,11 @@ class WeightsInBF16(Memory):
     phase: ClassVar[Literal["weights", "adapters", "activations"]] = "weights"
 
     @classmethod
-    def candidates(cls, settings: Mapping[str, Any], device: Device) -> Iterable[Self]:
+    def candidates(cls, settings: Settings, device: Device) -> Iterable[Self]:
         """One, where the hardware multiplies bfloat16; elsewhere a step would take many times as long."""
         return [cls()] if device.bf16 else []
 
-    def changes(self, settings: Mapping[str, Any], device: Device) -> Mapping[str, Change]:
+    def changes(self, settings: Settings, device: Device) -> Mapping[str, Change]:
         """Turn on stochastic rounding of the optimizer's updates."""
         return {"stochastic_rounding": Change(True, "rounded to the nearest bfloat16, small steps would be lost")}
 

@@ -7,6 +7,7 @@ from textwrap import indent
 
 import pytest
 
+from toolkit.api import KINDS
 from toolkit.errors import PluginError
 from toolkit.registry import Registry
 from toolkit.testing import Check, assert_conforms, check_plugin, check_resume
@@ -349,8 +350,8 @@ BAD = [
     ),
     (
         "memory",
-        "def changes(self, settings, device):\n    settings['precision'] = 'bf16'\n    return {}",
-        "changes: changes alters the settings that it is given",
+        "def changes(self, settings, device):\n    settings.precision = 'bf16'\n    return {}",
+        "changes: ValidationError: 1 validation error for Training precision Instance is frozen",
     ),
     ("callback", "return TrainerCallback()", "callbacks: callbacks returns a TrainerCallback and not a list"),
     (
@@ -412,7 +413,7 @@ def written(folder: Path, kind: str, body: str, *, top: str = "", options: str =
     file.parent.mkdir(parents=True)
     file.write_text(
         f"{top}\nfrom typing import Any\nfrom toolkit.api import *\n"
-        f"class Bad({kind.capitalize()}):\n    '''Bad.'''\n{indent(options, '    ')}{indent(methods, '    ')}",
+        f"class Bad({KINDS[kind].__name__}):\n    '''Bad.'''\n{indent(options, '    ')}{indent(methods, '    ')}",
         encoding="utf-8",
     )
     return Registry.discover([folder])
