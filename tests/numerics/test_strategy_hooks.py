@@ -9,7 +9,8 @@ import pytest
 from tests.numerics.test_fidelity import SUM_ORDER
 from tests.tiny import losses, resolved, train, train_in_two, weights, write_recipe
 from toolkit.errors import RecipeError
-from toolkit.planning.plan import make_plan
+from toolkit.planning.fake_step import trace
+from toolkit.planning.trace import Trace
 
 Z_LOSS = '''
 """The z-loss: keeps the logits' normalizer near 1."""
@@ -35,7 +36,7 @@ class ZLoss(Strategy):
 
         def summed(inputs, targets):
             logits = inputs if "{inputs}" == "logits" else linear(inputs, head.weight).float()
-            normalizer = logits.logsumexp(-1)[targets != -100]
+            normalizer = logits.logsumexp(-1) * (targets != -100)
             plain = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
             return plain + self.weight * normalizer.square().sum()
 
@@ -126,10 +127,10 @@ def test_it_changes_training_and_the_held_out_loss_stays_the_cross_entropy(folde
     z_loss(folder)
     plain, _ = train(recipe(folder, learning_rate=1e-12), name="plain")
     mine, _ = train(recipe(folder, "z-loss", learning_rate=1e-12), name="mine")
-    trained = {kind: [entry[2] for entry in losses(run.folder)] for kind, run in {"plain": plain, "mine": mine}.items()}
+    trained = [{entry[:2]: entry[2] for entry in losses(run.folder)} for run in (plain, mine)]
     # A new model's logits are near 0, so the logarithm of the normalizer is near that of the 300 tokens, 5.7.
-    assert trained["mine"][0] == pytest.approx(trained["plain"][0] + 0.1 * 5.7**2, rel=0.01)
-    assert mine.metrics["eval_loss"] == pytest.approx(plain.metrics["eval_loss"], rel=1e-6)
+    assert trained[1][1, "train"] == pytest.approx(trained[0][1, "train"] + 0.1 * 5.7**2, rel=0.01)
+    assert trained[1][4, "eval"] == pytest.approx(trained[0][4, "eval"], rel=1e-6)
 
 
 def test_only_one_strategy_sets_the_loss(folder: Path) -> None:
@@ -154,9 +155,7 @@ def test_an_optimizer_of_ones_own_around_the_recipes_resumes_exactly(folder: Pat
 def test_a_wrapper_of_other_parameters_is_refused_with_its_place(folder: Path) -> None:
     code = SLOW_WEIGHTS.replace("return Lookahead()", "return torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])")
     (folder / "plugins" / "memory" / "slow_weights.py").write_text(code, encoding="utf-8")
-    with pytest.raises(
-        RecipeError, match=r"memory\[0\]\.plugin: the optimizer that its wrap_optimizer returns has othe"
-    ):
+    with pytest.raises(RecipeError, match=r"memory\[0\]\.plugin: the optimizer that its wrap_optimizer returns has"):
         train(recipe(folder, "slow-weights"))
 
 
@@ -165,9 +164,10 @@ def test_a_plan_counts_both(folder: Path) -> None:
     z_loss(folder, "of_states", inputs="hidden_states")
     (folder / "plugins" / "memory" / "slow_weights.py").write_text(SLOW_WEIGHTS, encoding="utf-8")
 
-    def planned(*memory: str) -> dict[str, int]:
-        return dict(make_plan(resolved(recipe(folder, *memory)), limit_bytes=1 << 40).parts)
+    def traced(*memory: str) -> Trace:
+        return trace(resolved(recipe(folder, *memory)), micro_batch_size=4, accumulation=1)
 
-    plain, with_copy = planned(), planned("slow-weights")
-    assert with_copy["optimizer"] == pytest.approx(1.5 * plain["optimizer"], rel=0.05), "a third number for each weight"
-    assert sum(planned("z-loss").values()) > sum(plain.values()), "it keeps the logits' normalizer and more"
+    plain, mine = traced(), traced("slow-weights")
+    assert mine.totals()["optimizer"] == pytest.approx(1.5 * plain.totals()["optimizer"], rel=0.05)
+    assert len(traced("z-loss").work) > len(plain.work)
+    assert len(traced("of-states").work) > len(plain.work)

@@ -62,7 +62,8 @@ class SummedLoss(Protocol):
             inputs: what each token is predicted from: the logits in float32, (batch, length, vocabulary), or the hidden
                 states before the head, (batch, length, hidden).
             targets: the token id to predict at each position, already shifted for causal-lm, (batch, length); -100
-                where none is predicted.
+                where none is predicted. Multiply by `targets != -100` rather than index with it: a plan computes the
+                loss of tensors without values, which cannot decide a shape.
         """
 
 

@@ -48,7 +48,7 @@ def check_resume(
     registry = Registry.discover(plugin_folders)
     plugin = registry.load(kind, name).model_validate(options or {})
     if isinstance(plugin, Strategy) and (lacking := lacking_here(plugin, detect())):
-        return Check("resume", True, f"not tried here: it needs {lacking}", tried=False)
+        return Check("resume", False, f"not tried here: it needs {lacking}", tried=False)
     component = {"plugin": name, **(options or {})}
     section = next((section for section, of in LIST_SECTIONS.items() if of == kind), kind)
     own = {section: [component] if section in LIST_SECTIONS else component}
@@ -59,7 +59,7 @@ def check_resume(
         try:
             verdict = _verdict({**RECIPE, **companions, section: beside}, plugin_folders)
         except UnavailableError as error:
-            return Check("resume", True, f"not tried here: {error}", tried=False)
+            return Check("resume", False, f"not tried here: {error}", tried=False)
         except (UsageError, RecipeError) as refusal:
             refusals[str(refusal)] = None
         except TrainingError as error:

@@ -282,13 +282,18 @@ def optimizer_wrapper(
     def wrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         for path, strategy in _overriding(recipe, "wrap_optimizer"):
             with refusals_placed(recipe, path):
-                optimizer = _checked_wrapper(strategy.wrap_optimizer(optimizer, model, context), of=optimizer)
+                optimizer = check_wrapper(strategy.wrap_optimizer(optimizer, model, context), of=optimizer)
         return optimizer
 
     return wrapped
 
 
-def _checked_wrapper(wrapper: torch.optim.Optimizer, *, of: torch.optim.Optimizer) -> torch.optim.Optimizer:
+def check_wrapper(wrapper: torch.optim.Optimizer, *, of: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return a strategy's wrapper.
+
+    Raises:
+        PluginError: it is no optimizer, or not one of the parameters that it was given.
+    """
     import torch
 
     if not isinstance(wrapper, torch.optim.Optimizer):
