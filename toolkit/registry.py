@@ -60,7 +60,7 @@ class Offer:
             raise PluginError(
                 f"the {self.kind} plugin {self.name!r} of {self.distribution} is written for version {version} of the "
                 f"plugin API, and pretrain-toolkit {__version__} offers {API_VERSION}: upgrade "
-                f"{'pretrain-toolkit' if version > API_VERSION else 'the plugin'}"
+                f"{'pretrain-toolkit' if isinstance(version, int) and version > API_VERSION else 'the plugin'}"
             )
         if faults := contract_faults(loaded, self.kind):
             raise PluginError(

@@ -441,7 +441,7 @@ BAD = [
     # State that is kept between calls
     (
         "dataset",
-        f"{COUNTED}\nreturn DatasetDict(train=Rows.from_dict({{'text': [f'Number {{n * count}}.' for n in range(20)]}}))",
+        f"{COUNTED}\n{GOOD['dataset']}".replace("{n}", "{n * count}"),
         "loaded again: loaded again in another process, train has other documents",
     ),
     (
@@ -522,7 +522,7 @@ BAD = [
     (
         "memory",
         "def requires(self):\n    return ['cuda']",
-        "requires: requires returns 'cuda', which is no toolkit.api",
+        "requires: requires returns 'cuda', which is no",
     ),
     (
         "memory",
