@@ -11,7 +11,8 @@ from tests.tiny import losses, train, weights, write_recipe
 from toolkit.api import Loss, OptionError
 from toolkit.errors import RecipeError
 from toolkit.testing.bench import Bench
-from toolkit.training.loss import ChunkedCrossEntropy, StepLoss, plain_head, token_mean_loss
+from toolkit.training.loss import StepLoss, token_mean_loss
+from toolkit_plugins.memory.chunked_cross_entropy import ChunkedCrossEntropy
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def chunked_loss(model: Any, task: Any, *, chunk_size: int, dtype: torch.dtype | None) -> StepLoss:
-    summed = ChunkedCrossEntropy(plain_head(model, "chunked-loss"), chunk_size=chunk_size, dtype=dtype)
+    summed = ChunkedCrossEntropy(model.get_output_embeddings(), chunk_size=chunk_size, dtype=dtype)
     return StepLoss(model, task, Loss(summed, inputs="hidden_states"), name="chunked-loss", in_evaluation=True)
 
 

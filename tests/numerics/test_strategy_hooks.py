@@ -23,8 +23,8 @@ from toolkit.api import Loss, Strategy
 class ZLoss(Strategy):
     """Add the squared log of the softmax's normalizer to the loss. https://arxiv.org/abs/2204.02311."""
 
-    fidelity = "{fidelity}"
-    claims = frozenset({"logits"})
+    fidelity = "different"
+    claims = frozenset([{claims}])
 
     weight: float = Field(default=0.1, ge=0)
     """Weight of the term."""
@@ -98,8 +98,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def z_loss(folder: Path, name: str = "z_loss", *, fidelity: str = "different", inputs: str = "logits") -> None:
-    code = Z_LOSS.replace("{fidelity}", fidelity).replace("{inputs}", inputs)
+def z_loss(folder: Path, name: str = "z_loss", *, claims: str = "'logits'", inputs: str = "logits") -> None:
+    code = Z_LOSS.replace("{claims}", claims).replace("{inputs}", inputs)
     (folder / "plugins" / "memory" / f"{name}.py").write_text(code, encoding="utf-8")
 
 
@@ -137,8 +137,9 @@ def test_only_one_strategy_sets_the_loss(folder: Path) -> None:
     z_loss(folder)
     with pytest.raises(RecipeError, match=r"chunked-loss and z-loss exclude each other: both manage the logits"):
         resolved(recipe(folder, "z-loss", "chunked-loss"))
-    with pytest.raises(RecipeError, match=r"z-loss and chunked-loss both set the loss; remove one"):
-        train(recipe(folder, "z-loss", loss_chunk_size=8))
+    z_loss(folder, "unclaimed", claims="")
+    with pytest.raises(RecipeError, match=r"memory\[0\]: unclaimed sets the loss, too; remove one of the two"):
+        train(recipe(folder, "z-loss", "unclaimed"))
 
 
 def test_an_optimizer_of_ones_own_around_the_recipes_resumes_exactly(folder: Path) -> None:

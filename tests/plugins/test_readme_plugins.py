@@ -11,7 +11,8 @@ from toolkit.registry import Registry
 from toolkit.testing import assert_conforms
 
 README = (Path(__file__).parents[2] / "plugins" / "README.md").read_text(encoding="utf-8")
-CLASSES = {name: code for code in re.findall(r"```python\n(.*?)```", README, re.S) for name in re.findall(r"class (\w+)\(Strategy\)", code)}  # fmt: skip
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+CLASSES = {name: code for code in BLOCKS for name in re.findall(r"class (\w+)\(Strategy\)", code)}
 
 
 def test_the_readme_shows_a_model_a_loss_and_an_optimizer() -> None:

@@ -13,6 +13,9 @@ from toolkit.system.device import Device
 Task = Literal["causal-lm", "masked-lm"]
 """The head that a model needs: `AutoModelForCausalLM` or `AutoModelForMaskedLM`."""
 
+Precision = Literal["fp32", "bf16", "fp16"]
+"""Number format of the matrix multiplications; the weights and the optimizer state stay in float32."""
+
 
 class Progress(Protocol):
     """Callable that reports the progress of a phase of work to the user."""
@@ -54,6 +57,7 @@ class RunContext:
     task: Task
     block_size: int
     """Tokens per training sequence."""
+    precision: Precision = "fp32"
     rehearsal: bool = False
     """Whether this is a rehearsal: everything scaled down, no network, no uploads."""
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("toolkit"))

@@ -9,6 +9,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from toolkit.api.context import Precision
+
 
 class Settings(BaseModel):
     """How long, how fast, how often; immutable."""
@@ -47,14 +49,12 @@ class Settings(BaseModel):
     """Gradients are clipped to this norm; 0 turns clipping off."""
     seed: int = Field(default=42, ge=0)
     """Seed of the weights, of dropout and of the data order."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     """Number format of the matrix multiplications; the weights and the optimizer state stay in float32."""
     gradient_checkpointing: bool = False
     """Keep only the activations between layers and recompute those inside: less memory, same numbers."""
     gradient_checkpointing_every: int = Field(default=1, ge=1)
     """Recompute the activations of every n-th layer only, starting with the first; 1 is all of them."""
-    loss_chunk_size: int | None = Field(default=None, ge=1)
-    """Compute the loss from the logits of this many tokens at a time; if not given, of a whole micro-batch."""
     optim: str | None = None
     """An optimizer by its name in transformers (adafactor, adamw_8bit, ...), in place of the recipe's `optimizer`."""
     optim_args: str | None = None
@@ -62,8 +62,6 @@ class Settings(BaseModel):
     release_gradients: bool = False
     """Update each parameter inside the backward pass (optimizer step in backward) and free its gradient at once; only
     on one device, without gradient accumulation and without clipping."""
-    stochastic_rounding: bool = False
-    """Stochastic rounding: round updates of bfloat16 weights up or down at random, so that small ones are not lost."""
     torch_compile: bool = False
     """Compile the model with torch.compile: faster steps, after a first one that takes a minute. On a CPU it needs a
     C++ compiler."""

@@ -93,7 +93,7 @@ def components(resolved: ResolvedRecipe, context: RunContext) -> tuple[Component
         with needs_no_values("exporter", None):
             check_exporters(recipe, model, context)
         with needs_no_values("model", type(model_plugin)):
-            loss = checked_loss(resolved, model, context)
+            loss = checked_loss(recipe, model, context)
     wrap = optimizer_wrapper(recipe, model, context)
     objective: Objective = recipe.one("objective")
     return Components(tokenizer, model, cast(Any, _Data()), objective, loss, wrap), built_bytes

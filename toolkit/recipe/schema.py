@@ -6,7 +6,7 @@ and none of their methods is called but the validators of their options.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 from toolkit import api
 from toolkit.errors import OptionError, PluginError, Problem, RecipeError, nearest
 from toolkit.recipe.document import Document, Path_, dotted
-from toolkit.recipe.settings import Training
+from toolkit.recipe.settings import MOVED, Training
 from toolkit.registry import Registry
 
 FORMAT = 1
@@ -104,8 +104,8 @@ class _Validation:
             document=self.document,
             description=str(data["description"]),
             plugin_paths=plugin_paths(self.document),
-            components=dict(self._components(data)),
-            training=self._training(data["training"]),
+            components=(components := dict(self._components(data))),
+            training=self._training(data["training"], {part.name for part in components.values()}),
             registry=self.registry,
         )
         if self.problems:
@@ -153,10 +153,14 @@ class _Validation:
         distribution = self.registry.offer(kind, name).distribution
         return Component(name, cast(api.Plugin, plugin), distribution) if plugin else None
 
-    def _training(self, settings: Any) -> Training:
+    def _training(self, settings: Any, plugins: Collection[str]) -> Training:
         if not isinstance(settings, Mapping):
             self._problem(("training",), "this is a mapping: training: {num_train_epochs: 3, ...}")
             settings = {}
+        for setting, strategy in MOVED.items():
+            if settings.get(setting) and strategy not in plugins:
+                self._problem(("training", setting), f"this is now memory: [{strategy}]; add that, and remove this")
+        settings = {name: value for name, value in settings.items() if name not in MOVED}
         return cast(Training, self._model(Training, settings, ("training",)) or Training())
 
     def _model(self, model: type[BaseModel], values: Mapping[str, Any], path: Path_) -> BaseModel | None:

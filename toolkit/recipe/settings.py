@@ -14,6 +14,9 @@ from toolkit.api import Settings
 from toolkit.errors import nearest
 from toolkit.recipe import trackers
 
+MOVED = {"loss_chunk_size": "chunked-loss", "stochastic_rounding": "weights-in-bf16"}
+"""Settings of earlier versions that a memory strategy set, and the strategy that now does the work without them."""
+
 
 class UnfitSettingError(ValueError):
     """A setting that is incompatible with the others."""

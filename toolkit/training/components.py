@@ -72,6 +72,7 @@ def context_of(
         device=resolved.device,
         task=objective.task,
         block_size=objective.block_size,
+        precision=resolved.training.precision,
         rehearsal=rehearsal,
     )
     return replace(context, progress=progress) if progress else context
@@ -101,7 +102,7 @@ def assemble(resolved: ResolvedRecipe, context: RunContext) -> Components:
     _check_fit(recipe, tokenizer, model, objective)
     model = with_strategies(resolved, model, context)
     check_exporters(recipe, model, context)
-    loss = checked_loss(resolved, model, context)
+    loss = checked_loss(recipe, model, context)
     try:
         packed = packing.prepare(data, contents, tokenizer, objective, context)
     except OptionError as error:
@@ -247,27 +248,24 @@ def check_exporters(recipe: Recipe, model: PreTrainedModel, context: RunContext)
                 cast(Exporter, part.plugin).check(model, context)
 
 
-def checked_loss(resolved: ResolvedRecipe, model: PreTrainedModel, context: RunContext) -> StepLoss:
-    """The loss that a memory strategy returns or the settings ask for, checked against the model.
+def checked_loss(recipe: Recipe, model: PreTrainedModel, context: RunContext) -> StepLoss:
+    """The loss that a memory strategy returns, or the cross-entropy, checked against the model.
 
     Raises:
         RecipeError: there are two, or the model is not one that it can be computed for.
     """
-    from toolkit.training.loss import StepLoss, chunked_loss
+    from toolkit.training.loss import StepLoss
 
-    recipe = resolved.recipe
-    name, place, is_exact = "chunked-loss", resolved.set_at("loss_chunk_size"), True
-    with refusals_placed(recipe, place):
-        loss = chunked_loss(model, resolved.training)
+    step_loss, name = StepLoss(model, context.task, None, name="", in_evaluation=True), ""
     for path, strategy in _overriding(recipe, "loss"):
         with refusals_placed(recipe, path):
-            own = strategy.loss(model, context)
-        if own and loss:
-            raise recipe.error(f"{recipe.components[path].name} and {name} both set the loss; remove one", path)
-        if own:
-            loss, name, place, is_exact = own, recipe.components[path].name, path, strategy.fidelity == "exact"
-    with refusals_placed(recipe, place):
-        return StepLoss(model, context.task, loss, name=name, in_evaluation=is_exact)
+            if not (loss := strategy.loss(model, context)):
+                continue
+            if name:
+                raise OptionError(f"{name} sets the loss, too; remove one of the two")
+            name, is_exact = recipe.components[path].name, strategy.fidelity == "exact"
+            step_loss = StepLoss(model, context.task, loss, name=name, in_evaluation=is_exact)
+    return step_loss
 
 
 def optimizer_wrapper(

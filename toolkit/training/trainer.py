@@ -41,7 +41,6 @@ from toolkit.training.hf_optimizer import build_named
 from toolkit.training.loss_guard import LossGuard, named_state
 from toolkit.training.optimizer_in_backward import OptimizerInBackward
 from toolkit.training.optimizer_state import load_with_new_settings
-from toolkit.training.stochastic_rounding import StochasticRounding
 from toolkit.training.undisturbed_training import UndisturbedTrainer
 
 if TYPE_CHECKING:
@@ -110,10 +109,7 @@ class RecipeTrainer(UndisturbedTrainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Create the recipe's optimizer, or the one that a memory strategy names, with its wrappers."""
         if self.optimizer is None:
-            self.optimizer = self._new_optimizer()
-            if self.settings.stochastic_rounding:
-                self.optimizer = StochasticRounding(self.optimizer, seed=self.context.seed)
-            self.optimizer = self.wrap_optimizer(self.optimizer)
+            self.optimizer = self.wrap_optimizer(self._new_optimizer())
             if self.settings.release_gradients:
                 self.released = OptimizerInBackward(self._model, self.optimizer, check=self._check_gradient)
         return self.optimizer

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import ClassVar, Self
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field
 
-from toolkit.api import Change, Claim, Device, Fidelity, Settings, Strategy
+from toolkit.api import Claim, Device, Fidelity, Loss, RunContext, Settings, Strategy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class ChunkedLoss(Strategy):
@@ -30,6 +33,12 @@ class ChunkedLoss(Strategy):
         """One; smaller chunks hardly save any more."""
         return [cls()]
 
-    def changes(self, settings: Settings, device: Device) -> Mapping[str, Change]:
-        """Set the chunk size of the loss."""
-        return {"loss_chunk_size": Change(self.tokens, "logits are as wide as the vocabulary")}
+    def loss(self, model: PreTrainedModel, run: RunContext) -> Loss:
+        """The cross-entropy of the hidden states, chunk by chunk."""
+        import torch
+
+        from toolkit_plugins.memory.chunked_cross_entropy import ChunkedCrossEntropy
+
+        dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[run.precision]
+        head: Any = model.get_output_embeddings()
+        return Loss(ChunkedCrossEntropy(head, chunk_size=self.tokens, dtype=dtype), inputs="hidden_states")

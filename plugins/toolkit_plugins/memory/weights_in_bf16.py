@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from toolkit.api import Change, Claim, Device, Fidelity, RunContext, Settings, Strategy
+from toolkit.api import Claim, Device, Fidelity, RunContext, Settings, Strategy
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 
@@ -29,10 +30,6 @@ class WeightsInBF16(Strategy):
         """One, where the hardware multiplies bfloat16; elsewhere a step would take many times as long."""
         return [cls()] if device.bf16 else []
 
-    def changes(self, settings: Settings, device: Device) -> Mapping[str, Change]:
-        """Turn on stochastic rounding of the optimizer's updates."""
-        return {"stochastic_rounding": Change(True, "rounded to the nearest bfloat16, small steps would be lost")}
-
     def apply(self, model: PreTrainedModel, run: RunContext) -> PreTrainedModel:
         """Return the model with its parameters in bfloat16; buffers are not cast: rotary frequencies need float32."""
         import torch
@@ -41,3 +38,11 @@ class WeightsInBF16(Strategy):
             parameter.data = parameter.data.to(torch.bfloat16)
         model.config.dtype = torch.bfloat16
         return model
+
+    def wrap_optimizer(
+        self, optimizer: torch.optim.Optimizer, model: PreTrainedModel, run: RunContext
+    ) -> torch.optim.Optimizer:
+        """Return an optimizer whose updates are rounded stochastically; to the nearest, small ones would be lost."""
+        from toolkit_plugins.memory.stochastic_rounding import StochasticRounding
+
+        return StochasticRounding(optimizer, seed=run.seed)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import resolved, train, write_recipe
-from toolkit.errors import InterruptedRun
+from toolkit.errors import InterruptedRun, RecipeError
 from toolkit.lifecycle.comparison import differences
 from toolkit.storage.run_directory import open_run
 
@@ -83,3 +83,25 @@ def test_a_changed_default_is_named_as_that(begun: Path) -> None:
         )
     }
     assert found(begun, "memory=[{plugin: halving, share: 0.5}]") == {}
+
+
+def test_settings_that_became_a_strategys_own_leave_the_run_resumable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+    memory = ["chunked-loss", "weights-in-bf16"]
+    recipe = write_recipe(tmp_path, memory=memory)
+    with pytest.raises(InterruptedRun):
+        train(recipe, stop_after=2)
+    run = open_run(tmp_path / "runs" / "tiny")
+    set_before = {"training.loss_chunk_size": 256, "training.stochastic_rounding": True}
+    run.update(identity={**run.record["identity"], **set_before})
+    assert found(recipe) == {}
+    written = write_recipe(tmp_path, memory=memory, training={"loss_chunk_size": 256, "stochastic_rounding": True})
+    assert found(written) == {}, "a resolved recipe of then"
+
+
+def test_a_setting_that_became_a_strategy_says_which(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, training={"loss_chunk_size": 256})
+    with pytest.raises(RecipeError, match=r"training.loss_chunk_size: this is now memory: \[chunked-loss\]; add that"):
+        resolved(recipe)
