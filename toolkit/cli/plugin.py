@@ -259,8 +259,8 @@ def check(
     """Check a plugin against its contract.
 
     The same checks that the toolkit's own plugins pass; plugins can call them in their tests (toolkit.testing). The
-    last one trains a small recipe with the plugin, kills it twice, and compares the outcome bit by bit. A check that
-    cannot run on this machine is reported as not tried; a plugin that refuses everything it is tried with fails.
+    last one trains a small recipe with the plugin, kills it twice, and compares the outcome bit by bit. What cannot be
+    tried on this machine, or with a plugin that refuses everything it is tried with, fails as not tried.
     """
     from dataclasses import asdict
 

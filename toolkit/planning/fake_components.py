@@ -14,15 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 from toolkit.api import Model, ModelSkeleton, Objective, RunContext, Tokenizer
 from toolkit.errors import PluginError, ToolkitError
 from toolkit.recipe.resolve import ResolvedRecipe
-from toolkit.training.components import (
-    Components,
-    check_exporters,
-    checked_loss,
-    optimizer_wrapper,
-    refusals_placed,
-    tokenizer_skeleton,
-    with_strategies,
-)
+from toolkit.training.components import Components, check_exporters, tokenizer_skeleton
+from toolkit.training.refusals import refusals_placed
+from toolkit.training.strategies import checked_loss, optimizer_wrapper, with_strategies
 
 if TYPE_CHECKING:
     import torch

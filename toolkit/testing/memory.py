@@ -207,7 +207,7 @@ def wrap_optimizer(plugin: Strategy, bench: Bench) -> str:
     """Its optimizer steps, follows the learning rate, and takes the same steps once its state is saved and loaded."""
     import torch
 
-    from toolkit.training.components import check_wrapper
+    from toolkit.training.strategies import check_wrapper
 
     if type(plugin).wrap_optimizer is Strategy.wrap_optimizer:
         return "the optimizer stays as it is"

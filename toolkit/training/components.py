@@ -5,8 +5,7 @@ torch is imported inside the functions only. What a plugin rejects is reported a
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,7 +18,6 @@ from toolkit.api import (
     Peek,
     Progress,
     RunContext,
-    Strategy,
     Tokenizer,
     TokenizerSkeleton,
     highest_id,
@@ -27,11 +25,13 @@ from toolkit.api import (
 from toolkit.data import documents, packing
 from toolkit.data.packing import PackedData
 from toolkit.data.tokenizer_training import tokenizer_of
-from toolkit.errors import OptionError, PluginError, RecipeError, UnavailableError
-from toolkit.recipe.document import Path_, dotted
+from toolkit.errors import OptionError, PluginError
+from toolkit.recipe.document import Path_
 from toolkit.recipe.resolve import ResolvedRecipe
 from toolkit.recipe.schema import Recipe
 from toolkit.system.cache import cache_folder, remove_abandoned
+from toolkit.training.refusals import refusals_placed
+from toolkit.training.strategies import checked_loss, optimizer_wrapper, with_strategies
 
 if TYPE_CHECKING:
     import torch
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 PACKING_OPTIONS: dict[str | None, Path_] = {"block_size": ("objective", "block_size"), "tokenizer": ("tokenizer",)}
 """Recipe paths of the options that packing may reject; anything else is reported at the dataset."""
-STRATEGY_PHASES = ("weights", "adapters", "activations")
-"""The order in which memory strategies are applied to the model."""
 
 
 @dataclass(frozen=True)
@@ -179,44 +177,6 @@ def _check_own_loss(recipe: Recipe, model: PreTrainedModel, context: RunContext)
             context.log.info("%s", told)
 
 
-def with_strategies(resolved: ResolvedRecipe, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
-    """Apply the memory strategies phase by phase, then gradient checkpointing if it is on."""
-    from toolkit.training.without_effect import Watched
-
-    recipe = resolved.recipe
-    watched = Watched.of(model, context.task)
-    for path, strategy in _overriding(recipe, "apply"):
-        with refusals_placed(recipe, path):
-            model = strategy.apply(model, context)
-            watched = watched.then(model, context.task, name=recipe.components[path].name)
-    if resolved.training.gradient_checkpointing:
-        _checkpoint(model, every=resolved.training.gradient_checkpointing_every)
-    return model
-
-
-def _overriding(recipe: Recipe, method: str) -> list[tuple[Path_, Strategy]]:
-    """The memory strategies that define this method, with their paths: phase by phase, and in each by name."""
-    found = [
-        (path, strategy)
-        for path, part in recipe.components.items()
-        if path[0] == "memory"
-        and getattr(type(strategy := cast(Strategy, part.plugin)), method) is not getattr(Strategy, method)
-    ]
-    return sorted(found, key=lambda one: (STRATEGY_PHASES.index(one[1].phase), recipe.components[one[0]].name))
-
-
-def _checkpoint(model: PreTrainedModel, *, every: int) -> None:
-    """Enable gradient checkpointing on every `every`-th layer."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    # Not through TrainingArguments: its name for this changed within the versions we support.
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
-    layers = (module for module in model.modules() if isinstance(module, GradientCheckpointingLayer))
-    for number, layer in enumerate(layers):
-        layer.gradient_checkpointing = number % every == 0
-
-
 def _check_fit(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, objective: Objective
 ) -> None:
@@ -246,60 +206,6 @@ def check_exporters(recipe: Recipe, model: PreTrainedModel, context: RunContext)
         if path[0] == "exporters":
             with refusals_placed(recipe, path):
                 cast(Exporter, part.plugin).check(model, context)
-
-
-def checked_loss(recipe: Recipe, model: PreTrainedModel, context: RunContext) -> StepLoss:
-    """The loss that a memory strategy returns, or the cross-entropy, checked against the model.
-
-    Raises:
-        RecipeError: there are two, or the model is not one that it can be computed for.
-    """
-    from toolkit.training.loss import StepLoss
-
-    step_loss, name = StepLoss(model, context.task, None, name="", in_evaluation=True), ""
-    for path, strategy in _overriding(recipe, "loss"):
-        with refusals_placed(recipe, path):
-            if not (loss := strategy.loss(model, context)):
-                continue
-            if name:
-                raise OptionError(f"{name} sets the loss, too; remove one of the two")
-            name, is_exact = recipe.components[path].name, strategy.fidelity == "exact"
-            step_loss = StepLoss(model, context.task, loss, name=name, in_evaluation=is_exact)
-    return step_loss
-
-
-def optimizer_wrapper(
-    recipe: Recipe, model: PreTrainedModel, context: RunContext
-) -> Callable[[torch.optim.Optimizer], torch.optim.Optimizer]:
-    """The memory strategies' wrappers of the optimizer, as one function.
-
-    Raises:
-        RecipeError: when called, if a strategy refuses, or returns something that is no optimizer of these parameters.
-    """
-
-    def wrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        for path, strategy in _overriding(recipe, "wrap_optimizer"):
-            with refusals_placed(recipe, path):
-                optimizer = check_wrapper(strategy.wrap_optimizer(optimizer, model, context), of=optimizer)
-        return optimizer
-
-    return wrapped
-
-
-def check_wrapper(wrapper: torch.optim.Optimizer, *, of: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Return a strategy's wrapper.
-
-    Raises:
-        PluginError: it is no optimizer, or not one of the parameters that it was given.
-    """
-    import torch
-
-    if not isinstance(wrapper, torch.optim.Optimizer):
-        raise PluginError(f"its wrap_optimizer returns a {type(wrapper).__name__}, which is no torch.optim.Optimizer")
-    inner, outer = ([id(one) for group in each.param_groups for one in group["params"]] for each in (of, wrapper))
-    if inner != outer:
-        raise PluginError("the optimizer that its wrap_optimizer returns has other parameters than the one it is given")
-    return wrapper
 
 
 def tokenizer_skeleton(plugin: Tokenizer, context: RunContext) -> PreTrainedTokenizerBase:
@@ -350,17 +256,3 @@ def _check_batch(collate: Any, model: PreTrainedModel, end: tuple[int, ...], *, 
             f"{difference:.2g}), so the document mask would be a promise without effect; set document_mask: false",
             option="document_mask",
         )
-
-
-@contextlib.contextmanager
-def refusals_placed(recipe: Recipe, path: Path_) -> Iterator[None]:
-    """Add its place in the recipe to what the plugin at this path rejects."""
-    try:
-        yield
-    except OptionError as error:
-        raise recipe.error(error.message, (*path, error.option) if error.option else path) from error
-    except UnavailableError as error:
-        where = (*path, error.option) if error.option else path
-        raise UnavailableError(f"{recipe.document.place(where)}: {dotted(where)}: {error.message}") from error
-    except PluginError as error:
-        raise RecipeError(recipe.error(str(error), (*path, "plugin")).problems) from error
