@@ -306,7 +306,7 @@ def test_a_state_that_was_half_made_is_made_again(
     import torch
 
     from toolkit.memory.oom_retry import survive_in
-    from toolkit.training.stochastic_rounding import StochasticRounding
+    from toolkit_plugins.memory.stochastic_rounding import StochasticRounding
 
     def made() -> tuple[list[torch.nn.Parameter], torch.optim.Optimizer]:
         torch.manual_seed(0)

@@ -13,7 +13,7 @@ import pytest
 from _pytest.mark import ParameterSet
 
 from tests.tiny import resolved, train, weights, write_recipe
-from toolkit.api import Memory
+from toolkit.api import Strategy
 from toolkit.errors import RecipeError
 from toolkit.registry import Registry
 
@@ -29,15 +29,15 @@ NAMES = sorted(
 )
 
 
-def declared(name: str) -> Memory:
+def declared(name: str) -> Strategy:
     strategy = Registry.discover().load("memory", name).model_validate(OPTIONS.get(name, {}))
-    assert isinstance(strategy, Memory)
+    assert isinstance(strategy, Strategy)
     return strategy
 
 
 UNFIT = "release-gradients cannot be used"
 """What is said where the settings of two strategies exclude each other, and not their claims."""
-HERE = [name for name in NAMES if not declared(name).needed()]
+HERE = [name for name in NAMES if not declared(name).requires()]
 """Those that need neither a GPU nor a package."""
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.tiny import losses, train, weights, write_recipe
-from toolkit.training.stochastic_rounding import StochasticRounding, round_stochastically
+from toolkit_plugins.memory.stochastic_rounding import StochasticRounding, round_stochastically
 
 
 def test_the_mean_of_many_roundings_is_the_value() -> None:
@@ -24,7 +24,7 @@ def test_the_mean_of_many_roundings_is_the_value() -> None:
 
 @pytest.mark.parametrize("shape", [(), (7,), (3, 5), (0,)])
 def test_every_shape(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("toolkit.training.stochastic_rounding.ELEMENTS_PER_DRAW", 4)
+    monkeypatch.setattr("toolkit_plugins.memory.stochastic_rounding.ELEMENTS_PER_DRAW", 4)
     values = torch.randn(shape).bfloat16()
     rounded = torch.empty_like(values).T if len(shape) == 2 else torch.empty_like(values)
     wanted = values.T if len(shape) == 2 else values

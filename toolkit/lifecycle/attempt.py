@@ -30,8 +30,9 @@ from toolkit.system.disk import check_disk, seconds_to_write
 from toolkit.system.files import read_json, write_json
 from toolkit.system.host_memory import peak_bytes
 from toolkit.system.signals import EndedByEvaluation, StopRequest
-from toolkit.training.components import Components, assemble, context_of, refusals_placed
+from toolkit.training.components import Components, assemble, context_of
 from toolkit.training.intervals import Intervals
+from toolkit.training.refusals import refusals_placed
 
 if TYPE_CHECKING:
     import torch

@@ -33,7 +33,8 @@ from toolkit.storage.records import RunRecord, write_record
 from toolkit.storage.run_directory import RUN_FILE, TRIAL_FOLDER, RunDirectory
 from toolkit.system import distributed
 from toolkit.system.disk import disk_faults_named
-from toolkit.training.components import Components, with_strategies
+from toolkit.training.components import Components
+from toolkit.training.strategies import with_strategies
 
 if TYPE_CHECKING:
     import torch

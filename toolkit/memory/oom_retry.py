@@ -34,7 +34,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     if not isinstance(error, Exception):
         return False
     told = isinstance(error, RuntimeError) and any(words in str(error) for words in OTHER_OOM_MESSAGES)
-    return told or bool(should_reduce_batch_size(error))
+    # accelerate looks for words in the first argument, which of some errors of torch is no text.
+    return told or (all(isinstance(one, str) for one in error.args[:1]) and bool(should_reduce_batch_size(error)))
 
 
 class OutOfMemoryCaught:

@@ -22,7 +22,8 @@ from toolkit.planning.trace import Trace
 from toolkit.recipe.resolve import ResolvedRecipe
 from toolkit.system import environment_variables
 from toolkit.system.signals import held_back
-from toolkit.training.components import Components, context_of, refusals_placed
+from toolkit.training.components import Components, context_of
+from toolkit.training.refusals import refusals_placed
 
 if TYPE_CHECKING:
     import torch

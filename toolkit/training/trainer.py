@@ -8,7 +8,6 @@ reasons; they are secured by the version range in pyproject.toml and by tests/un
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 import time
 from collections.abc import Mapping
@@ -37,11 +36,9 @@ from toolkit.storage.records import TrainingState, read_record
 from toolkit.system import distributed
 from toolkit.training.checkpoint_weights import save_weights
 from toolkit.training.hf_optimizer import build_named
-from toolkit.training.loss import ChunkedCrossEntropy
 from toolkit.training.loss_guard import LossGuard, named_state
 from toolkit.training.optimizer_in_backward import OptimizerInBackward
 from toolkit.training.optimizer_state import load_with_new_settings
-from toolkit.training.stochastic_rounding import StochasticRounding
 from toolkit.training.undisturbed_training import UndisturbedTrainer
 
 if TYPE_CHECKING:
@@ -85,6 +82,7 @@ class RecipeTrainer(UndisturbedTrainer):
         self.settings = settings
         self.released: OptimizerInBackward | None = None
         self.loss = components.loss
+        self.wrap_optimizer = components.wrap_optimizer
         self.guard = guard
         self.saver = saver
         self.settings_replaced_in: Path | None = None
@@ -109,9 +107,7 @@ class RecipeTrainer(UndisturbedTrainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Create the recipe's optimizer, or the one that a memory strategy names, with its wrappers."""
         if self.optimizer is None:
-            self.optimizer = self._new_optimizer()
-            if self.settings.stochastic_rounding:
-                self.optimizer = StochasticRounding(self.optimizer, seed=self.context.seed)
+            self.optimizer = self.wrap_optimizer(self._new_optimizer())
             if self.settings.release_gradients:
                 self.released = OptimizerInBackward(self._model, self.optimizer, check=self._check_gradient)
         return self.optimizer
@@ -133,9 +129,9 @@ class RecipeTrainer(UndisturbedTrainer):
         )
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute the loss; a chunked loss takes over the work of the model's head."""
+        """Compute the loss; a loss of hidden states takes over the work of the model's head."""
         loss: Any
-        with self.loss.head_withheld() if isinstance(self.loss, ChunkedCrossEntropy) else contextlib.nullcontext():
+        with self.loss.head_withheld():
             loss = super().compute_loss(*args, **kwargs)
         if self.released and isinstance(loss, torch.Tensor) and self._model.training:  # before backward steps
             self.released.left_out = self.guard.judge(

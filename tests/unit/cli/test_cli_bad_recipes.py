@@ -87,17 +87,17 @@ PLUGINS = {
     "model/broken.py": "raise ValueError('boom')",
     "model/empty.py": "",
     "memory/odd.py": """
-from toolkit.api import Memory
+from toolkit.api import Strategy
 
-class Odd(Memory):
+class Odd(Strategy):
     '''No fidelity, and an option without a description.'''
 
     size: int = 1
 """,
     "memory/rival.py": """
-from toolkit.api import Memory
+from toolkit.api import Strategy
 
-class Rival(Memory):
+class Rival(Strategy):
     '''Saves too.'''
 
     claims = frozenset({"saves"})

@@ -33,10 +33,10 @@ SETTINGS = {"global_batch_size": 8, "save_in_background": None}
 REFUSING = '''
 """Made for a test."""
 
-from toolkit.api import Memory, OptionError
+from toolkit.api import OptionError, Strategy
 
 
-class Refusing(Memory):
+class Refusing(Strategy):
     """Exact, and for no model."""
 
     claims = frozenset({"gradients"})
