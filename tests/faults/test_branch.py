@@ -7,26 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import assert_same_run, losses, resolved, train, train_in_two, weights, write_recipe
+from tests.tiny import assert_same_run, from_, losses, train, train_in_two, weights, write_recipe
 from toolkit.errors import RunMismatchError, UsageError
-from toolkit.events import Message, RunResult
-from toolkit.lifecycle import branch
-from toolkit.lifecycle import launch as training
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+def recipe(tmp_path: Path) -> Path:
     return write_recipe(tmp_path, training={"save_steps": 2, "save_total_limit": 9, "warmup_steps": 2})
-
-
-def from_(recipe: Path, place: str, *overrides: str, **options: object) -> tuple[RunResult, list[str]]:
-    told: list[object] = []
-    runs = recipe.parent / "runs"
-    result = training.run(
-        resolved(recipe, *overrides), runs=runs, parent=branch.parent(place, runs), listener=told.append, **options
-    )
-    return result, [event.text for event in told if isinstance(event, Message)]
 
 
 def test_with_nothing_changed_it_ends_as_the_parent(recipe: Path) -> None:

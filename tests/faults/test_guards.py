@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.test_saving import callback, steps_of
-from tests.tiny import assert_same_run, train, train_in_two, weights, write_recipe
+from tests.tiny import assert_same_run, callback, steps_of, train, train_in_two, weights, write_recipe
 from toolkit.errors import TrainingError
 from toolkit.events import Message
 
@@ -20,11 +19,6 @@ def on_train_begin(self, args, state, control, model=None, **kwargs):
     model.register_forward_hook(spoil)
 """
 """Makes the logits of some steps (counted from 0) so large that the loss jumps."""
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
 
 
 def recipe_with(folder: Path, body: str, **training: object) -> Path:
