@@ -1,6 +1,5 @@
 """`run verify` finds what has changed on disk, and `recipe verify-resume` what does not resume."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -95,5 +94,5 @@ def test_plugin_check_resumes_a_run(tmp_path: Path) -> None:
     findings = toolkit("plugin", "check", "memory", "lora", "--set", "lora_dropout=0.1", "--json").json
     (resume,) = [finding for finding in findings if finding["name"] == "resume"]
     assert resume["passed"]
-    assert "not tried" not in resume["detail"] or "merge-lora" in resume["detail"]
-    assert json.dumps(findings)
+    assert resume["tried"]
+    assert resume["detail"].startswith("killed twice, it ends the same: ")

@@ -160,6 +160,7 @@ def test_no_choice_of_ones_own_that_fits_is_faster(tmp_path: Path) -> None:
     recipe = auto(tmp_path)
     budget = budget_for(plain(recipe), 0.5)
     _, choice = chosen(recipe, budget)
+    fitting = []
     for size in (None, 1, 2, 4):
         for checkpointed in (False, True):
             by_hand: list[Any] = ["gradient-checkpointing"] * checkpointed
@@ -169,7 +170,9 @@ def test_no_choice_of_ones_own_that_fits_is_faster(tmp_path: Path) -> None:
                 resolved(write_recipe(tmp_path, model=MODEL, memory=by_hand, training=settings)), rates=RATES
             )
             if made.peak_bytes <= usable_bytes(budget, recipe.device):
-                assert choice.plan.seconds_per_step <= made.seconds_per_step * 1.1
+                fitting.append(made.seconds_per_step)
+    assert 0 < len(fitting) < 8
+    assert choice.plan.seconds_per_step <= min(fitting) * 1.1
 
 
 @pytest.mark.slow
