@@ -37,12 +37,17 @@ def test_early_stopping_saves_exports_and_finishes(tmp_path: Path) -> None:
     assert again.already_finished
 
 
+@pytest.fixture(scope="module")
+def stopping(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One recipe for all, whose undisturbed run is trained once."""
+    return write_recipe(tmp_path_factory.mktemp("stopping"), **STOPPING)
+
+
 @pytest.mark.parametrize("stop_after", [1, 3, 4, 5])
-def test_it_ends_where_the_undisturbed_run_ends(tmp_path: Path, stop_after: int) -> None:
+def test_it_ends_where_the_undisturbed_run_ends(stopping: Path, stop_after: int) -> None:
     """At step 4 the signal has the evaluation left out, which the next attempt makes up for."""
-    recipe = write_recipe(tmp_path, **STOPPING)
-    whole, _ = train(recipe, name="whole")
-    resumed = train_in_two(recipe, name="resumed", stop_after=stop_after)
+    whole, _ = train(stopping, name="whole")
+    resumed = train_in_two(stopping, name=f"stopped-after-{stop_after}", stop_after=stop_after)
     assert resumed.steps == whole.steps == 6
     assert_same_run(whole.folder, resumed.folder)
 

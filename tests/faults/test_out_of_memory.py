@@ -63,7 +63,7 @@ def failing(folder: Path, body: str, *, times: int = 1, step: int = 0, **section
 
 @pytest.mark.parametrize("step", [pytest.param(0, marks=pytest.mark.slow), 3, pytest.param(7, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("place", PLACES)
-def test_the_step_is_done_again_in_smaller_pieces(tmp_path: Path, place: str, step: int) -> None:
+def test_the_step_is_done_again_in_smaller_pieces(tmp_path: Path, undisturbed: Path, place: str, step: int) -> None:
     # With dropout, so that the random numbers count. 5 steps make an epoch, the last one not full.
     recipe = failing(tmp_path, PLACES[place], step=step, dataset={"max_samples": 40})
     survived, events = train(recipe, "callbacks=[failing]", name="survived")
@@ -71,7 +71,7 @@ def test_the_step_is_done_again_in_smaller_pieces(tmp_path: Path, place: str, st
     assert f"of step {step + 1}: the step is done again" in told
     assert "with 2 sequences at a time" in told
     # The same settings up to that step, then half the micro-batch: the run that never ran out.
-    smaller = smaller_from(recipe, step)
+    smaller = smaller_from(write_recipe(undisturbed, dataset={"max_samples": 40}), step)
     first, second = weights(survived.folder), weights(smaller)
     assert [name for name in first if not bool((first[name] == second[name]).all())] == []
     told_losses, expected = (
@@ -84,24 +84,31 @@ def test_the_step_is_done_again_in_smaller_pieces(tmp_path: Path, place: str, st
     assert (recorded["step"], recorded["sequences"]) == (step + 1, 2)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs that never ran out of memory: each is trained once, for all places where others do."""
+    return tmp_path_factory.mktemp("undisturbed")
+
+
 def smaller_from(recipe: Path, step: int) -> Path:
     """A run that has micro-batches of 4 up to this step, and of 2 from there on."""
-    small = "memory=[{plugin: small-batch, micro_batch_size: 2}]"
+    two, four = (f"memory=[{{plugin: small-batch, micro_batch_size: {size}}}]" for size in (2, 4))
+    name = f"{recipe.stem}-smaller-from-{step}"
     if step == 0:
-        return train(recipe, small, name="smaller")[0].folder
-    train(recipe, f"training.save_steps={step}", "training.save_total_limit=9", name="larger")
-    return from_(recipe, f"larger@{step}", small, name="smaller")[0].folder
+        return train(recipe, two, name=name)[0].folder
+    parent = f"{recipe.stem}-saved-every-{step}"
+    train(recipe, four, f"training.save_steps={step}", "training.save_total_limit=9", name=parent)
+    return from_(recipe, f"{parent}@{step}", two, name=name)[0].folder
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_with_accumulation_the_whole_step_is_done_again(tmp_path: Path, place: str) -> None:
-    recipe = failing(tmp_path, PLACES[place], step=3, training={"global_batch_size": 8})
-    two = "memory=[{plugin: small-batch, micro_batch_size: 2}]"
+def test_with_accumulation_the_whole_step_is_done_again(tmp_path: Path, undisturbed: Path, place: str) -> None:
+    training = {"global_batch_size": 8}
+    recipe = failing(tmp_path, PLACES[place], step=3, training=training)
     four = "memory=[{plugin: small-batch, micro_batch_size: 4}]"
     survived, _ = train(recipe, four, "callbacks=[failing]", name="survived")
-    train(recipe, four, "training.save_steps=3", "training.save_total_limit=9", name="larger")
-    smaller, _ = from_(recipe, "larger@3", two, name="smaller")
-    first, second = weights(survived.folder), weights(smaller.folder)
+    smaller = smaller_from(write_recipe(undisturbed, "accumulating", training=training), 3)
+    first, second = weights(survived.folder), weights(smaller)
     assert [name for name in first if not bool((first[name] == second[name]).all())] == []
 
 

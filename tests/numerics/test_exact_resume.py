@@ -64,10 +64,12 @@ def test_stopped_and_resumed_is_never_stopped(folder: Path, sections: dict[str, 
 
 
 @pytest.mark.parametrize("stop_after", [1, *(pytest.param(step, marks=pytest.mark.slow) for step in (2, 4)), 7])
-def test_wherever_it_stops(folder: Path, stop_after: int) -> None:
+def test_wherever_it_stops(tmp_path_factory: pytest.TempPathFactory, stop_after: int) -> None:
+    folder = tmp_path_factory.getbasetemp() / "wherever"  # for all of these: the undisturbed run is trained once
+    folder.mkdir(exist_ok=True)
     recipe = write_recipe(folder, dataset={"max_samples": 60})
     whole, _ = train(recipe, name="whole")
-    resumed = train_in_two(recipe, name="resumed", stop_after=stop_after)
+    resumed = train_in_two(recipe, name=f"stopped-after-{stop_after}", stop_after=stop_after)
     assert_same_run(whole.folder, resumed.folder)
 
 
