@@ -123,10 +123,13 @@ class Registry:
 
 
 def _installed() -> Iterable[Offer]:
+    # Each call looks through all distributions, and each name or version of one parses its metadata.
+    entries, sources = metadata.entry_points(), dict[metadata.Distribution | None, str]()
     for kind in KINDS:
-        for entry in metadata.entry_points(group=f"toolkit.{kind}"):
-            source = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an unknown distribution"
-            yield Offer(kind, entry.name, source, entry)
+        for entry in entries.select(group=f"toolkit.{kind}"):
+            if (dist := entry.dist) not in sources:
+                sources[dist] = f"{dist.name} {dist.version}" if dist else "an unknown distribution"
+            yield Offer(kind, entry.name, sources[dist], entry)
 
 
 def _local(folder: Path) -> Iterable[Offer]:

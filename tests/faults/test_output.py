@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.command_line import toolkit
-from tests.faults.test_interruptions import wait_for
-from tests.tiny import write_recipe
+from tests.tiny import wait_for, write_recipe
 from toolkit.cli.output import Output
 from toolkit.errors import UnavailableError
 from toolkit.events import AttemptBegun, Message

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.numerics.test_fidelity import SUM_ORDER
-from tests.tiny import losses, train, weights, write_recipe
+from tests.tiny import SUM_ORDER, losses, train, weights, write_recipe
 from toolkit.api import Loss, OptionError
 from toolkit.errors import RecipeError
 from toolkit.testing.bench import Bench
@@ -103,8 +102,7 @@ def test_a_model_that_changes_its_logits_is_refused(bench: Bench) -> None:
     assert model(input_ids=bench.batch() % 300).logits.shape[-1] == 300
 
 
-def test_a_head_that_is_more_than_a_linear_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+def test_a_head_that_is_more_than_a_linear_is_refused(tmp_path: Path) -> None:
     memory = [{"plugin": "lora", "target_modules": ["lm_head"]}, "chunked-loss"]
     llama = {"plugin": "llama", "num_hidden_layers": 2, "hidden_size": 32, "tie_word_embeddings": False}
     recipe = write_recipe(tmp_path, model=llama, memory=memory, exporters=["merge-lora"])
@@ -113,10 +111,7 @@ def test_a_head_that_is_more_than_a_linear_is_refused(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("accumulated", [False, True])
-def test_a_run_is_exact_up_to_the_order_of_sums(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulated: bool
-) -> None:
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+def test_a_run_is_exact_up_to_the_order_of_sums(tmp_path: Path, accumulated: bool) -> None:
     recipe = write_recipe(tmp_path)
     small = "training.micro_batch_size=2" if accumulated else "training.micro_batch_size=4"
     plain, _ = train(recipe, small, name="plain")

@@ -45,8 +45,7 @@ def test_steps_too_small_for_bfloat16_arrive() -> None:
     assert weight.detach().float().mean().item() == pytest.approx(1 - 100 * 1e-4, abs=2e-4)
 
 
-def test_a_run_learns_as_the_plain_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+def test_a_run_learns_as_the_plain_one_does(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, model={"dropout": 0.0}, training={"max_steps": 20})
     plain, _ = train(recipe, name="plain")
     rounded, _ = train(recipe, "memory=[weights-in-bf16]", name="rounded")

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.numerics.test_fidelity import SUM_ORDER
-from tests.tiny import losses, resolved, train, train_in_two, weights, write_recipe
+from tests.tiny import SUM_ORDER, losses, resolved, train, train_in_two, weights, write_recipe
 from toolkit.errors import RecipeError
 from toolkit.planning.fake_step import trace
 from toolkit.planning.trace import Trace

@@ -63,11 +63,6 @@ class Halved(Model):
 '''
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
-
-
 def plugin(folder: Path, code: str, *, kind: str = "memory") -> None:
     (folder / kind).mkdir(parents=True)
     (folder / kind / "halved.py").write_text(code, encoding="utf-8")

@@ -41,7 +41,6 @@ def test_it_takes_the_arguments_of_our_calls(name: str) -> None:
 
 
 def test_each_is_called_in_a_run_that_saves_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
     called: set[str] = set()
     for name in (*LEANED_ON, *CALLED):
         ours = getattr(RecipeTrainer, name)
@@ -60,7 +59,6 @@ def test_the_norm_is_asked_for_after_backward_and_before_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There the guard looks at the gradients; if the Trainer asked earlier or later, a bad step would be taken."""
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
     order: list[str] = []
     for name in ("training_step", "_get_grad_norm", "create_optimizer"):
         ours = getattr(RecipeTrainer, name)
