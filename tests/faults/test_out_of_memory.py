@@ -218,8 +218,9 @@ def test_a_process_that_was_killed_before_it_read_its_memory_is_not_blamed(tmp_p
 def test_in_the_middle_of_the_optimizers_step_nothing_is_stepped_twice(optimizer: str, weight: int) -> None:
     """Some weights moved and others not: no smaller passes can mend that, whatever the optimizer counts."""
     import torch
+    from accelerate import Accelerator
 
-    from toolkit.memory.oom_retry import survive_in
+    from toolkit.memory.oom_retry import RetryingOptimizer
 
     torch.manual_seed(0)
     weights = [torch.nn.Parameter(torch.randn(8, 8)) for _ in range(4)]
@@ -240,12 +241,17 @@ def test_in_the_middle_of_the_optimizers_step_nothing_is_stepped_twice(optimizer
         plain()
 
     made.step = failing  # type: ignore[method-assign]  # it is to fail
-    survive_in(made, passes_again=lambda: again.append(1), half_moved=lambda: TrainingError("half moved"))
+    retrying = RetryingOptimizer(
+        made,
+        Accelerator(cpu=True),
+        passes_again=lambda: again.append(1),
+        half_moved=lambda: TrainingError("half moved"),
+    )
     if weight:
         with pytest.raises(TrainingError, match="half moved"):
-            made.step()
+            retrying.step()
     else:
-        made.step()
+        retrying.step()
         assert again == [1]
 
 
@@ -298,8 +304,9 @@ def test_a_state_that_was_half_made_is_made_again(
 ) -> None:
     """Adam takes memory for its two averages in its first step, a weight at a time: the likeliest place of all."""
     import torch
+    from accelerate import Accelerator
 
-    from toolkit.memory.oom_retry import survive_in
+    from toolkit.memory.oom_retry import RetryingOptimizer
     from toolkit_plugins.memory.stochastic_rounding import StochasticRounding
 
     def made() -> tuple[list[torch.nn.Parameter], torch.optim.Optimizer]:
@@ -324,12 +331,17 @@ def test_a_state_that_was_half_made_is_made_again(
 
     monkeypatch.setattr(torch, "zeros_like", zeros_like)
     moved = optimizer == "rounding" and allocation == 3  # it steps one weight after the other
-    survive_in(surviving, passes_again=lambda: again.append(1), half_moved=lambda: TrainingError("half moved"))
+    retrying = RetryingOptimizer(
+        surviving,
+        Accelerator(cpu=True),
+        passes_again=lambda: again.append(1),
+        half_moved=lambda: TrainingError("half moved"),
+    )
     if moved:
         with pytest.raises(TrainingError, match="half moved"):
-            surviving.step()
+            retrying.step()
         return
-    surviving.step()
+    retrying.step()
     assert again == [1]
     assert all(torch.equal(one, other) for one, other in zip(expected, weights, strict=True))
 
