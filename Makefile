@@ -24,8 +24,8 @@ quickstart: $(VENV)/.installed ## Make .venv, install the toolkit, train a small
 
 install: $(VENV)/.installed-dev ## Make .venv with everything that development needs
 
-test: check ## Make .venv, then check and test everything that takes seconds
-	$(BIN)/pytest $(PROCESSES)
+test: check ## Make .venv, then check and test everything that takes seconds, and print the coverage
+	$(BIN)/pytest $(PROCESSES) --cov
 
 test-slow: $(VENV)/.installed-dev ## The tests that take minutes: whole runs, packaging, the README's commands
 	$(BIN)/pytest -m slow $(PROCESSES)

@@ -41,11 +41,20 @@ for name in FOREIGN:
 os.environ |= {
     "HF_ENDPOINT": HUB.endpoint,
     "HF_HOME": str(HOME / "huggingface"),
+    "TOOLKIT_CACHE": str(HOME / "cache"),
     "HF_HUB_DISABLE_TELEMETRY": "1",
     # A model of a few thousand parameters gains nothing from threads, and on busy cores loses tenfold by them.
     "OMP_NUM_THREADS": "1",
     "NO_PROXY": "127.0.0.1",
     "no_proxy": "127.0.0.1",
+}
+
+
+# No plan reads documents or calls callbacks, and it traces one step, whichever and whatever becomes of it.
+NOT_PLANNED = {
+    *("description", "dataset", "callbacks", "plugin_paths"),
+    *("max_steps", "num_train_epochs", "learning_rate", "seed", "on_spike", "report_to"),
+    *("logging_steps", "eval_steps", "save_steps", "save_minutes", "save_total_limit", "keep_every"),
 }
 
 
@@ -70,15 +79,17 @@ def _libraries_are_no_garbage() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _plans_are_kept() -> Iterator[None]:
-    """Plan the memory of a run once for each recipe: a plan is a function of it, and takes as long as a tiny run.
+    """Plan the memory of a run once for each kind of step: a plan takes as long as a tiny run.
 
     What tests of the plan itself call is not this.
     """
     kept: dict[str, int] = {}
 
     def peak_bytes(resolved: ResolvedRecipe, *, processes: int) -> int:
-        plugins = [type(part.plugin) for part in resolved.recipe.components]
-        key = repr((resolved.data(), plugins, resolved.device, processes))
+        data = {section: value for section, value in resolved.data().items() if section not in NOT_PLANNED}
+        data["training"] = {name: value for name, value in data["training"].items() if name not in NOT_PLANNED}
+        plugins = {part.path: type(part.plugin) for part in resolved.recipe.components if part.path[0] in data}
+        key = repr((data, plugins, resolved.device, processes))
         if key not in kept:
             kept[key] = plan.peak_bytes(resolved, processes=processes)
         return kept[key]
@@ -95,6 +106,14 @@ def hub() -> Iterator[HubServer]:
     HUB.start()
     yield HUB
     HUB.stop()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of its own, in which nothing lies that another test has prepared."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("TOOLKIT_CACHE", str(folder))
+    return folder
 
 
 @pytest.fixture

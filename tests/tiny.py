@@ -7,11 +7,13 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import InterruptedRun
-from toolkit.events import Event, RunResult
+from toolkit.events import Event, Message, RunResult
+from toolkit.lifecycle.branch import parent
 from toolkit.lifecycle.launch import run
 from toolkit.recipe.resolve import ResolvedRecipe, load, resolve
 from toolkit.system.device import detect
@@ -38,6 +40,9 @@ RECIPE: dict[str, Any] = {
     },
 }
 """Complete but for dataset.files. JSON is YAML, so it is written as such."""
+
+SUM_ORDER = 2e-5
+"""Largest relative difference that another order of floating-point sums makes in eight steps of the tiny run."""
 
 TINY_BERT = '''
 """A BERT from scratch."""
@@ -112,6 +117,71 @@ def write_tiny_mixture(plugins: Path) -> None:
     (plugins / "model" / "tiny_mixture.py").write_text(TINY_MIXTURE, encoding="utf-8")
 
 
+def callback(folder: Path, name: str, body: str) -> None:
+    """Write a callback plugin whose Trainer callback has this body; `kill(number)` is at hand."""
+    plugins = folder / "plugins" / "callback"
+    plugins.mkdir(parents=True, exist_ok=True)
+    methods = "\n".join(f"            {line}" for line in body.splitlines())
+    (plugins / f"{name.replace('-', '_')}.py").write_text(
+        f'''
+"""Made for a test."""
+
+from toolkit.api import Callback
+
+
+class Made(Callback):
+    """Made for a test."""
+
+    def callbacks(self, run):
+        import os
+
+        import torch
+        from transformers import TrainerCallback
+
+        def kill(number):
+            os.kill(os.getpid(), number)
+
+        class Made(TrainerCallback):
+{methods}
+
+        return [Made()]
+''',
+        encoding="utf-8",
+    )
+
+
+def stopper(folder: Path, *, at: int) -> Path:
+    """A folder with a callback plugin that sends its own process SIGTERM."""
+    plugins = folder / "stopping"
+    (plugins / "callback").mkdir(parents=True)
+    (plugins / "callback" / "stopper.py").write_text(
+        f'''
+"""Stops."""
+
+from toolkit.api import Callback
+
+
+class Stopper(Callback):
+    """Send SIGTERM to this process at a step."""
+
+    def callbacks(self, run):
+        import os
+        import signal
+
+        from transformers import TrainerCallback
+
+        class Stop(TrainerCallback):
+            def on_step_begin(self, args, state, control, **kwargs):
+                if state.global_step == {at - 1}:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        return [Stop()]
+''',
+        encoding="utf-8",
+    )
+    return plugins
+
+
 def resolved(recipe: Path, *overrides: str) -> ResolvedRecipe:
     return resolve(load(str(recipe), overrides=overrides), detect())
 
@@ -132,6 +202,14 @@ def train_in_two(recipe: Path, *overrides: str, stop_after: int, **options: Any)
     raise AssertionError("the run did not stop")
 
 
+def from_(recipe: Path, place: str, *overrides: str, **options: Any) -> tuple[RunResult, list[str]]:
+    """Begin a run at a checkpoint of another (RUN@STEP) beside it; its result, and what it told."""
+    told: list[Event] = []
+    runs = recipe.parent / "runs"
+    result = run(resolved(recipe, *overrides), runs=runs, parent=parent(place, runs), listener=told.append, **options)
+    return result, [event.text for event in told if isinstance(event, Message)]
+
+
 def command(*words: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
     """Start `toolkit` in a process of its own."""
     return subprocess.Popen(
@@ -145,11 +223,25 @@ def command(*words: str, cwd: Path, **environment: str) -> subprocess.Popen[str]
     )
 
 
+def wait_for(condition: str, process: subprocess.Popen[str], file: Path) -> None:
+    """Wait until the text stands in the file, while the process lives."""
+    while not (file.exists() and condition in file.read_text(encoding="utf-8")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def steps_of(run: Path) -> set[int]:
+    """Steps of a run's checkpoints."""
+    return {int(folder.name.removeprefix("checkpoint-")) for folder in (run / "checkpoints").iterdir()}
+
+
 def weights(run_folder: Path) -> dict[str, Any]:
     """The exported weights, by name."""
     from safetensors.torch import load_file
 
-    return dict(load_file(run_folder / "model" / "model.safetensors"))
+    loaded = dict(load_file(run_folder / "model" / "model.safetensors"))
+    assert loaded
+    return loaded
 
 
 def losses(run_folder: Path) -> list[tuple[Any, ...]]:
@@ -169,7 +261,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     first, second = weights(one), weights(other)
     assert first.keys() == second.keys()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
-    assert losses(one) == losses(other)
+    assert losses(one) == losses(other) != []
 
 
 def with_holes(first: int) -> PreTrainedTokenizerBase:

@@ -19,7 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
 
-from toolkit.api import KINDS, Claim, Fidelity, Memory, Plugin, Task
+from toolkit import __version__
+from toolkit.api import API_VERSION, KINDS, PLANNER_HOOKS, Fidelity, Plugin, Task
 from toolkit.errors import PluginError, nearest
 
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -47,9 +48,20 @@ class Offer:
             raise
         except Exception as error:
             cause = f"{type(error).__name__}: {error}"
+            if isinstance(error, ImportError) and error.name == "toolkit.api":
+                cause += (
+                    f"; pretrain-toolkit {__version__} offers version {API_VERSION} of the plugin API: upgrade "
+                    f"pretrain-toolkit if the plugin is written for a newer one, and the plugin otherwise"
+                )
             raise PluginError(
                 f"the {self.kind} plugin {self.name!r} of {self.distribution} cannot be imported: {cause}"
             ) from error
+        if (version := getattr(loaded, "api_version", 1)) != API_VERSION:
+            raise PluginError(
+                f"the {self.kind} plugin {self.name!r} of {self.distribution} is written for version {version} of the "
+                f"plugin API, and pretrain-toolkit {__version__} offers {API_VERSION}: upgrade "
+                f"{'pretrain-toolkit' if isinstance(version, int) and version > API_VERSION else 'the plugin'}"
+            )
         if faults := contract_faults(loaded, self.kind):
             raise PluginError(
                 f"the {self.kind} plugin {self.name!r} of {self.distribution} breaks its contract: " + "; ".join(faults)
@@ -111,10 +123,13 @@ class Registry:
 
 
 def _installed() -> Iterable[Offer]:
+    # Each call looks through all distributions, and each name or version of one parses its metadata.
+    entries, sources = metadata.entry_points(), dict[metadata.Distribution | None, str]()
     for kind in KINDS:
-        for entry in metadata.entry_points(group=f"toolkit.{kind}"):
-            source = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an unknown distribution"
-            yield Offer(kind, entry.name, source, entry)
+        for entry in entries.select(group=f"toolkit.{kind}"):
+            if (dist := entry.dist) not in sources:
+                sources[dist] = f"{dist.name} {dist.version}" if dist else "an unknown distribution"
+            yield Offer(kind, entry.name, sources[dist], entry)
 
 
 def _local(folder: Path) -> Iterable[Offer]:
@@ -162,9 +177,9 @@ def contract_faults(candidate: Any, kind: str) -> list[str]:
     faults = []
     for method in sorted(getattr(candidate, "__abstractmethods__", ())):
         faults.append(f"it has no method {method}{_parameters(getattr(contract, method))}")
-    for method, declared in _methods(contract).items():
-        own = inspect.getattr_static(candidate, method)
-        if callable(own) and _parameters(own) != _parameters(declared):
+    for method, declared in _methods(contract, *filter(None, [PLANNER_HOOKS.get(kind)])).items():
+        own = _function(inspect.getattr_static(candidate, method, None))
+        if callable(own) and not _takes_what_is_passed(own, declared):
             faults.append(f"{method} takes {_parameters(own)} where {kind} plugins take {_parameters(declared)}")
     if not candidate.__doc__ or candidate.__doc__ == contract.__doc__:
         faults.append("its class has no docstring")
@@ -179,14 +194,34 @@ def contract_faults(candidate: Any, kind: str) -> list[str]:
         value = getattr(candidate, fact, None)
         if value not in allowed:
             faults.append(f"{fact} is {value!r}; known: {', '.join(allowed)}")
-    if issubclass(candidate, Memory) and (unknown := candidate.claims - set(get_args(Claim))):
-        faults.append(f"claims has {', '.join(sorted(unknown))}; known: {', '.join(get_args(Claim))}")
     return faults
 
 
-def _methods(contract: type[Plugin]) -> Mapping[str, Any]:
-    members = [member for base in contract.__mro__ if issubclass(base, Plugin) for member in vars(base).items()]
+def _methods(contract: type[Plugin], *hooks: type) -> Mapping[str, Any]:
+    bases = [base for base in contract.__mro__ if issubclass(base, Plugin)]
+    members = [(name, _function(value)) for base in [*bases, *hooks] for name, value in vars(base).items()]
     return {name: value for name, value in members if inspect.isfunction(value) and not name.startswith("_")}
+
+
+def _function(member: Any) -> Any:
+    """The function of a class method; any other member as it is."""
+    return member.__func__ if isinstance(member, classmethod) else member
+
+
+def _takes_what_is_passed(own: Any, declared: Any) -> bool:
+    """Whether a method takes the required parameters of its contract under their names, and needs no others.
+
+    A parameter that the contract makes optional is passed only to methods that take it: so it may be added to a
+    contract, and plugins that override the method load as before.
+    """
+    required = [one for one in inspect.signature(declared).parameters.values() if one.default is one.empty]
+    by_name = {one.name: one.name for one in required if one.kind is one.KEYWORD_ONLY}
+    try:
+        bound = inspect.signature(own).bind(*(one.name for one in required if one.name not in by_name), **by_name)
+    except TypeError:
+        return False
+    # A tuple is what went into *args, a mapping what went into **kwargs.
+    return all(name == value for name, value in bound.arguments.items() if isinstance(value, str))
 
 
 def _parameters(method: Any) -> str:

@@ -24,13 +24,14 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from tests.benchmarks.random_models import tokenizer_folder
     from tests.tiny import resolved, write_recipe
     from toolkit.lifecycle.environment import environment
-    from toolkit.memory.oom_retry import OOMRetry
+    from toolkit.recipe.batch import BatchSplit
     from toolkit.storage import run_directory
     from toolkit.storage.async_saver import AsyncSaver
-    from toolkit.training.arguments import training_arguments
+    from toolkit.storage.metrics_log import MetricsLog
+    from toolkit.system.signals import StopRequest
+    from toolkit.training.build import build_trainer
     from toolkit.training.components import assemble, context_of
-    from toolkit.training.loss_guard import LossGuard
-    from toolkit.training.trainer import RecipeTrainer
+    from toolkit.training.status import TrainingStatus
 
     folder = tmp_path_factory.mktemp("saving")
     tokenizer = {"plugin": "pretrained", "path": str(tokenizer_folder(folder / "tokenizer", 50257))}
@@ -39,33 +40,18 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     run = run_directory.create(folder / "run", recipe, environment(recipe), series="run")
     context = context_of(recipe, run.folder)
     components = assemble(recipe, context)
-    saver = AsyncSaver(
-        run,
-        keep=1,
-        keep_every=None,
-        in_background=True,
-        on_saved=lambda saved: None,
-        on_failed=lambda step, error: pytest.fail(str(error)),
+    log = MetricsLog(run, lambda event: None)
+    made = build_trainer(
+        recipe,
+        components,
+        context,
+        BatchSplit(1, 1, 1),
+        saver=AsyncSaver(run, keep=1, keep_every=None, in_background=True, log=log),
+        log=log,
+        status=TrainingStatus(),
+        stop=StopRequest(),
     )
-    made = RecipeTrainer(
-        components=components,
-        arguments=training_arguments(
-            recipe.training, output=folder / "plain", micro_batch_size=1, accumulation=1, device_kind="cpu"
-        ),
-        optimizer=recipe.recipe.optimizer.plugin,
-        settings=recipe.training,
-        context=context,
-        callbacks=[],
-        guard=LossGuard(
-            on_spike="warn",
-            scaled_gradients=False,
-            blocks=components.data.train,
-            tokenizer=components.tokenizer,
-            tell=lambda spike: None,
-        ),
-        saver=saver,
-        steps=OOMRetry(micro_batch_size=1, sequences=1, tell=lambda smaller: None),
-    )
+    made.args.output_dir = str(folder / "plain")  # where the Trainer's own goes
     made._tr_loss, made._total_loss_scalar, made._globalstep_last_logged = torch.tensor(0.0), 0.0, 0
     made.create_optimizer_and_scheduler(num_training_steps=10)
     for parameter in components.model.parameters():
@@ -89,7 +75,6 @@ def test_stall(benchmark: Any, trainer: Any, by: str) -> None:
         if by == "ours":
             trainer._save_checkpoint(trainer.model, None)
         else:
-            trainer._check_state = lambda named: None  # the Trainer saves whatever it has
             Trainer._save_checkpoint(trainer, trainer.model, None)
 
     # One round first: the first copy takes its memory, and the Trainer's first save warms the disk's cache.

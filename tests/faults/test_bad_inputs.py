@@ -126,7 +126,7 @@ def test_an_unreachable_hub_names_the_ways_out(folder: Path, hub: HubServer) -> 
     assert f"{recipe}:" in answer.err
 
 
-@pytest.mark.parametrize("megabytes", [5, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("megabytes", [2, pytest.param(50, marks=pytest.mark.slow)])
 def test_a_line_of_megabytes_is_only_a_long_document(folder: Path, megabytes: int) -> None:
     line = b"the cat sat on a mat " * (megabytes * 50_000)
     (folder / "texts.txt").write_bytes(line + b"\nand a second line of words\n" * 9)

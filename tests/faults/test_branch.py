@@ -2,31 +2,24 @@
 
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.tiny import assert_same_run, losses, resolved, train, train_in_two, weights, write_recipe
+from tests.tiny import assert_same_run, from_, losses, train, train_in_two, weights, write_recipe
 from toolkit.errors import RunMismatchError, UsageError
-from toolkit.events import Message, RunResult
-from toolkit.lifecycle import branch
-from toolkit.lifecycle import launch as training
 
 
-@pytest.fixture
-def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
-    return write_recipe(tmp_path, training={"save_steps": 2, "save_total_limit": 9, "warmup_steps": 2})
+def written(folder: Path) -> Path:
+    return write_recipe(folder, training={"save_steps": 2, "save_total_limit": 9, "warmup_steps": 2})
 
 
-def from_(recipe: Path, place: str, *overrides: str, **options: object) -> tuple[RunResult, list[str]]:
-    told: list[object] = []
-    runs = recipe.parent / "runs"
-    result = training.run(
-        resolved(recipe, *overrides), runs=runs, parent=branch.parent(place, runs), listener=told.append, **options
-    )
-    return result, [event.text for event in told if isinstance(event, Message)]
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all: whoever trains it first trains the parent, and each child has a name of its own."""
+    return written(tmp_path_factory.mktemp("branch"))
 
 
 def test_with_nothing_changed_it_ends_as_the_parent(recipe: Path) -> None:
@@ -47,17 +40,17 @@ def test_with_nothing_changed_it_ends_as_the_parent(recipe: Path) -> None:
 def test_the_new_learning_rate_counts_and_the_child_resumes_exactly(recipe: Path) -> None:
     train(recipe)
     changed = ["training.learning_rate=5e-4", "training.weight_decay=0.1"]
-    child, told = from_(recipe, "tiny@4", *changed, name="whole")
+    child, told = from_(recipe, "tiny@4", *changed, name="faster")
     assert any(line.strip() == "training.learning_rate: the run has 0.001, the recipe now says 0.0005" for line in told)
     rates = {line["step"]: line["learning_rate"] for line in lines(child.folder) if line["kind"] == "train"}
     # Linear decay to 0 at step 8 after a warm-up of 2, of which 4 steps are over: step 5 takes 4/6 of the peak.
     assert rates == pytest.approx({5: 5e-4 * 4 / 6, 6: 5e-4 * 3 / 6, 7: 5e-4 * 2 / 6, 8: 5e-4 * 1 / 6})
     with pytest.raises(Exception, match="step 6 is saved"):
-        from_(recipe, "tiny@4", *changed, name="parts", stop_after=6)
-    again, _ = from_(recipe, "tiny@4", *changed, name="parts")
+        from_(recipe, "tiny@4", *changed, name="faster-in-two", stop_after=6)
+    again, _ = from_(recipe, "tiny@4", *changed, name="faster-in-two")
     assert again.folder.name == "parts"
     assert_same_run(child.folder, again.folder)
-    finished, _ = from_(recipe, "tiny@4", *changed, name="parts")
+    finished, _ = from_(recipe, "tiny@4", *changed, name="faster-in-two")
     assert finished.already_finished
 
 
@@ -65,9 +58,8 @@ def lines(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_child_needs_its_parent_no_more(recipe: Path) -> None:
-    import shutil
-
+def test_a_child_needs_its_parent_no_more(tmp_path: Path) -> None:
+    recipe = written(tmp_path)
     parent, _ = train(recipe)
     runs = recipe.parent / "runs"
     with pytest.raises(Exception, match="step 5 is saved"):
@@ -81,7 +73,7 @@ def test_a_child_needs_its_parent_no_more(recipe: Path) -> None:
 
 def test_another_optimizer_begins_anew_at_its_place_in_the_schedule(recipe: Path) -> None:
     train(recipe)
-    child, told = from_(recipe, "tiny@4", "optimizer=muon", name="child")
+    child, told = from_(recipe, "tiny@4", "optimizer=muon", name="muon")
     assert any("optimizer.plugin: the run has 'adamw', the recipe now says 'muon'" in line for line in told)
     rate = next(line["learning_rate"] for line in lines(child.folder) if line["kind"] == "train")
     assert rate == pytest.approx(0.02 * 4 / 6)  # Muon's own peak, of its matrices
@@ -91,18 +83,18 @@ def test_more_data_and_another_seed_are_fine(recipe: Path) -> None:
     train(recipe)
     other = ["training.seed=9", "dataset.max_samples=100", "model.dropout=0"]
     with pytest.raises(RunMismatchError, match="have another id, or none, in the recipe's tokenizer") as refused:
-        from_(recipe, "tiny@4", *other, name="child")  # it would learn its tokenizer from the other data
+        from_(recipe, "tiny@4", *other, name="more")  # it would learn its tokenizer from the other data
     copied = re.search("mkdir tokenizer && cp .* tokenizer/", str(refused.value))
     assert copied
     subprocess.run(copied[0], shell=True, cwd=recipe.parent, check=True)
     own = f"tokenizer={{plugin: pretrained, path: {recipe.parent / 'tokenizer'}}}"
-    child, _ = from_(recipe, "tiny@4", *other, own, name="child")
+    child, _ = from_(recipe, "tiny@4", *other, own, name="more")
     assert child.steps == 8
 
 
 def test_the_newest_checkpoint_is_the_default(recipe: Path) -> None:
     train(recipe)
-    child, told = from_(recipe, "tiny", "training.max_steps=10", name="child")
+    child, told = from_(recipe, "tiny", "training.max_steps=10", name="longer")
     assert "starting from step 8 of tiny" in told
     assert child.steps == 10
 
@@ -123,15 +115,17 @@ def test_what_cannot_be_begun_says_why(recipe: Path) -> None:
     with pytest.raises(RunMismatchError, match="the recipe trains adapters, the checkpoint holds full weights"):
         from_(recipe, "tiny@4", "memory=[lora]", "exporters=[merge-lora]", name="adapters")
     damaged = recipe.parent / "runs" / "tiny" / "checkpoints" / "checkpoint-6" / "model.safetensors"
-    damaged.write_bytes(damaged.read_bytes()[:-1])
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-1])
     with pytest.raises(UsageError, match=r"that checkpoint is damaged: model\.safetensors has"):
         from_(recipe, "tiny@6")
+    damaged.write_bytes(whole)
 
 
 def test_a_branch_that_was_stopped_early_goes_on(recipe: Path) -> None:
     train(recipe)
-    whole, _ = from_(recipe, "tiny@2", "training.learning_rate=2e-3", name="whole")
+    whole, _ = from_(recipe, "tiny@2", "training.learning_rate=2e-3", name="twice")
     with pytest.raises(Exception, match="step 3 is saved"):
-        from_(recipe, "tiny@2", "training.learning_rate=2e-3", name="parts", stop_after=3)
-    resumed = train_in_two(recipe, "training.learning_rate=2e-3", name="parts", stop_after=5)
+        from_(recipe, "tiny@2", "training.learning_rate=2e-3", name="twice-in-two", stop_after=3)
+    resumed = train_in_two(recipe, "training.learning_rate=2e-3", name="twice-in-two", stop_after=5)
     assert_same_run(whole.folder, resumed.folder)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.faults.test_saving import callback, steps_of
-from tests.tiny import assert_same_run, command, train, train_in_two, write_recipe
+from tests.faults.command_server import CommandServer
+from tests.tiny import assert_same_run, callback, steps_of, train, train_in_two, write_recipe
 from toolkit.errors import InterruptedRun
 
 STOPPING: dict[str, Any] = {
@@ -27,11 +27,6 @@ def on_step_end(self, args, state, control, **kwargs):
 """
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
-
-
 def test_early_stopping_saves_exports_and_finishes(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, **STOPPING)
     result, _ = train(recipe)
@@ -42,17 +37,22 @@ def test_early_stopping_saves_exports_and_finishes(tmp_path: Path) -> None:
     assert again.already_finished
 
 
+@pytest.fixture(scope="module")
+def stopping(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One recipe for all, whose undisturbed run is trained once."""
+    return write_recipe(tmp_path_factory.mktemp("stopping"), **STOPPING)
+
+
 @pytest.mark.parametrize("stop_after", [1, 3, 4, 5])
-def test_it_ends_where_the_undisturbed_run_ends(tmp_path: Path, stop_after: int) -> None:
+def test_it_ends_where_the_undisturbed_run_ends(stopping: Path, stop_after: int) -> None:
     """At step 4 the signal has the evaluation left out, which the next attempt makes up for."""
-    recipe = write_recipe(tmp_path, **STOPPING)
-    whole, _ = train(recipe, name="whole")
-    resumed = train_in_two(recipe, name="resumed", stop_after=stop_after)
+    whole, _ = train(stopping, name="whole")
+    resumed = train_in_two(stopping, name=f"stopped-after-{stop_after}", stop_after=stop_after)
     assert resumed.steps == whole.steps == 6
     assert_same_run(whole.folder, resumed.folder)
 
 
-def test_an_evaluation_that_was_made_up_before_a_kill_counts_again(tmp_path: Path) -> None:
+def test_an_evaluation_that_was_made_up_before_a_kill_counts_again(server: CommandServer, tmp_path: Path) -> None:
     """The next attempt starts from the same checkpoint, whose callbacks have not heard of it."""
     callback(tmp_path, "killing", "def on_step_begin(self, args, state, control, **kwargs):\n    kill(9)")
     recipe = write_recipe(tmp_path, plugin_paths=["plugins"], **STOPPING)
@@ -60,22 +60,22 @@ def test_an_evaluation_that_was_made_up_before_a_kill_counts_again(tmp_path: Pat
     with pytest.raises(InterruptedRun):
         train(recipe, name="resumed", stop_after=4)
     both = "callbacks=[{plugin: early-stopping, patience: 2, threshold: 100.0}, killing]"
-    process = command("recipe", "run", str(recipe), "--name", "resumed", "--set", both, cwd=tmp_path)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    words = ("recipe", "run", str(recipe), "--name", "resumed", "--set", both)
+    outcome = server.start(words, folder=tmp_path, output=tmp_path / "output").wait()
+    assert outcome.status == -signal.SIGKILL, outcome.err
     resumed, _ = train(recipe, name="resumed")
     assert resumed.steps == 6
     assert_same_run(whole.folder, resumed.folder)
 
 
-def test_killed_after_its_last_save_it_finishes_there(tmp_path: Path) -> None:
+def test_killed_after_its_last_save_it_finishes_there(server: CommandServer, tmp_path: Path) -> None:
     callback(tmp_path, "killing", KILLED_BEFORE_EXPORT)
     recipe = write_recipe(tmp_path, plugin_paths=["plugins"], **STOPPING)
     whole, _ = train(recipe, name="whole")
     both = "callbacks=[{plugin: early-stopping, patience: 2, threshold: 100.0}, killing]"
-    process = command("recipe", "run", str(recipe), "--name", "killed", "--set", both, cwd=tmp_path)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    words = ("recipe", "run", str(recipe), "--name", "killed", "--set", both)
+    outcome = server.start(words, folder=tmp_path, output=tmp_path / "output").wait()
+    assert outcome.status == -signal.SIGKILL, outcome.err
     resumed, _ = train(recipe, name="killed")
     assert resumed.steps == 6
     assert_same_run(whole.folder, resumed.folder)

@@ -4,27 +4,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.tiny import assert_same_run, command, losses, train, train_in_two, write_recipe
+from tests.tiny import assert_same_run, command, losses, train, train_in_two, wait_for, write_recipe
 from toolkit.errors import InterruptedRun, RunMismatchError, UnavailableError
 from toolkit.events import Message
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
-
-
-def wait_for(condition: str, process: subprocess.Popen[str], file: Path) -> None:
-    """Wait until the text stands in the file, while the process lives."""
-    while not (file.exists() and condition in file.read_text(encoding="utf-8")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
 
 
 def test_killed_between_saves_it_goes_on_from_the_last_one(tmp_path: Path) -> None:
@@ -55,7 +41,7 @@ def test_a_signal_ends_the_step_saves_and_says_so(tmp_path: Path, number: signal
     assert process.returncode == 128 + number, out + err
     (saved,) = (run / "checkpoints").iterdir()
     step = saved.name.removeprefix("checkpoint-")
-    assert f"stopped by {number.name}; step {step} is saved; the same command goes on from there" in err
+    assert f"stopped by {number.name}; step {step} is saved; the same command resumes from there" in err
     assert "Traceback" not in out + err
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     assert (record["status"], record["attempts"][-1]["how"], record["attempts"][-1]["step"]) == (

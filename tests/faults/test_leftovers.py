@@ -16,10 +16,7 @@ from toolkit.storage import checkpoint
 from toolkit.storage.run_directory import RunDirectory
 from toolkit.system.disk import disk_faults_named
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def staged(folder: Path, content: bytes) -> Path:

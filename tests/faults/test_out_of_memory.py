@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.test_saving import callback
-from tests.tiny import assert_same_run, command, losses, train, train_in_two, weights, write_recipe
+from tests.faults.command_server import CommandServer
+from tests.tiny import assert_same_run, callback, from_, losses, train, train_in_two, weights, write_recipe
 from toolkit.errors import OutOfMemoryError, TrainingError
 from toolkit.events import Message
 
@@ -50,9 +50,10 @@ def on_train_begin(self, args, state, control, model=None, **kwargs):
 PLACES = {"forward": FORWARD, "backward": BACKWARD, "optimizer": OPTIMIZER}
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+def killed(server: CommandServer, recipe: Path) -> int:
+    """Give the command with the callback `killing`; its exit status."""
+    words = ("recipe", "run", str(recipe), "--set", "callbacks=[killing]")
+    return server.start(words, folder=recipe.parent, output=recipe.parent / "output").wait().status
 
 
 def failing(folder: Path, body: str, *, times: int = 1, step: int = 0, **sections: object) -> Path:
@@ -62,7 +63,7 @@ def failing(folder: Path, body: str, *, times: int = 1, step: int = 0, **section
 
 @pytest.mark.parametrize("step", [pytest.param(0, marks=pytest.mark.slow), 3, pytest.param(7, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("place", PLACES)
-def test_the_step_is_done_again_in_smaller_pieces(tmp_path: Path, place: str, step: int) -> None:
+def test_the_step_is_done_again_in_smaller_pieces(tmp_path: Path, undisturbed: Path, place: str, step: int) -> None:
     # With dropout, so that the random numbers count. 5 steps make an epoch, the last one not full.
     recipe = failing(tmp_path, PLACES[place], step=step, dataset={"max_samples": 40})
     survived, events = train(recipe, "callbacks=[failing]", name="survived")
@@ -70,7 +71,7 @@ def test_the_step_is_done_again_in_smaller_pieces(tmp_path: Path, place: str, st
     assert f"of step {step + 1}: the step is done again" in told
     assert "with 2 sequences at a time" in told
     # The same settings up to that step, then half the micro-batch: the run that never ran out.
-    smaller = smaller_from(recipe, step)
+    smaller = smaller_from(write_recipe(undisturbed, dataset={"max_samples": 40}), step)
     first, second = weights(survived.folder), weights(smaller)
     assert [name for name in first if not bool((first[name] == second[name]).all())] == []
     told_losses, expected = (
@@ -83,28 +84,31 @@ def test_the_step_is_done_again_in_smaller_pieces(tmp_path: Path, place: str, st
     assert (recorded["step"], recorded["sequences"]) == (step + 1, 2)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs that never ran out of memory: each is trained once, for all places where others do."""
+    return tmp_path_factory.mktemp("undisturbed")
+
+
 def smaller_from(recipe: Path, step: int) -> Path:
     """A run that has micro-batches of 4 up to this step, and of 2 from there on."""
-    small = "memory=[{plugin: small-batch, micro_batch_size: 2}]"
+    two, four = (f"memory=[{{plugin: small-batch, micro_batch_size: {size}}}]" for size in (2, 4))
+    name = f"{recipe.stem}-smaller-from-{step}"
     if step == 0:
-        return train(recipe, small, name="smaller")[0].folder
-    from tests.faults.test_branch import from_
-
-    train(recipe, f"training.save_steps={step}", "training.save_total_limit=9", name="larger")
-    return from_(recipe, f"larger@{step}", small, name="smaller")[0].folder
+        return train(recipe, two, name=name)[0].folder
+    parent = f"{recipe.stem}-saved-every-{step}"
+    train(recipe, four, f"training.save_steps={step}", "training.save_total_limit=9", name=parent)
+    return from_(recipe, f"{parent}@{step}", two, name=name)[0].folder
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_with_accumulation_the_whole_step_is_done_again(tmp_path: Path, place: str) -> None:
-    recipe = failing(tmp_path, PLACES[place], step=3, training={"global_batch_size": 8})
-    two = "memory=[{plugin: small-batch, micro_batch_size: 2}]"
+def test_with_accumulation_the_whole_step_is_done_again(tmp_path: Path, undisturbed: Path, place: str) -> None:
+    training = {"global_batch_size": 8}
+    recipe = failing(tmp_path, PLACES[place], step=3, training=training)
     four = "memory=[{plugin: small-batch, micro_batch_size: 4}]"
     survived, _ = train(recipe, four, "callbacks=[failing]", name="survived")
-    train(recipe, four, "training.save_steps=3", "training.save_total_limit=9", name="larger")
-    from tests.faults.test_branch import from_
-
-    smaller, _ = from_(recipe, "larger@3", two, name="smaller")
-    first, second = weights(survived.folder), weights(smaller.folder)
+    smaller = smaller_from(write_recipe(undisturbed, "accumulating", training=training), 3)
+    first, second = weights(survived.folder), weights(smaller)
     assert [name for name in first if not bool((first[name] == second[name]).all())] == []
 
 
@@ -147,7 +151,7 @@ def test_another_error_is_no_matter_of_memory(tmp_path: Path) -> None:
         train(recipe, "callbacks=[failing]")
 
 
-def test_after_the_kernel_has_ended_it_the_same_command_begins_smaller(tmp_path: Path) -> None:
+def test_after_the_kernel_has_ended_it_the_same_command_begins_smaller(server: CommandServer, tmp_path: Path) -> None:
     """The kernel's killer sends SIGKILL; what tells it from any other is how much the process held."""
     from toolkit.memory.watch import READING_LAYOUT, READINGS_FILE, last_reading
 
@@ -156,16 +160,11 @@ def test_after_the_kernel_has_ended_it_the_same_command_begins_smaller(tmp_path:
     recipe = write_recipe(tmp_path, plugin_paths=["plugins"], training={"save_steps": 2, "save_in_background": False})
     run = tmp_path / "runs" / "tiny"
 
-    def killed() -> None:
-        process = command("recipe", "run", str(recipe), "--set", "callbacks=[killing]", cwd=tmp_path)
-        process.communicate()
-        assert process.returncode == -9
-
     def told() -> list[str]:
         _, events = train(recipe)
         return [e.text for e in events if isinstance(e, Message) and "killed, apparently out of memory" in e.text]
 
-    killed()
+    assert killed(server, recipe) == -9
     reading = last_reading(run)
     assert reading is not None
     assert 50e6 < reading.resident < reading.limit
@@ -175,37 +174,32 @@ def test_after_the_kernel_has_ended_it_the_same_command_begins_smaller(tmp_path:
     assert "it held 95.00 of 100.00 GiB" in message
     assert "with micro-batches of 2 sequences" in message
     train(recipe, "training.save_total_limit=9", name="larger")
-    from tests.faults.test_branch import from_
-
     smaller, _ = from_(recipe, "larger@2", "memory=[{plugin: small-batch, micro_batch_size: 2}]", name="smaller")
     first, second = weights(run), weights(smaller.folder)
     assert [name for name in first if not bool((first[name] == second[name]).all())] == []
 
 
-def test_killed_in_its_first_step_it_begins_smaller_too(tmp_path: Path) -> None:
+def test_killed_in_its_first_step_it_begins_smaller_too(server: CommandServer, tmp_path: Path) -> None:
     """Nothing of it could be lost, but it would be killed in the same way for ever."""
     from toolkit.memory.watch import READING_LAYOUT, READINGS_FILE
 
     callback(tmp_path, "killing", "def on_step_begin(self, args, state, control, **kwargs):\n    kill(9)")
     recipe = write_recipe(tmp_path, plugin_paths=["plugins"])
-    process = command("recipe", "run", str(recipe), "--set", "callbacks=[killing]", cwd=tmp_path)
-    process.communicate()
-    assert process.returncode == -9
+    assert killed(server, recipe) == -9
     (tmp_path / "runs/tiny" / READINGS_FILE).write_bytes(READING_LAYOUT.pack(95 * 2**30, 100 * 2**30))
     result, events = train(recipe)
     assert any("with micro-batches of 2 sequences" in event.text for event in events if isinstance(event, Message))
     assert result.steps == 8
 
 
-def test_released_gradients_are_not_cut_into_pieces_after_a_kill(tmp_path: Path) -> None:
+def test_released_gradients_are_not_cut_into_pieces_after_a_kill(server: CommandServer, tmp_path: Path) -> None:
     from toolkit.memory.watch import READING_LAYOUT, READINGS_FILE
 
     callback(tmp_path, "killing", "def on_step_begin(self, args, state, control, **kwargs):\n    kill(9)")
     settings = {"memory": ["release-gradients"], "training": {"max_grad_norm": 0}}
     recipe = write_recipe(tmp_path, plugin_paths=["plugins"], **settings)
     whole, _ = train(recipe, name="whole")
-    process = command("recipe", "run", str(recipe), "--set", "callbacks=[killing]", cwd=tmp_path)
-    process.communicate()
+    assert killed(server, recipe) == -9
     (tmp_path / "runs/tiny" / READINGS_FILE).write_bytes(READING_LAYOUT.pack(95 * 2**30, 100 * 2**30))
     result, events = train(recipe)
     assert any("release-gradients" in event.text for event in events if isinstance(event, Message))
@@ -224,8 +218,9 @@ def test_a_process_that_was_killed_before_it_read_its_memory_is_not_blamed(tmp_p
 def test_in_the_middle_of_the_optimizers_step_nothing_is_stepped_twice(optimizer: str, weight: int) -> None:
     """Some weights moved and others not: no smaller passes can mend that, whatever the optimizer counts."""
     import torch
+    from accelerate import Accelerator
 
-    from toolkit.memory.oom_retry import survive_in
+    from toolkit.memory.oom_retry import RetryingOptimizer
 
     torch.manual_seed(0)
     weights = [torch.nn.Parameter(torch.randn(8, 8)) for _ in range(4)]
@@ -246,12 +241,17 @@ def test_in_the_middle_of_the_optimizers_step_nothing_is_stepped_twice(optimizer
         plain()
 
     made.step = failing  # type: ignore[method-assign]  # it is to fail
-    survive_in(made, passes_again=lambda: again.append(1), half_moved=lambda: TrainingError("half moved"))
+    retrying = RetryingOptimizer(
+        made,
+        Accelerator(cpu=True),
+        passes_again=lambda: again.append(1),
+        half_moved=lambda: TrainingError("half moved"),
+    )
     if weight:
         with pytest.raises(TrainingError, match="half moved"):
-            made.step()
+            retrying.step()
     else:
-        made.step()
+        retrying.step()
         assert again == [1]
 
 
@@ -304,9 +304,10 @@ def test_a_state_that_was_half_made_is_made_again(
 ) -> None:
     """Adam takes memory for its two averages in its first step, a weight at a time: the likeliest place of all."""
     import torch
+    from accelerate import Accelerator
 
-    from toolkit.memory.oom_retry import survive_in
-    from toolkit.training.stochastic_rounding import StochasticRounding
+    from toolkit.memory.oom_retry import RetryingOptimizer
+    from toolkit_plugins.memory.stochastic_rounding import StochasticRounding
 
     def made() -> tuple[list[torch.nn.Parameter], torch.optim.Optimizer]:
         torch.manual_seed(0)
@@ -330,12 +331,17 @@ def test_a_state_that_was_half_made_is_made_again(
 
     monkeypatch.setattr(torch, "zeros_like", zeros_like)
     moved = optimizer == "rounding" and allocation == 3  # it steps one weight after the other
-    survive_in(surviving, passes_again=lambda: again.append(1), half_moved=lambda: TrainingError("half moved"))
+    retrying = RetryingOptimizer(
+        surviving,
+        Accelerator(cpu=True),
+        passes_again=lambda: again.append(1),
+        half_moved=lambda: TrainingError("half moved"),
+    )
     if moved:
         with pytest.raises(TrainingError, match="half moved"):
-            surviving.step()
+            retrying.step()
         return
-    surviving.step()
+    retrying.step()
     assert again == [1]
     assert all(torch.equal(one, other) for one, other in zip(expected, weights, strict=True))
 

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.command_line import toolkit
-from tests.faults.test_interruptions import wait_for
-from tests.tiny import write_recipe
+from tests.tiny import wait_for, write_recipe
 from toolkit.cli.output import Output
 from toolkit.errors import UnavailableError
 from toolkit.events import AttemptBegun, Message
@@ -49,7 +48,7 @@ def test_a_run_outlives_the_reader_of_its_output_and_a_full_disk_and_a_hangup_sa
     step = saved.name.removeprefix("checkpoint-")
     log = (run / "run.log").read_text(encoding="utf-8").splitlines()
     assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00  ", line) for line in log)
-    assert log[-1].endswith(f"error: stopped by SIGHUP; step {step} is saved; the same command goes on from there")
+    assert log[-1].endswith(f"error: stopped by SIGHUP; step {step} is saved; the same command resumes from there")
     assert any("a model of" in line for line in log)  # said before the run had a folder
     assert read_json(run / "run.json")["attempts"][-1]["how"] == "interrupted"
 

@@ -9,51 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import assert_same_run, train, train_in_two, write_recipe
+from tests.tiny import assert_same_run, callback, steps_of, train, train_in_two, write_recipe
 from toolkit.errors import InterruptedRun
 from toolkit.events import CheckpointSaved, Message
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
-
-
-def steps_of(run: Path) -> set[int]:
-    return {int(folder.name.removeprefix("checkpoint-")) for folder in (run / "checkpoints").iterdir()}
-
-
-def callback(folder: Path, name: str, body: str) -> None:
-    """Write a callback plugin whose Trainer callback has this body; `kill(number)` is at hand."""
-    plugins = folder / "plugins" / "callback"
-    plugins.mkdir(parents=True, exist_ok=True)
-    methods = "\n".join(f"            {line}" for line in body.splitlines())
-    (plugins / f"{name.replace('-', '_')}.py").write_text(
-        f'''
-"""Made for a test."""
-
-from toolkit.api import Callback
-
-
-class Made(Callback):
-    """Made for a test."""
-
-    def callbacks(self, run):
-        import os
-
-        import torch
-        from transformers import TrainerCallback
-
-        def kill(number):
-            os.kill(os.getpid(), number)
-
-        class Made(TrainerCallback):
-{methods}
-
-        return [Made()]
-''',
-        encoding="utf-8",
-    )
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,7 @@ from toolkit.errors import InterruptedRun, RecipeError, ToolkitError
 from toolkit.events import Message, TrainingStarted
 from toolkit.lifecycle import trial_save
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def plugin(folder: Path, kind: str, name: str, source: str) -> None:

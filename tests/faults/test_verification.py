@@ -1,6 +1,5 @@
 """`run verify` finds what has changed on disk, and `recipe verify-resume` what does not resume."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -13,8 +12,7 @@ from toolkit.testing import check_resume
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
@@ -96,5 +94,5 @@ def test_plugin_check_resumes_a_run(tmp_path: Path) -> None:
     findings = toolkit("plugin", "check", "memory", "lora", "--set", "lora_dropout=0.1", "--json").json
     (resume,) = [finding for finding in findings if finding["name"] == "resume"]
     assert resume["passed"]
-    assert "not tried" not in resume["detail"] or "merge-lora" in resume["detail"]
-    assert json.dumps(findings)
+    assert resume["tried"]
+    assert resume["detail"].startswith("killed twice, it ends the same: ")

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.numerics.test_fidelity import SUM_ORDER
-from tests.tiny import losses, train, weights, write_recipe
-from toolkit.api import OptionError
+from tests.tiny import SUM_ORDER, losses, train, weights, write_recipe
+from toolkit.api import Loss, OptionError
 from toolkit.errors import RecipeError
 from toolkit.testing.bench import Bench
-from toolkit.training.loss import ChunkedCrossEntropy, check_head, token_mean_loss
+from toolkit.training.loss import StepLoss, token_mean_loss
+from toolkit_plugins.memory.chunked_cross_entropy import ChunkedCrossEntropy
 
 
 @pytest.fixture
@@ -23,8 +23,13 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
+def chunked_loss(model: Any, task: Any, *, chunk_size: int, dtype: torch.dtype | None) -> StepLoss:
+    summed = ChunkedCrossEntropy(model.get_output_embeddings(), chunk_size=chunk_size, dtype=dtype)
+    return StepLoss(model, task, Loss(summed, inputs="hidden_states"), name="chunked-loss", in_evaluation=True)
+
+
 def compute(model: Any, loss: Any, ids: torch.Tensor, labels: torch.Tensor, **how: Any) -> torch.Tensor:
-    if isinstance(loss, ChunkedCrossEntropy):
+    if isinstance(loss, StepLoss):
         with loss.head_withheld():
             outputs = model(input_ids=ids)
         assert outputs.logits.shape[-1] == 32
@@ -40,7 +45,7 @@ def test_the_same_loss_and_the_same_gradients(bench: Bench, family: str, chunk_s
     model, ids = bench.model(family), bench.batch()
     labels = ids.where(torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)) < 0.5, -100)
     results = []
-    for loss in (token_mean_loss(task), ChunkedCrossEntropy(model, task, chunk_size=chunk_size, dtype=None)):
+    for loss in (token_mean_loss(task), chunked_loss(model, task, chunk_size=chunk_size, dtype=None)):
         model.zero_grad()
         value = compute(model, loss, ids, labels, num_items_in_batch=counted)
         (value * 1024).backward()  # as the scaler of float16 would
@@ -61,7 +66,7 @@ def test_the_same_loss_and_the_same_gradients(bench: Bench, family: str, chunk_s
 def test_no_gradient_for_what_is_frozen(bench: Bench) -> None:
     model, ids = bench.model("llama"), bench.batch()
     head = model.get_output_embeddings().requires_grad_(False)
-    compute(model, ChunkedCrossEntropy(model, "causal-lm", chunk_size=16, dtype=None), ids, ids).backward()
+    compute(model, chunked_loss(model, "causal-lm", chunk_size=16, dtype=None), ids, ids).backward()
     assert head.weight.grad is None
     assert model.get_input_embeddings().weight.grad is not None
 
@@ -70,7 +75,7 @@ def test_products_in_bf16_under_autocast(bench: Bench) -> None:
     model, ids = bench.model("gpt2"), bench.batch()
     with torch.autocast("cpu", torch.bfloat16):
         plain = compute(model, token_mean_loss("causal-lm"), ids, ids)
-    loss = ChunkedCrossEntropy(model, "causal-lm", chunk_size=16, dtype=torch.bfloat16)
+    loss = chunked_loss(model, "causal-lm", chunk_size=16, dtype=torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16), loss.head_withheld():
         outputs = model(input_ids=ids)
     assert loss(outputs, ids).item() == pytest.approx(plain.item(), rel=1e-5)
@@ -80,7 +85,7 @@ def test_nothing_as_wide_as_the_vocabulary_is_kept(bench: Bench) -> None:
     model, ids = bench.model("gpt2"), bench.batch()
     widths = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: widths.append(tensor.shape) or tensor, lambda t: t):
-        compute(model, ChunkedCrossEntropy(model, "causal-lm", chunk_size=16, dtype=None), ids, ids)
+        compute(model, chunked_loss(model, "causal-lm", chunk_size=16, dtype=None), ids, ids)
     assert widths
     assert not [shape for shape in widths if len(shape) > 1 and shape[-1] == len(bench.tokenizer)]
 
@@ -93,12 +98,11 @@ def test_a_model_that_changes_its_logits_is_refused(bench: Bench) -> None:
                           final_logit_softcapping=0.1)  # fmt: skip
     model = Gemma2ForCausalLM(config)
     with pytest.raises(OptionError, match="logits of Gemma2ForCausalLM are not those that its head gives"):
-        check_head(model, ChunkedCrossEntropy(model, "causal-lm", chunk_size=16, dtype=None))
+        chunked_loss(model, "causal-lm", chunk_size=16, dtype=None)
     assert model(input_ids=bench.batch() % 300).logits.shape[-1] == 300
 
 
-def test_a_head_that_is_more_than_a_linear_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+def test_a_head_that_is_more_than_a_linear_is_refused(tmp_path: Path) -> None:
     memory = [{"plugin": "lora", "target_modules": ["lm_head"]}, "chunked-loss"]
     llama = {"plugin": "llama", "num_hidden_layers": 2, "hidden_size": 32, "tie_word_embeddings": False}
     recipe = write_recipe(tmp_path, model=llama, memory=memory, exporters=["merge-lora"])
@@ -107,10 +111,7 @@ def test_a_head_that_is_more_than_a_linear_is_refused(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("accumulated", [False, True])
-def test_a_run_is_exact_up_to_the_order_of_sums(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulated: bool
-) -> None:
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+def test_a_run_is_exact_up_to_the_order_of_sums(tmp_path: Path, accumulated: bool) -> None:
     recipe = write_recipe(tmp_path)
     small = "training.micro_batch_size=2" if accumulated else "training.micro_batch_size=4"
     plain, _ = train(recipe, small, name="plain")

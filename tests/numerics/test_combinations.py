@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from _pytest.mark import ParameterSet
 
 from tests.tiny import resolved, train, weights, write_recipe
-from toolkit.api import Memory
+from toolkit.api import Strategy
 from toolkit.errors import RecipeError
 from toolkit.registry import Registry
 
@@ -29,15 +28,19 @@ NAMES = sorted(
 )
 
 
-def declared(name: str) -> Memory:
+def declared(name: str) -> Strategy:
     strategy = Registry.discover().load("memory", name).model_validate(OPTIONS.get(name, {}))
-    assert isinstance(strategy, Memory)
+    assert isinstance(strategy, Strategy)
     return strategy
 
 
-UNFIT = "release-gradients does not fit"
-"""What is said where the settings of two strategies exclude each other, and not their claims."""
-HERE = [name for name in NAMES if not declared(name).needed()]
+EXCLUSIVE = {
+    ("frozen-layers", "lora"): "{second} and {first} exclude each other: both manage the trainable-parameters",
+    ("mixed-precision", "weights-in-bf16"): "{second} and {first} exclude each other: both manage the precision",
+    ("release-gradients", "small-batch"): "release-gradients cannot be used",
+}
+"""Those that exclude each other, and what is said of them in this order; all others go together."""
+HERE = [name for name in NAMES if not declared(name).requires()]
 """Those that need neither a GPU nor a package."""
 
 
@@ -53,32 +56,28 @@ def test_enough_of_them_are_tried() -> None:
     assert len(HERE) >= 9
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 EVERY_NTH = 5
 
 
 def pairs() -> Iterator[ParameterSet]:
-    """Every two; slow but for every fifth, and with auto, which makes some forty plans for each order, but for one."""
-    for number, names in enumerate(itertools.combinations(HERE, 2)):
-        is_slow = "lora" not in names if "auto" in names else number % EVERY_NTH > 0
+    """Every two that go together; slow but for every fifth, and with auto, which makes some forty plans an order."""
+    together = [names for names in itertools.combinations(HERE, 2) if names not in EXCLUSIVE]
+    for number, names in enumerate(together):
+        is_slow = "auto" in names or number % EVERY_NTH > 0
         yield pytest.param(names, marks=pytest.mark.slow if is_slow else (), id="+".join(names))
 
 
+@pytest.mark.parametrize(("names", "why"), EXCLUSIVE.items(), ids=map("+".join, EXCLUSIVE))
+def test_what_excludes_each_other_is_refused_in_either_order(tmp_path: Path, names: tuple[str, str], why: str) -> None:
+    for order in (names, names[::-1]):
+        said = refusal(pair(tmp_path, order))
+        assert why.format(first=order[0], second=order[1]) in said
+
+
 @pytest.mark.parametrize("names", list(pairs()))
-def test_together(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, str]) -> None:
-    monkeypatch.setitem(os.environ, "TOOLKIT_CACHE", str(cache))
-    shared = declared(names[0]).claims & declared(names[1]).claims
-    recipes = [pair(tmp_path, names), pair(tmp_path, (names[1], names[0]))]
-    refusals = [refusal(recipe) for recipe in recipes]
-    if shared or UNFIT in refusals[0]:
-        for said in refusals:
-            assert UNFIT in said or all(name in said for name in names)
-        return
-    assert refusals == ["", ""]
+def test_together(tmp_path: Path, names: tuple[str, str]) -> None:
+    recipes = [pair(tmp_path, names), pair(tmp_path, names[::-1])]
+    assert [refusal(recipe) for recipe in recipes] == ["", ""]
     one, other = (weights(train(recipe)[0].folder) for recipe in recipes)
     assert one.keys() == other.keys()
     assert [name for name in one if not bool((one[name] == other[name]).all())] == []

@@ -10,11 +10,6 @@ from tests.tiny import TINY_BERT, resolved, train, write_recipe
 from toolkit.training.components import assemble, context_of
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
-
-
 def micro(size: int) -> str:
     return f"memory=[{{plugin: small-batch, micro_batch_size: {size}}}]"
 

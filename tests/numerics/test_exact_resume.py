@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from tests.tiny import (
     assert_same_run,
     command,
+    stopper,
     train,
     train_in_two,
     weights,
@@ -45,8 +46,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+def folder(tmp_path: Path) -> Path:
     write_tiny_bert(tmp_path / "plugins")
     write_tiny_mixture(tmp_path / "plugins")
     return tmp_path
@@ -64,10 +64,12 @@ def test_stopped_and_resumed_is_never_stopped(folder: Path, sections: dict[str, 
 
 
 @pytest.mark.parametrize("stop_after", [1, *(pytest.param(step, marks=pytest.mark.slow) for step in (2, 4)), 7])
-def test_wherever_it_stops(folder: Path, stop_after: int) -> None:
+def test_wherever_it_stops(tmp_path_factory: pytest.TempPathFactory, stop_after: int) -> None:
+    folder = tmp_path_factory.getbasetemp() / "wherever"  # for all of these: the undisturbed run is trained once
+    folder.mkdir(exist_ok=True)
     recipe = write_recipe(folder, dataset={"max_samples": 60})
     whole, _ = train(recipe, name="whole")
-    resumed = train_in_two(recipe, name="resumed", stop_after=stop_after)
+    resumed = train_in_two(recipe, name=f"stopped-after-{stop_after}", stop_after=stop_after)
     assert_same_run(whole.folder, resumed.folder)
 
 
@@ -93,38 +95,6 @@ def test_twenty_steps_are_ten_and_ten_across_two_processes(folder: Path) -> None
     out, err = second.communicate(timeout=300)
     assert second.returncode == 0, out + err
     assert_same_run(whole.folder, folder / "runs" / "parts")
-
-
-def stopper(folder: Path, *, at: int) -> Path:
-    """A folder with a callback plugin that sends its own process SIGTERM."""
-    plugins = folder / "stopping"
-    (plugins / "callback").mkdir(parents=True)
-    (plugins / "callback" / "stopper.py").write_text(
-        f'''
-"""Stops."""
-
-from toolkit.api import Callback
-
-
-class Stopper(Callback):
-    """Send SIGTERM to this process at a step."""
-
-    def callbacks(self, run):
-        import os
-        import signal
-
-        from transformers import TrainerCallback
-
-        class Stop(TrainerCallback):
-            def on_step_begin(self, args, state, control, **kwargs):
-                if state.global_step == {at - 1}:
-                    os.kill(os.getpid(), signal.SIGTERM)
-
-        return [Stop()]
-''',
-        encoding="utf-8",
-    )
-    return plugins
 
 
 def test_a_checkpoint_that_lacks_weights_of_the_model_is_refused(folder: Path) -> None:

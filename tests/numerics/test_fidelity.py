@@ -4,16 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import assert_same_run, losses, train, weights, write_recipe, write_tiny_bert
+from tests.tiny import SUM_ORDER, assert_same_run, losses, train, weights, write_recipe, write_tiny_bert
 from toolkit_plugins.memory.frozen_layers import layers_of
-
-SUM_ORDER = 2e-5
-"""Largest relative difference that another order of floating-point sums makes here in eight steps."""
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize("every", [1, 2])

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.test_saving import callback
-from tests.tiny import assert_same_run, losses, train, write_recipe
+from tests.tiny import assert_same_run, callback, losses, stopper, train, write_recipe
 
 
 def torchrun(recipe: Path, *words: str, restarts: int = 0) -> subprocess.CompletedProcess[str]:
@@ -27,8 +26,7 @@ def torchrun(recipe: Path, *words: str, restarts: int = 0) -> subprocess.Complet
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     # Without dropout: each process draws its own.
     recipe = write_recipe(tmp_path, model={"dropout": 0.0}, training={"save_steps": 4})
     one, _ = train(recipe, name="one")
@@ -38,7 +36,9 @@ def test_two_processes_train_what_one_trains(tmp_path: Path, monkeypatch: pytest
     for alone, together in zip(losses(one.folder), losses(tmp_path / "runs" / "two"), strict=True):
         assert together[:2] == alone[:2]
         assert together[2] == pytest.approx(alone[2], rel=1e-4)
-    half = torchrun(recipe, "--name", "parts", "--set", "callbacks=[stopper]", "--plugins", str(stopper(tmp_path)))
+    half = torchrun(
+        recipe, "--name", "parts", "--set", "callbacks=[stopper]", "--plugins", str(stopper_of_one(tmp_path))
+    )
     assert half.returncode != 0
     assert (tmp_path / "runs" / "parts" / "checkpoints" / "checkpoint-5").is_dir(), half.stdout + half.stderr
     rest = torchrun(recipe, "--name", "parts")
@@ -57,11 +57,8 @@ def on_train_begin(self, args, state, control, model=None, **kwargs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
-def test_where_one_of_two_runs_out_of_memory_both_begin_smaller(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: bool
-) -> None:
+def test_where_one_of_two_runs_out_of_memory_both_begin_smaller(tmp_path: Path, training: bool) -> None:
     """It cannot do the step again, because the other waits; torchrun starts both again, and nobody has to be there."""
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
     callback(tmp_path, "failing", MEMORY_OF_ONE.format(training=training))
     recipe = write_recipe(
         tmp_path, model={"dropout": 0.0}, callbacks=["failing"], plugin_paths=["plugins"], training={"save_steps": 3}
@@ -86,8 +83,7 @@ def test_where_one_of_two_runs_out_of_memory_both_begin_smaller(
 
 
 @pytest.mark.slow
-def test_weights_in_bf16_are_rounded_alike_in_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+def test_weights_in_bf16_are_rounded_alike_in_all_processes(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, model={"dropout": 0.0}, memory=["weights-in-bf16", "chunked-loss"])
     one, _ = train(recipe, name="one")
     done = torchrun(recipe, "--name", "two")
@@ -96,9 +92,7 @@ def test_weights_in_bf16_are_rounded_alike_in_all_processes(tmp_path: Path, monk
         assert together[2] == pytest.approx(alone[2], rel=3e-4)  # weights that drift apart differ tenfold
 
 
-def stopper(folder: Path) -> Path:
-    from tests.numerics.test_exact_resume import stopper
-
+def stopper_of_one(folder: Path) -> Path:
     plugins = stopper(folder, at=5)
     # Only one of the two receives the signal; both must stop.
     file = plugins / "callback" / "stopper.py"

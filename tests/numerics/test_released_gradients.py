@@ -14,11 +14,6 @@ from toolkit.training.optimizer_in_backward import OptimizerInBackward
 UNCLIPPED = {"max_grad_norm": 0}
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_run_is_bit_identical(tmp_path: Path, optimizer: str) -> None:
     recipe = write_recipe(tmp_path, optimizer=optimizer, training=UNCLIPPED)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.tiny import losses, train, weights, write_recipe
-from toolkit.training.stochastic_rounding import StochasticRounding, round_stochastically
+from toolkit_plugins.memory.stochastic_rounding import StochasticRounding, round_stochastically
 
 
 def test_the_mean_of_many_roundings_is_the_value() -> None:
@@ -24,7 +24,7 @@ def test_the_mean_of_many_roundings_is_the_value() -> None:
 
 @pytest.mark.parametrize("shape", [(), (7,), (3, 5), (0,)])
 def test_every_shape(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("toolkit.training.stochastic_rounding.ELEMENTS_PER_DRAW", 4)
+    monkeypatch.setattr("toolkit_plugins.memory.stochastic_rounding.ELEMENTS_PER_DRAW", 4)
     values = torch.randn(shape).bfloat16()
     rounded = torch.empty_like(values).T if len(shape) == 2 else torch.empty_like(values)
     wanted = values.T if len(shape) == 2 else values
@@ -45,8 +45,7 @@ def test_steps_too_small_for_bfloat16_arrive() -> None:
     assert weight.detach().float().mean().item() == pytest.approx(1 - 100 * 1e-4, abs=2e-4)
 
 
-def test_a_run_learns_as_the_plain_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+def test_a_run_learns_as_the_plain_one_does(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, model={"dropout": 0.0}, training={"max_steps": 20})
     plain, _ = train(recipe, name="plain")
     rounded, _ = train(recipe, "memory=[weights-in-bf16]", name="rounded")

@@ -10,9 +10,11 @@ import pytest
 
 from tests.hub_server import HubServer
 from tests.tiny import texts
-from toolkit.api import KINDS
+from toolkit.api import KINDS, Strategy
 from toolkit.registry import Registry
-from toolkit.testing import assert_conforms
+from toolkit.system.device import detect
+from toolkit.testing import check_plugin
+from toolkit.testing.memory import lacking_here
 
 GPT2 = "openai-community/gpt2"
 SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2}
@@ -79,5 +81,9 @@ def test_it_keeps_the_contract_of_its_kind(
 ) -> None:
     texts(tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert_conforms(kind, name, registry=Registry.discover(), options=OPTIONS.get((kind, name)))
+    registry, options = Registry.discover(), OPTIONS.get((kind, name))
+    failed = [(check.detail, check.tried) for check in check_plugin(kind, name, registry, options) if not check.passed]
+    plugin = registry.load(kind, name).model_validate(options or {})
+    lacking = lacking_here(plugin, detect()) if isinstance(plugin, Strategy) else ""
+    assert failed == ([(f"not tried here: it needs {lacking}", False)] if lacking else [])
     assert [file.name for file in tmp_path.iterdir()] == ["texts.txt"], "it leaves files where it works"

@@ -16,12 +16,12 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoTokenizer,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
 from tests.hub_server import HubServer
-from toolkit.api import OptionError, Results, RunContext, ToolkitError, UnavailableError
+from tests.plugins.exports import RESULTS, with_lora
+from toolkit.api import OptionError, RunContext, ToolkitError, UnavailableError
 from toolkit_plugins.exporter import model_files
 from toolkit_plugins.exporter.merge_lora import MergeLoRA
 from toolkit_plugins.exporter.model_folder import ModelFolder
@@ -33,13 +33,6 @@ from toolkit_plugins.model.pretrained import PretrainedModel
 from toolkit_plugins.tokenizer.byte_bpe import ByteBPE
 
 GPT2_PATH = "openai-community/gpt2"
-RESULTS = Results(
-    recipe="recipe: 1\ndataset: {plugin: python-docs}\n",
-    data={"train": {"documents": 1234, "tokens": 567890}, "padding": 0.0, "excerpt": "the\nend"},
-    metrics={"steps": 100, "tokens_seen": 1234567, "eval_loss": 3.14159265},
-    licenses=("PSF-2.0",),
-    languages=("en",),
-)
 IDS = torch.tensor([[1, 2, 3, 4, 5]])
 
 
@@ -53,16 +46,6 @@ def folder(tmp_path: Path) -> Path:
 def scratch(run_context: RunContext):
     tokenizer = ByteBPE(vocab_size=300).build(["some words, and some more words"] * 3, run_context)
     return GPT2(num_hidden_layers=2, hidden_size=32, dropout=0.1).build(tokenizer, run_context), tokenizer
-
-
-def with_lora(model: PreTrainedModel, run: RunContext, lora: LoRA | None = None) -> PreTrainedModel:
-    """A model whose adapter has learned something."""
-    adapted = (lora or LoRA(r=4)).apply(model, run)
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_" in name:
-                parameter.normal_(std=0.1)
-    return adapted
 
 
 @pytest.fixture

@@ -17,11 +17,6 @@ def entry(optimizer: str) -> dict[str, Any]:
     return {"plugin": "low-memory-optimizer", "optimizer": optimizer, "rank": 4}
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.mark.parametrize("optimizer", PACKAGE)
 def test_the_package_that_is_missing_and_what_needs_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str

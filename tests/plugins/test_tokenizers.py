@@ -75,16 +75,16 @@ class TestByteBPE:
 
     def test_the_same_documents_give_the_same_tokenizer_in_any_process(self, run_context: RunContext) -> None:
         script = (
-            "from tests.plugins.test_tokenizers import CORPUS\n"
+            "import json, sys\n"
             "from toolkit_plugins.tokenizer.byte_bpe import ByteBPE\n"
-            "learned = ByteBPE(vocab_size=400)._learned(iter(CORPUS), ['<|endoftext|>', '<|pad|>'])\n"
+            "learned = ByteBPE(vocab_size=400)._learned(json.load(sys.stdin), ['<|endoftext|>', '<|pad|>'])\n"
             "print(learned.to_str())"
         )
         told = [
             subprocess.run(
                 [sys.executable, "-c", script],
                 env={**os.environ, "PYTHONHASHSEED": seed, "RAYON_NUM_THREADS": threads},
-                cwd=Path(__file__).parents[2],
+                input=json.dumps(CORPUS),
                 capture_output=True,
                 text=True,
                 check=True,

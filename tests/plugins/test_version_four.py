@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from tests.plugins.test_exporters import RESULTS, with_lora
+from tests.plugins.exports import RESULTS, with_lora
 from toolkit.api import RunContext
 from toolkit_plugins.exporter.merge_lora import MergeLoRA
 from toolkit_plugins.exporter.model_files import COMPARED_TEXT

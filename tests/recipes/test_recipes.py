@@ -53,11 +53,7 @@ def test_resolved_it_is_a_recipe_that_resolves_to_itself(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_rehearses_to_its_end(
-    name: str, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    # One cache for all of them: the documentation that stands in for the data is read once.
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path_factory.getbasetemp() / "rehearsals"))
+def test_it_rehearses_to_its_end(name: str, hub: HubServer, tmp_path: Path) -> None:
     events: list[Event] = []
     result, stand_ins = rehearse(load(name), runs=tmp_path / "runs", device=detect(), listener=events.append)
     assert result.steps == REHEARSAL_STEPS

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 KINDS = ("dataset", "tokenizer", "model", "objective", "optimizer", "memory", "callback", "exporter")
 """The same as in `toolkit.api`, which takes 0.2 s to import, too long for a help text; a test compares them."""
-FACTS = ("claims", "needs", "fidelity", "phase", "task")
+FACTS = ("claims", "fidelity", "phase", "task")
 """What a class may declare beside its options."""
 
 # Eager, so that completion of the name knows the kind.
@@ -129,13 +129,29 @@ def _account(registry: Registry, kind: str, name: str) -> dict[str, Any]:
         "kind": kind,
         "name": name,
         "description": inspect.cleandoc(loaded.__doc__ or ""),
-        "facts": {fact: _plain(getattr(loaded, fact)) for fact in FACTS if hasattr(loaded, fact)},
+        "facts": {
+            **{fact: _plain(getattr(loaded, fact)) for fact in FACTS if hasattr(loaded, fact)},
+            **_requirements(loaded),
+        },
         "distribution": registry.offer(kind, name).distribution,
         "class": f"{loaded.__module__}:{loaded.__qualname__}",
         "place": _place(loaded),
         "options": list(described.values()),
         "example": _example(kind, name, described),
     }
+
+
+def _requirements(loaded: type[Plugin]) -> dict[str, list[str]]:
+    """What a memory strategy requires with its default options."""
+    from toolkit.api import Strategy
+
+    if not issubclass(loaded, Strategy):
+        return {}
+    try:
+        requires = loaded.model_construct().requires()
+    except AttributeError:  # they depend on an option without a default
+        return {}
+    return {"requires": sorted(f"{one.kind} {one.name}" for one in requires)}
 
 
 def _option(option: str, schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,8 +261,8 @@ def check(
     """Check a plugin against its contract.
 
     The same checks that the toolkit's own plugins pass; plugins can call them in their tests (toolkit.testing). The
-    last one trains a small recipe with the plugin, kills it twice, and compares the outcome bit by bit. A check that
-    cannot run on this machine is reported as not tried; a plugin that rejects everything it is tried with fails.
+    last one trains a small recipe with the plugin, kills it twice, and compares the outcome bit by bit. What cannot be
+    tried on this machine, or with a plugin that rejects everything it is tried with, fails as not tried.
     """
     from dataclasses import asdict
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.api import Progress, nobody_watches
+from toolkit.api import Progress
+from toolkit.api.context import nobody_watches
 from toolkit.errors import OptionError
 from toolkit.system.cache import refusals_explained, staging_folder
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from toolkit.data.stats import DataAccount
 from toolkit.errors import InterruptedRun, TrainingError
@@ -19,25 +19,24 @@ from toolkit.logs import libraries_quiet
 from toolkit.memory import watch
 from toolkit.memory.allocator import give_memory_back
 from toolkit.memory.budget import own_share
-from toolkit.memory.limits import WHY_INDIVISIBLE
 from toolkit.recipe.batch import BatchSplit
 from toolkit.recipe.resolve import ResolvedRecipe
 from toolkit.storage import checkpoint
 from toolkit.storage.async_saver import AsyncSaver
+from toolkit.storage.metrics_log import MetricsLog
 from toolkit.storage.run_directory import DATA_FILE, RunDirectory
 from toolkit.system import distributed
 from toolkit.system.disk import check_disk, seconds_to_write
-from toolkit.system.files import read_json, write_json
+from toolkit.system.files import write_json
 from toolkit.system.host_memory import peak_bytes
-from toolkit.system.signals import EndedByEvaluation, StopRequest
-from toolkit.training.components import Components, assemble, context_of, refusals_placed
+from toolkit.system.signals import StopRequest
+from toolkit.training.components import Components, assemble, context_of
 from toolkit.training.intervals import Intervals
+from toolkit.training.refusals import refusals_placed
 
 if TYPE_CHECKING:
-    import torch
     from transformers import TrainerCallback
 
-    from toolkit.training.run_callback import RunCallback
     from toolkit.training.trainer import RecipeTrainer
 
 
@@ -103,14 +102,14 @@ class Attempt:
                         total_steps=cadence.total_steps,
                     )
                 check_disk(self.directory.folder, checkpoint_bytes=checkpoint_bytes)
-                schedule = self._schedule(cadence, start, checkpoint_bytes)
-                trainer = self._trainer(components, schedule, start)
+                trainer = self._trainer(components, cadence, start, checkpoint_bytes)
                 if not self._is_over(cadence, start):
                     context, steps = self.context, cadence.total_steps
                     try_saving(self.resolved, components, trainer, self.directory, context, steps, self.listener)
-            self._train(trainer, schedule, cadence, start)
+            self._train(trainer, cadence, start)
             step = trainer.state.global_step or start.step
-            if self.stop.signal_number is not None and (step < cadence.total_steps or trainer.evaluation_left_out):
+            is_short = step < cadence.total_steps or trainer.status.evaluation_left_out
+            if is_short and self.stop.signal_number is not None:
                 raise self.stop.error(f"step {step} is saved; the same command resumes from there")
             if distributed.is_main_process():
                 self._finish(components, trainer, step)
@@ -144,68 +143,47 @@ class Attempt:
             )
         return Intervals.of(training, total_steps=total_steps, validation_blocks=len(data.validation or ()))
 
-    def _schedule(self, cadence: Intervals, start: Start, checkpoint_bytes: int) -> RunCallback:
+    def _trainer(
+        self, components: Components, intervals: Intervals, start: Start, checkpoint_bytes: int
+    ) -> RecipeTrainer:
+        from toolkit.training.build import build_trainer
+        from toolkit.training.pace import Pace
         from toolkit.training.run_callback import RunCallback
+        from toolkit.training.status import TrainingStatus
 
+        log = MetricsLog(self.directory, self.listener)
+        saver = self._saver(components, start, log)
         save_seconds = distributed.by_main_process(
             lambda: seconds_to_write(self.directory.checkpoints, checkpoint_bytes)
         )
-        schedule = RunCallback(cadence, self.directory, self.listener, self.stop, save_seconds=save_seconds)
-        schedule.resumed_from = start.folder
+        pace = Pace(
+            save_seconds=save_seconds,
+            stall_seconds=0.0 if saver.in_background else save_seconds,
+            evaluation_tokens=len(components.data.validation or ()) * self.context.block_size,
+        )
         # A run that starts from another's checkpoint evaluates there first, as its parent did.
         begins = start.of_parent and not self.directory.metrics()
-        due = cadence.eval_steps is not None and start.step % cadence.eval_steps == 0
-        schedule.evaluation_left_out = start.evaluation_left_out or (begins and due)
-        schedule.stop_after = self.stop_after
-        return schedule
-
-    def _trainer(self, components: Components, schedule: RunCallback, start: Start) -> RecipeTrainer:
-        from toolkit.memory.oom_retry import OOMRetry
-        from toolkit.training.arguments import training_arguments
-        from toolkit.training.loss_guard import LossGuard
-        from toolkit.training.trainer import RecipeTrainer
-
-        training = self.resolved.training
-        guard = LossGuard(
-            on_spike=training.on_spike,
-            scaled_gradients=training.precision == "fp16",
-            blocks=components.data.train,
-            tokenizer=components.tokenizer,
-            tell=schedule.spiked,
+        due = intervals.eval_steps is not None and start.step % intervals.eval_steps == 0
+        status = TrainingStatus(evaluation_left_out=start.evaluation_left_out or (begins and due))
+        flow = RunCallback(
+            intervals, pace, log=log, saver=saver, status=status, stop=self.stop, stop_after=self.stop_after
         )
-        with libraries_quiet():
-            trainer = RecipeTrainer(
-                components=components,
-                arguments=training_arguments(
-                    training,
-                    output=self.directory.checkpoints,
-                    micro_batch_size=self.sizes.micro_batch_size,
-                    accumulation=self.sizes.accumulation,
-                    device_kind=self.resolved.device.kind,
-                    evaluates=components.data.validation is not None,
-                    evaluation_sequences=start.evaluation_sequences,
-                ),
-                optimizer=self.resolved.recipe.optimizer.plugin,
-                settings=training,
-                context=self.context,
-                callbacks=[*self._plugin_callbacks(), schedule],  # last, to see their decisions
-                guard=guard,
-                saver=self._saver(schedule, components, start),
-                steps=OOMRetry(
-                    micro_batch_size=self.sizes.micro_batch_size,
-                    sequences=start.sequences,
-                    tell=schedule.smaller,
-                    indivisible=WHY_INDIVISIBLE if training.release_gradients else None,
-                    unrepeatable="the run's other processes wait for it" if distributed.world_size() > 1 else None,
-                    unrepeatable_in_optimizer="fp16 scaled its gradients" if training.precision == "fp16" else None,
-                ),
-            )
-        schedule.trainer = trainer
-        trainer.settings_replaced_in = start.folder if start.of_parent else None
-        return trainer
+        return build_trainer(
+            self.resolved,
+            components,
+            self.context,
+            self.sizes,
+            saver=saver,
+            log=log,
+            status=status,
+            stop=self.stop,
+            callbacks=[*self._plugin_callbacks(), flow],  # last, to see their decisions
+            sequences=start.sequences,
+            evaluation_sequences=start.evaluation_sequences,
+            with_new_settings=start.of_parent,
+        )
 
-    def _saver(self, schedule: RunCallback, components: Components, start: Start) -> AsyncSaver:
-        from toolkit.storage.async_saver import AsyncSaver
+    def _saver(self, components: Components, start: Start, log: MetricsLog) -> AsyncSaver:
         from toolkit.storage.host_copy import fits_in_memory
 
         training = self.resolved.training
@@ -215,16 +193,14 @@ class Attempt:
         )
         if not in_background:
             self.listener(Message("training waits for each save: background saves need memory for a copy of the state"))
-        saver = AsyncSaver(
+        return AsyncSaver(
             self.directory,
             keep=training.save_total_limit,
             keep_every=training.keep_every,
             in_background=in_background,
-            on_saved=schedule.saved,
-            on_failed=schedule.save_failed,
+            log=log,
+            resumed_from=start.step if start.folder else None,
         )
-        saver.verified.update([start.step] if start.folder else [])
-        return saver
 
     def _plugin_callbacks(self) -> list[TrainerCallback]:
         recipe, callbacks = self.resolved.recipe, []
@@ -237,17 +213,13 @@ class Attempt:
         """Whether there is nothing left to train; the Trainer would take one more step."""
         return start.folder is not None and (start.ended or start.step >= cadence.total_steps)
 
-    def _train(self, trainer: RecipeTrainer, schedule: RunCallback, cadence: Intervals, start: Start) -> None:
+    def _train(self, trainer: RecipeTrainer, cadence: Intervals, start: Start) -> None:
         if start.folder and self._is_over(cadence, start):
-            trainer._load_from_checkpoint(str(start.folder))
-            trainer.seconds_before = start.seconds_trained
-            trainer.state.global_step = start.step
-            seen = read_json(start.folder / "trainer_state.json")["num_input_tokens_seen"]
-            trainer.state.num_input_tokens_seen = int(seen)
+            trainer.load_end(start.folder)
             with self.stop.deferred(), libraries_quiet():
-                schedule.make_up_evaluation(start.step)
+                trainer.make_up_evaluation()
             return
-        parameters = list(cast("torch.nn.Module", trainer.model).parameters())
+        parameters = list(trainer.components.model.parameters())
         self.listener(
             TrainingStarted(
                 folder=self.directory.folder,
@@ -262,8 +234,6 @@ class Attempt:
         with self.stop.deferred(), libraries_quiet(), trainer.saver.finished(unless=InterruptedRun):
             try:
                 trainer.train(resume_from_checkpoint=str(start.folder) if start.folder else None)
-            except EndedByEvaluation:  # one that the previous attempt had to leave out
-                trainer.ended = True
             except UnpicklingError as error:  # weights_only=True, whose own message is long
                 raise TrainingError(
                     f"a file of {start.folder} contains code or other objects that are not training state, and was not "
@@ -280,7 +250,7 @@ class Attempt:
         results: dict[str, Any] = {
             "steps": step,
             "tokens_seen": int(trainer.state.num_input_tokens_seen),
-            "seconds": trainer.seconds_trained,
+            "seconds": trainer.status.seconds_trained,
             "peak_memory_bytes": peak_bytes(self.resolved.device.kind),
             "memory_was_short": self.memory_was_short,
             "eval_loss": last.get("eval_loss"),

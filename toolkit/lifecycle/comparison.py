@@ -19,6 +19,7 @@ from toolkit.recipe.document import dotted, read
 from toolkit.recipe.identity import Setting, knows, settings
 from toolkit.recipe.resolve import ResolvedRecipe, leaves
 from toolkit.recipe.schema import Component
+from toolkit.recipe.settings import MOVED
 from toolkit.storage import checkpoint
 from toolkit.storage.run_directory import DATA_FILE, RunDirectory
 from toolkit.system.files import read_json
@@ -29,7 +30,9 @@ LENGTH_SETTINGS = ("training.max_steps", "training.num_train_epochs")
 def differences(run: RunDirectory, resolved: ResolvedRecipe) -> dict[str, str]:
     """The settings in which the recipe would change the run's numbers, by key, with both values in words."""
     record = run.record
-    old, new = record["identity"], settings(resolved)
+    new = settings(resolved)
+    moved = {f"training.{setting}" for setting in MOVED}  # the strategies that set them are compared
+    old = {key: value for key, value in record["identity"].items() if key not in moved}
     left = None if (defaults := record.get("defaults")) is None else frozenset(defaults)
     found = {}
     for key in sorted(old.keys() | new.keys()):

@@ -18,7 +18,7 @@ from toolkit.storage.records import FileEntry
 from toolkit.storage.run_directory import MODEL_FOLDER
 from toolkit.system.disk import disk_faults_named
 from toolkit.system.files import move_folder, sync
-from toolkit.training.components import refusals_placed
+from toolkit.training.refusals import refusals_placed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -28,7 +28,9 @@ from toolkit.storage.run_directory import DATA_FILE, RunDirectory
 from toolkit.system import environment_variables
 from toolkit.system.device import detect
 from toolkit.system.files import read_json
-from toolkit.training.components import check_exporters, context_of, refusals_placed, with_strategies
+from toolkit.training.components import check_exporters, context_of
+from toolkit.training.refusals import refusals_placed
+from toolkit.training.strategies import with_strategies
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

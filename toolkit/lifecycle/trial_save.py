@@ -18,22 +18,26 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from toolkit.api import RunContext
-from toolkit.errors import UnavailableError
 from toolkit.events import Listener, Message
 from toolkit.lifecycle.export import export, final_sample, ready, told_by
 from toolkit.logs import libraries_quiet
+from toolkit.recipe.batch import BatchSplit
 from toolkit.recipe.document import Path_
 from toolkit.recipe.resolve import ResolvedRecipe, resolve
 from toolkit.recipe.schema import Component, Recipe
 from toolkit.storage import checkpoint
-from toolkit.storage.records import RunRecord, write_record
+from toolkit.storage.async_saver import STATE_FILE, AsyncSaver
+from toolkit.storage.metrics_log import MetricsLog
+from toolkit.storage.records import RunRecord, TrainingState, read_record, write_record
 from toolkit.storage.run_directory import RUN_FILE, TRIAL_FOLDER, RunDirectory
 from toolkit.system import distributed
 from toolkit.system.disk import disk_faults_named
-from toolkit.training.components import Components, with_strategies
+from toolkit.system.signals import StopRequest
+from toolkit.training.components import Components
+from toolkit.training.strategies import with_strategies
 
 if TYPE_CHECKING:
     import torch
@@ -168,6 +172,8 @@ def _save_and_load(
     import torch
 
     recipe = subject.resolved.recipe
+    from toolkit.training.checkpoint_weights import save_weights
+
     trial = _trainer_like(trainer, subject, components, scratch, context)
     with _refused_at(recipe, ("optimizer",), "the optimizer cannot take a step"):
         trial.create_optimizer_and_scheduler(total_steps)
@@ -177,9 +183,11 @@ def _save_and_load(
             subject.is_whole and distributed.is_main_process()
         ):  # a copy's weights share no memory that the model's may share
             with disk_faults_named(scratch.folder, "a trial save"):
-                trainer._save(str(scratch.folder / "weights"))
+                save_weights(trainer.components.model, scratch.folder / "weights")
         trial._save_checkpoint(subject.model, None)
         trial.saver.take_result()  # where it is written in the background
+        if trial.saver.failure is not None:
+            raise trial.saver.failure
     distributed.barrier()  # for the first, which commits it
     folder = scratch.checkpoints / f"checkpoint-{trial.state.global_step}"
     reason = checkpoint.fault(folder, run_id=scratch.id)
@@ -196,7 +204,7 @@ def _save_and_load(
     with _refused_at(recipe, ("optimizer",), "the optimizer's state cannot be loaded from a checkpoint"):
         trial._load_optimizer_and_scheduler(str(folder))
     trial._load_rng_state(str(folder))
-    trial.restore_sums(folder)
+    trial.load_state_dict(read_record(folder / STATE_FILE, TrainingState))
 
 
 def _trainer_like(
@@ -207,38 +215,23 @@ def _trainer_like(
     from transformers import TrainerState
     from transformers.trainer_callback import ExportableState
 
-    from toolkit.storage.async_saver import AsyncSaver
-    from toolkit.training.loss_guard import LossGuard
-    from toolkit.training.trainer import RecipeTrainer
+    from toolkit.training.build import build_trainer
+    from toolkit.training.status import TrainingStatus
 
-    def failed(step: int, error: UnavailableError) -> None:
-        raise error
-
-    arguments = copy.copy(trainer.args)
-    arguments.output_dir, arguments.report_to = str(scratch.checkpoints), []
-    trial = RecipeTrainer(
-        components=components,
-        arguments=arguments,
-        optimizer=trainer.optimizer_plugin,
-        settings=subject.resolved.training,
-        context=context,
-        callbacks=[],
-        guard=LossGuard(
-            on_spike="warn",
-            scaled_gradients=False,
-            blocks=components.data.train,
-            tokenizer=components.tokenizer,
-            tell=lambda spike: None,
+    log = MetricsLog(scratch, lambda event: None)
+    trial = build_trainer(
+        subject.resolved.with_training(report_to=()),
+        components,
+        context,
+        BatchSplit(
+            trainer.args.per_device_train_batch_size,
+            trainer.args.gradient_accumulation_steps,
+            distributed.world_size(),
         ),
-        saver=AsyncSaver(
-            scratch,
-            keep=1,
-            keep_every=None,
-            in_background=trainer.saver.in_background,
-            on_saved=lambda saved: None,
-            on_failed=failed,
-        ),
-        steps=trainer.steps,
+        saver=AsyncSaver(scratch, keep=1, keep_every=None, in_background=trainer.saver.in_background, log=log),
+        log=log,
+        status=TrainingStatus(),
+        stop=StopRequest(),
     )
     trial.callback_handler.callbacks = trainer.callback_handler.callbacks  # a checkpoint has their state
     stateful: list[Any] = [  # the annotation of TrainerState's parameter leaves out that they are ExportableState
@@ -260,10 +253,11 @@ def _take_step(trial: RecipeTrainer) -> None:
     At a learning rate of zero, as at the first step of a warm-up: only the state that it makes is of interest, and a
     rate that is far too high is the run's to stop for.
     """
-    optimizer: torch.optim.Optimizer = cast(Any, trial.optimizer)
+    wrapped: Any = trial.optimizer
+    optimizer: torch.optim.Optimizer = wrapped.optimizer  # without a GradScaler, which expects a scaled loss
     for group in optimizer.param_groups:
         group["lr"] = 0.0
-    trained = [p for p in cast("torch.nn.Module", trial.model).parameters() if p.requires_grad]
+    trained = [parameter for parameter in trial.components.model.parameters() if parameter.requires_grad]
     sum(parameter.float().square().sum() for parameter in trained).backward()  # type: ignore[union-attr]  # a model without parameters trains nothing
     if trial.released is None:  # else the backward pass has taken it
         optimizer.step()

@@ -8,17 +8,19 @@ into some gradients and not into others.
 
 from __future__ import annotations
 
-import functools
 import gc
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from toolkit.errors import OutOfMemoryError, TrainingError
+from toolkit.events import Message
 from toolkit.formatting import counted
+from toolkit.storage.metrics_log import MetricsLog
 from toolkit.system.rng_state import RandomState
 
 OTHER_OOM_MESSAGES = ("CUDA error: out of memory", "'out of memory'", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -34,7 +36,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     if not isinstance(error, Exception):
         return False
     told = isinstance(error, RuntimeError) and any(words in str(error) for words in OTHER_OOM_MESSAGES)
-    return told or bool(should_reduce_batch_size(error))
+    # accelerate looks for words in the first argument, which of some errors of torch is no text.
+    return told or (all(isinstance(one, str) for one in error.args[:1]) and bool(should_reduce_batch_size(error)))
 
 
 class OutOfMemoryCaught:
@@ -57,25 +60,19 @@ def free_memory() -> None:
     clear_device_cache()
 
 
-@dataclass(frozen=True)
-class SmallerBatch:
-    """From this step on, micro-batches are run in smaller pieces."""
-
-    step: int
-    sequences: int
-    """Per piece."""
-    during: str
+Compute = Callable[[Mapping[str, Any]], torch.Tensor]
+"""Runs sequences forward and backward, and returns their share of the step's loss."""
 
 
 class OOMRetry:
-    """Runs the micro-batches of a step, each in as many pieces as memory requires."""
+    """How many sequences of a micro-batch go through the model at a time: fewer, once memory has run out."""
 
     def __init__(
         self,
         *,
         micro_batch_size: int,
         sequences: int,
-        tell: Callable[[SmallerBatch], None],
+        log: MetricsLog,
         indivisible: str | None = None,
         unrepeatable: str | None = None,
         unrepeatable_in_optimizer: str | None = None,
@@ -85,89 +82,42 @@ class OOMRetry:
         Args:
             micro_batch_size: sequences in a micro-batch of the data loader.
             sequences: sequences per piece; fewer than in a micro-batch if memory ran out before.
-            tell: is called whenever the pieces get smaller.
+            log: hears of it whenever the pieces get smaller.
             indivisible: why this run's micro-batches cannot be cut, and what to do about it; None if they can.
             unrepeatable: why this attempt cannot repeat a step, so that the next one has to start with smaller pieces.
             unrepeatable_in_optimizer: the same, once the optimizer has begun its step.
         """
         self.micro_batch_size = micro_batch_size
         self.sequences = sequences
-        self.tell = tell
+        self.log = log
         self.indivisible = indivisible
         self.unrepeatable = unrepeatable
         self.unrepeatable_in_optimizer = unrepeatable_in_optimizer
-        self._micro_batches: list[Mapping[str, Any]] = []
-        self._random_state: RandomState | None = None
 
-    @property
-    def limit(self) -> int | None:
-        """Sequences per piece to resume with; None if memory never ran out, so that a resume may choose anew."""
-        return self.sequences if self.sequences < self.micro_batch_size else None
+    def state_dict(self) -> dict[str, Any]:
+        """Sequences per piece to resume with; None if memory never ran out, so that a resume may choose anew.
 
-    def step_begins(self) -> None:
-        """Forget the micro-batches of the previous step."""
-        self._micro_batches = []
-        self._random_state = None
+        The next attempt needs them before it makes the data loader, and passes them to the constructor.
+        """
+        return {"sequences": self.sequences if self.sequences < self.micro_batch_size else None}
 
-    def run(
-        self,
-        micro_batch: Mapping[str, Any],
-        *,
-        compute: Callable[[Mapping[str, Any]], torch.Tensor],
-        undo: Callable[[], None],
-        step: int,
-    ) -> torch.Tensor:
-        """Run a micro-batch forward and backward and return its loss; if memory runs out, repeat the step so far.
-
-        Args:
-            micro_batch: tensors whose first dimension is the sequences.
-            compute: runs a piece forward and backward and returns its share of the step's loss.
-            undo: removes the gradients and losses of the step, before it is repeated.
-            step: the number of the step, for messages.
+    def halve(self, step: int, during: str) -> None:
+        """Make the pieces smaller, from this step on.
 
         Raises:
             OutOfMemoryError: the step cannot be repeated in this attempt.
             TrainingError: not even one sequence at a time fits, or micro-batches cannot be cut.
         """
-        if self._random_state is None:
-            self._random_state = RandomState.now()
-        self._micro_batches.append(micro_batch)
-        with OutOfMemoryCaught():
-            return self._in_pieces(micro_batch, compute)
-        return self.again(compute=compute, undo=undo, step=step, during=PASSES)
-
-    def again(
-        self, *, compute: Callable[[Mapping[str, Any]], torch.Tensor], undo: Callable[[], None], step: int, during: str
-    ) -> torch.Tensor:
-        """Run all micro-batches of the step so far in smaller pieces, and return the sum of their losses."""
-        assert self._random_state is not None
-        while True:
-            self._halve(step, during)
-            undo()
-            free_memory()
-            self._random_state.restore()
-            with OutOfMemoryCaught():
-                losses = [self._in_pieces(micro_batch, compute) for micro_batch in self._micro_batches]
-                return torch.stack(losses).sum()
-
-    def _in_pieces(
-        self, micro_batch: Mapping[str, Any], compute: Callable[[Mapping[str, Any]], torch.Tensor]
-    ) -> torch.Tensor:
-        whole = len(micro_batch["input_ids"])
-        if whole <= self.sequences:
-            return compute(micro_batch)
-        losses = [
-            compute({name: tensor[start : start + self.sequences] for name, tensor in micro_batch.items()})
-            for start in range(0, whole, self.sequences)
-        ]
-        return torch.stack(losses).sum()
-
-    def _halve(self, step: int, during: str) -> None:
         why = self.unrepeatable or (self.unrepeatable_in_optimizer if during == OPTIMIZER else None)
         if why or self.indivisible or self.sequences == 1:
             raise self.end(step, during, why or "")
         self.sequences //= 2
-        self.tell(SmallerBatch(step, self.sequences, during))
+        told = (
+            f"memory ran out in {during} of step {step:,}: the step is done again, and training "
+            f"goes on, with {counted(self.sequences, 'sequence')} at a time; a step still has as many as before"
+        )
+        line = {"step": step, "kind": "memory", "sequences": self.sequences, "during": during}
+        self.log.write(line, Message(told))
 
     def end(self, step: int, during: str, why: str) -> TrainingError:
         """The error that ends an attempt which cannot repeat the step.
@@ -193,36 +143,109 @@ class OOMRetry:
         )
 
 
-def survive_in(
-    optimizer: torch.optim.Optimizer, *, passes_again: Callable[[], None], half_moved: Callable[[], TrainingError]
-) -> None:
-    """Make an optimizer repeat a step that runs out of memory, after recomputing the gradients in smaller pieces.
+class RepeatableStep:
+    """An optimizer step's forward and backward passes, which are repeated in smaller pieces if memory runs out."""
 
-    Args:
-        optimizer: its `step` is replaced.
-        passes_again: recomputes the step's gradients in smaller pieces.
-        half_moved: the error to raise if some weights were updated and others not.
-    """
-    plain = optimizer.step
+    def __init__(self, retry: OOMRetry, number: int, *, compute: Compute, undo: Callable[[], None]) -> None:
+        """Begin a step.
 
-    @functools.wraps(plain)
-    def surviving(*args: Any, **kwargs: Any) -> Any:
+        Args:
+            retry: how large the pieces are.
+            number: that of the step, for messages.
+            compute: runs a piece.
+            undo: removes the gradients and losses of the step, before it is repeated.
+        """
+        self.retry = retry
+        self.number = number
+        self.compute = compute
+        self.undo = undo
+        self._micro_batches: list[Mapping[str, Any]] = []
+        self._random_state: RandomState
+        """As it was before the first of them."""
+
+    def run(self, micro_batch: Mapping[str, Any]) -> torch.Tensor:
+        """Run a micro-batch forward and backward and return its loss; if memory runs out, repeat the step so far.
+
+        Args:
+            micro_batch: tensors whose first dimension is the sequences.
+
+        Raises:
+            OutOfMemoryError, TrainingError: see `OOMRetry.halve`.
+        """
+        if not self._micro_batches:
+            self._random_state = RandomState.now()
+        self._micro_batches.append(micro_batch)
+        with OutOfMemoryCaught():
+            return self._in_pieces(micro_batch)
+        return self.again(PASSES)
+
+    def again(self, during: str) -> torch.Tensor:
+        """Run all micro-batches so far in smaller pieces, and return the sum of their losses."""
         while True:
-            before, had_state = _marks(optimizer), {id(weight) for weight, state in optimizer.state.items() if state}
-            groups = optimizer.param_groups
+            self.retry.halve(self.number, during)
+            self.undo()
+            free_memory()
+            self._random_state.restore()
+            with OutOfMemoryCaught():
+                return torch.stack([self._in_pieces(micro_batch) for micro_batch in self._micro_batches]).sum()
+
+    def _in_pieces(self, micro_batch: Mapping[str, Any]) -> torch.Tensor:
+        whole, at_once = len(micro_batch["input_ids"]), self.retry.sequences
+        if whole <= at_once:
+            return self.compute(micro_batch)
+        losses = [
+            self.compute({name: tensor[start : start + at_once] for name, tensor in micro_batch.items()})
+            for start in range(0, whole, at_once)
+        ]
+        return torch.stack(losses).sum()
+
+
+class RetryingOptimizer(AcceleratedOptimizer):  # type: ignore[misc]  # accelerate has no annotations
+    """An optimizer as accelerate wraps it, which repeats a step that runs out of memory.
+
+    Before that the gradients are recomputed in smaller pieces.
+    """
+
+    _is_accelerate_prepared = True  # or accelerate would wrap it once more
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        accelerator: Accelerator,
+        *,
+        passes_again: Callable[[], None],
+        half_moved: Callable[[], TrainingError],
+    ) -> None:
+        """Wrap an optimizer.
+
+        Args:
+            optimizer: the plain one.
+            accelerator: places its state, and has the GradScaler, if there is one.
+            passes_again: recomputes the step's gradients in smaller pieces.
+            half_moved: the error to raise if some weights were updated and others not.
+        """
+        super().__init__(optimizer, device_placement=accelerator.device_placement, scaler=accelerator.scaler)
+        self.passes_again = passes_again
+        self.half_moved = half_moved
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        """Take the step, however often memory runs out."""
+        groups = self.param_groups
+        while True:
+            before = _marks(self.optimizer)
+            had_state = {id(weight) for weight, state in self.state.items() if state}
             counts = [{name: value for name, value in group.items() if name != "params"} for group in groups]
             with OutOfMemoryCaught():
-                return plain(*args, **kwargs)
-            if any(mark != before.get(name, 0) for name, mark in _marks(optimizer).items()):
-                raise half_moved()
+                super().step(closure)
+                return
+            if any(mark != before.get(name, 0) for name, mark in _marks(self.optimizer).items()):
+                raise self.half_moved()
             # An optimizer would take a half-initialized state for a complete one.
-            for weight in [weight for weight in optimizer.state if id(weight) not in had_state]:
-                del optimizer.state[weight]
+            for weight in [weight for weight in self.state if id(weight) not in had_state]:
+                del self.state[weight]
             for group, count in zip(groups, counts, strict=True):
                 group.update(count)
-            passes_again()
-
-    cast(Any, optimizer).step = surviving
+            self.passes_again()
 
 
 def _marks(optimizer: torch.optim.Optimizer) -> dict[tuple[int, str], float]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from toolkit import formatting
-from toolkit.api import Change, Chooser, Device, Fidelity, Progress
+from toolkit.api import Change, Device, Fidelity, Progress
 from toolkit.formatting import counted
 from toolkit.memory.budget import is_ample, own_share
 from toolkit.planning.plan import Plan, make_plan
@@ -19,6 +19,7 @@ from toolkit.planning.roofline import Rates, measured
 from toolkit.planning.search import SAME_SPEED_TOLERANCE, Search
 from toolkit.planning.variants import FIDELITIES, Option, with_added, without_choosers
 from toolkit.planning.words import listed, named
+from toolkit.recipe.auto import Auto
 from toolkit.recipe.document import Path_
 from toolkit.recipe.resolve import ResolvedRecipe, resolve
 from toolkit.recipe.schema import component
@@ -45,9 +46,9 @@ class Choice:
     """Sentences for the user."""
 
 
-def chooser_of(resolved: ResolvedRecipe) -> Chooser | None:
+def chooser_of(resolved: ResolvedRecipe) -> Auto | None:
     """The recipe's placeholder strategy (`auto`), if it has one."""
-    found = (part.plugin for part in resolved.recipe.memory if isinstance(part.plugin, Chooser))
+    found = (part.plugin for part in resolved.recipe.memory if isinstance(part.plugin, Auto))
     return next(found, None)
 
 
@@ -79,9 +80,9 @@ def resolve_auto(
     usable = usable_bytes(limit, resolved.device)
     rates = rates or measured(resolved.device)
     search = Search(resolved, rates=rates, limit_bytes=usable, processes=processes, progress=progress, seconds=seconds)
-    found = search.best(fidelity=chooser.lowest_fidelity())
+    found = search.best(fidelity=chooser.fidelity)
     if found is None:
-        raise resolved.recipe.error(too_small(search, limit, chooser.lowest_fidelity()), _place(resolved))
+        raise resolved.recipe.error(too_small(search, limit, chooser.fidelity), _place(resolved))
     peak, with_copy = found.plan.peak_bytes, found.plan.peak_bytes + found.plan.state_bytes
     # Returning memory to the system at every step costs more time than waiting for a save.
     has_room = with_copy <= usable and is_ample(with_copy, limit) >= is_ample(peak, limit)
@@ -178,4 +179,4 @@ def _why(found: Option, made: Plan, search: Search) -> Iterator[str]:
 
 
 def _place(resolved: ResolvedRecipe) -> Path_:
-    return next(part.path for part in resolved.recipe.memory if isinstance(part.plugin, Chooser))
+    return next(part.path for part in resolved.recipe.memory if isinstance(part.plugin, Auto))

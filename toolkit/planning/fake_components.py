@@ -1,7 +1,7 @@
 """ResolvedRecipe -> Components that take no memory: the recipe's own plugins, under torch's fake tensors.
 
-Nothing here depends on an architecture. The model comes from its plugin's `skeleton`, which is its `build` unless
-overridden, and the strategies are applied as in a run. No documents are read and no weights are downloaded.
+Nothing here depends on an architecture. The model comes from its plugin's `skeleton`, or its `build`
+if it has none, and the strategies are applied as in a run. No documents are read and no weights are downloaded.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
-from toolkit.api import RunContext, Tokenizer
+from toolkit.api import ModelSkeleton, RunContext, Tokenizer
 from toolkit.errors import PluginError, ToolkitError
 from toolkit.recipe.resolve import ResolvedRecipe
-from toolkit.training.components import Components, check_exporters, checked_loss, refusals_placed, with_strategies
+from toolkit.training.components import Components, check_exporters, tokenizer_skeleton
+from toolkit.training.refusals import refusals_placed
+from toolkit.training.strategies import checked_loss, optimizer_wrapper, with_strategies
 
 if TYPE_CHECKING:
     import torch
@@ -77,15 +79,17 @@ def components(resolved: ResolvedRecipe, context: RunContext) -> tuple[Component
             tokenizer = _tokenizer(tokenizer_plugin, context)
         model_plugin = recipe.model.plugin
         with needs_no_values("model", type(model_plugin)), refusals_placed(recipe, ("model",)):
-            model = model_plugin.skeleton(tokenizer, context)
+            skeleton = model_plugin.skeleton if isinstance(model_plugin, ModelSkeleton) else model_plugin.build
+            model = skeleton(tokenizer, context)
         built_bytes = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
         with needs_no_values("memory strategy", None):
             model = with_strategies(resolved, model, context)
         with needs_no_values("exporter", None):
             check_exporters(recipe, model, context)
         with needs_no_values("model", type(model_plugin)):
-            loss = checked_loss(resolved, model, context)
-    return Components(tokenizer, model, cast(Any, _Data()), recipe.objective.plugin, loss), built_bytes
+            loss = checked_loss(recipe, model, context)
+    wrap = optimizer_wrapper(recipe, model, context)
+    return Components(tokenizer, model, cast(Any, _Data()), recipe.objective.plugin, loss, wrap), built_bytes
 
 
 def batch(built: Components, context: RunContext, *, size: int) -> dict[str, torch.Tensor]:
@@ -135,7 +139,7 @@ def _tokenizer(plugin: Tokenizer, context: RunContext) -> PreTrainedTokenizerBas
     key = (type(plugin), repr(plugin), context.task, context.block_size)
     if key not in _TOKENIZERS:
         _TOKENIZERS.clear()
-        _TOKENIZERS[key] = plugin.skeleton(context)
+        _TOKENIZERS[key] = tokenizer_skeleton(plugin, context)
     return _TOKENIZERS[key]
 
 

@@ -19,10 +19,13 @@ from typing import TYPE_CHECKING, Any, cast
 from toolkit.api import RunContext
 from toolkit.planning import fake_components, kernels
 from toolkit.planning.trace import Trace
+from toolkit.recipe.batch import BatchSplit
 from toolkit.recipe.resolve import ResolvedRecipe
+from toolkit.storage.run_directory import RunDirectory
 from toolkit.system import environment_variables
-from toolkit.system.signals import held_back
-from toolkit.training.components import Components, context_of, refusals_placed
+from toolkit.system.signals import StopRequest, held_back
+from toolkit.training.components import Components, context_of
+from toolkit.training.refusals import refusals_placed
 
 if TYPE_CHECKING:
     import torch
@@ -76,51 +79,40 @@ def trace(resolved: ResolvedRecipe, *, micro_batch_size: int, accumulation: int)
 def _trainer(
     resolved: ResolvedRecipe, context: RunContext, built: Components, *, micro_batch_size: int, accumulation: int
 ) -> RecipeTrainer:
-    from toolkit.logs import libraries_quiet
-    from toolkit.memory.oom_retry import OOMRetry
-    from toolkit.training.arguments import training_arguments
-    from toolkit.training.trainer import RecipeTrainer
+    from toolkit.storage.async_saver import AsyncSaver
+    from toolkit.storage.metrics_log import MetricsLog
+    from toolkit.training.build import build_trainer
+    from toolkit.training.loss_guard import LossGuard
+    from toolkit.training.status import TrainingStatus
 
-    training = resolved.training
-    if training.precision == "fp16":  # accelerate refuses it on a CPU; bf16 has the same size
-        training = training.model_copy(update={"precision": "bf16"})
-    arguments = training_arguments(
-        training.model_copy(update={"torch_compile": False, "report_to": ()}),
-        output=context.folder,
-        micro_batch_size=micro_batch_size,
-        accumulation=accumulation,
-        device_kind="cpu",
+    class NoGuard(LossGuard):
+        """Judges nothing, because it would have to read values; fake tensors have none."""
+
+        def judge(self, **_: Any) -> bool:
+            return False
+
+        def check_gradient(self, **_: Any) -> None:
+            return None
+
+    # accelerate refuses fp16 on a CPU; bf16 has the same size.
+    precision = "bf16" if resolved.training.precision == "fp16" else resolved.training.precision
+    changed = resolved.with_training(precision=precision, torch_compile=False, report_to=())
+    log = MetricsLog(RunDirectory(context.folder), lambda event: None)
+    return build_trainer(
+        replace(changed, device=replace(resolved.device, kind="cpu")),
+        built,
+        context,
+        BatchSplit(micro_batch_size, accumulation, processes=1),
+        saver=AsyncSaver(log.run, keep=1, keep_every=None, in_background=False, log=log),  # nothing is saved
+        log=log,
+        status=TrainingStatus(),
+        stop=StopRequest(),
+        guard=NoGuard,
     )
-    unused: Any = None  # nothing is saved
-    with libraries_quiet():
-        return RecipeTrainer(
-            components=built,
-            arguments=arguments,
-            optimizer=resolved.recipe.optimizer.plugin,
-            settings=training,
-            context=context,
-            callbacks=[],
-            guard=cast(Any, _NoGuard()),
-            saver=unused,
-            steps=OOMRetry(micro_batch_size=micro_batch_size, sequences=micro_batch_size, tell=lambda smaller: None),
-        )
 
 
 _UNHEARD = logging.Logger("toolkit.planning")
 _UNHEARD.disabled = True
-
-
-class _NoGuard:
-    """Stands in for the guard, which reads values; fake tensors have none."""
-
-    def judge(self, **_: Any) -> bool:
-        return False
-
-    def check_gradient(self, **_: Any) -> None:
-        return None
-
-    def state_check(self, step: int) -> None:
-        return None
 
 
 def _prepared(trainer: RecipeTrainer, ledger: StorageTracker) -> torch.nn.Module:
@@ -159,7 +151,7 @@ def _step(
 
     tokens = torch.tensor(batch["labels"].numel())
     trainer.current_gradient_accumulation_steps = passes
-    trainer.steps.step_begins()
+    trainer.begin_step(model, tokens)
     for number in range(passes):
         trainer.accelerator.gradient_state._set_sync_gradients(number == passes - 1)
         ledger.phase = "forward"
@@ -167,7 +159,8 @@ def _step(
     ledger.phase = "optimizer step"
     if trainer.args.max_grad_norm > 0:
         trainer._clip_grad_norm(model)  # type: ignore[no-untyped-call]  # transformers has no annotation for it
-    cast(Any, trainer.optimizer).step()
+    optimizer: Any = trainer.optimizer
+    optimizer.step()
     model.zero_grad()
 
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from toolkit.api import Device, Fidelity
+from toolkit.api import Device, ExportBytes, Fidelity
 from toolkit.planning.overhead import CUDA_ALLOCATION_GRANULARITY, framework_bytes, how_reckoned
 from toolkit.planning.roofline import Rates
 from toolkit.planning.trace import KINDS, Moment, Trace
@@ -215,8 +215,10 @@ def _by_name(moment: Moment) -> dict[str, int]:
 def _held_at_export(resolved: ResolvedRecipe, traced: Trace) -> dict[str, int]:
     """What is held during export: the optimizer state is still live, and an exporter reloads what it has written."""
     totals, exporters = traced.totals(), [part.plugin for part in resolved.recipe.exporters]
+    weights, saved = totals["weights"], traced.saved_weights_bytes
     copies = [
-        exporter.export_bytes(weights=totals["weights"], saved=traced.saved_weights_bytes) for exporter in exporters
+        exporter.export_bytes(weights=weights, saved=saved) if isinstance(exporter, ExportBytes) else saved
+        for exporter in exporters
     ]
     return {"weights": totals["weights"], "optimizer": totals["optimizer"], "exported copies": max(copies, default=0)}
 

@@ -11,12 +11,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import cast
 
-from toolkit.api import Chooser, Fidelity, Memory
+from toolkit.api import Candidates, Fidelity, Strategy
 from toolkit.errors import PluginError, RecipeError
 from toolkit.planning.plan import Plan, reckon
 from toolkit.planning.roofline import Rates
 from toolkit.planning.trace import Trace
 from toolkit.planning.words import named
+from toolkit.recipe.auto import Auto
 from toolkit.recipe.batch import BatchSplit
 from toolkit.recipe.resolve import ResolvedRecipe, resolve
 from toolkit.recipe.schema import Recipe, StrategyComponent
@@ -36,8 +37,8 @@ class Option:
 
 
 def without_choosers(recipe: Recipe) -> Recipe:
-    """The recipe without its placeholder strategies, such as `auto`."""
-    return replace(recipe, memory=tuple(part for part in recipe.memory if not isinstance(part.plugin, Chooser)))
+    """The recipe without the placeholder `auto`."""
+    return replace(recipe, memory=tuple(part for part in recipe.memory if not isinstance(part.plugin, Auto)))
 
 
 def with_added(recipe: Recipe, added: Iterable[StrategyComponent]) -> Recipe:
@@ -52,18 +53,19 @@ def candidates(resolved: ResolvedRecipe) -> list[StrategyComponent]:
     recipe = without_choosers(resolved.recipe)
     registry = recipe.registry
     present = {part.name for part in recipe.memory}
-    found = []
+    found: list[StrategyComponent] = []
     for name in registry.names("memory"):
         if name in present:
             continue
         try:
-            plugin = cast(type[Memory], registry.load("memory", name))
+            plugin = cast(object, registry.load("memory", name))
         except PluginError as error:
             logging.getLogger("toolkit").debug("not among what can be chosen: %s", error)
             continue
-        settings = recipe.training.model_dump()
-        for variant in plugin.candidates(settings, resolved.device):
-            part = StrategyComponent(name, variant, registry.offer("memory", name).distribution)
+        if not isinstance(plugin, Candidates):
+            continue
+        for variant in plugin.candidates(recipe.training, resolved.device):
+            part = StrategyComponent(name, cast(Strategy, variant), registry.offer("memory", name).distribution)
             if is_valid(with_added(recipe, [part]), resolved):
                 found.append(part)
     return found
@@ -81,8 +83,8 @@ def is_valid(recipe: Recipe, like: ResolvedRecipe) -> bool:
 def cuts_the_batch_alone(part: StrategyComponent, resolved: ResolvedRecipe) -> bool:
     """Whether all that a strategy does is set the micro-batch size."""
     strategy = part.plugin
-    changes = strategy.changes(resolved.recipe.training.model_dump(), resolved.device)
-    return changes.keys() == {"micro_batch_size"} and type(strategy).apply is Memory.apply
+    changes = strategy.changes(resolved.recipe.training, resolved.device)
+    return changes.keys() == {"micro_batch_size"} and type(strategy).apply is Strategy.apply
 
 
 class Planner:

@@ -6,7 +6,7 @@ and none of their methods is called but the validators of their options.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic
 
@@ -17,7 +17,7 @@ from typing_extensions import TypeVar  # with a default, which typing's has from
 from toolkit import api
 from toolkit.errors import OptionError, PluginError, Problem, RecipeError, nearest
 from toolkit.recipe.document import Document, Path_, dotted
-from toolkit.recipe.settings import Training
+from toolkit.recipe.settings import MOVED, Training
 from toolkit.registry import Registry
 
 FORMAT = 1
@@ -60,7 +60,7 @@ class Component(Generic[P]):
     """("dataset",), ("memory", 0), ...; empty while it is in no recipe."""
 
 
-StrategyComponent = Component[api.Memory]
+StrategyComponent = Component[api.Strategy]
 
 
 def component(registry: Registry, kind: str, name: str, options: Mapping[str, Any], path: Path_ = ()) -> Component[Any]:
@@ -133,7 +133,8 @@ class _Validation:
     def recipe(self) -> Recipe:
         data = {**DEFAULTS, **self.document.data}
         self._check_sections(data)
-        components, training = self._components(data), self._training(data["training"])
+        components = self._components(data)
+        training = self._training(data["training"], {part.name for part in components.get("memory", ()) if part})
         if self.problems:
             raise RecipeError(self.problems)
         return Recipe(
@@ -188,10 +189,14 @@ class _Validation:
         plugin = self._model(plugin_class, {key: value for key, value in options.items() if key != "plugin"}, path)
         return Component(name, plugin, self.registry.offer(kind, name).distribution, path) if plugin else None
 
-    def _training(self, settings: Any) -> Training:
+    def _training(self, settings: Any, plugins: Collection[str]) -> Training:
         if not isinstance(settings, Mapping):
             self._problem(("training",), "must be a mapping: training: {num_train_epochs: 3, ...}")
             settings = {}
+        for setting, strategy in MOVED.items():
+            if settings.get(setting) and strategy not in plugins:
+                self._problem(("training", setting), f"this is now memory: [{strategy}]; add that, and remove this")
+        settings = {name: value for name, value in settings.items() if name not in MOVED}
         return self._model(Training, settings, ("training",)) or Training()
 
     def _model(self, model: type[Options], values: Mapping[str, Any], path: Path_) -> Options | None:

@@ -1,17 +1,21 @@
 """The `training` section of a recipe: the settings of the run that belong to no plugin.
 
-Names are those of `transformers.TrainingArguments` wherever it has one. Of third-party packages, only pydantic is
+All but the trackers are part of the plugin API (`toolkit.api.Settings`). Of third-party packages, only pydantic is
 imported.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, model_validator
 
+from toolkit.api import Settings
 from toolkit.errors import nearest
 from toolkit.recipe import trackers
+
+MOVED = {"loss_chunk_size": "chunked-loss", "stochastic_rounding": "weights-in-bf16"}
+"""Settings of earlier versions that a memory strategy set, and the strategy that now does the work without them."""
 
 
 class UnfitSettingError(ValueError):
@@ -39,84 +43,9 @@ Trackers = Annotated[
 ]
 
 
-class Training(BaseModel):
+class Training(Settings):
     """How long, how fast, how often. Memory strategies may set some of these; `recipe show --resolved` says which."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    num_train_epochs: float = Field(default=1.0, gt=0)
-    """Passes over the training tokens; `max_steps` takes precedence."""
-    max_steps: int | None = Field(default=None, ge=1)
-    """Total optimizer steps; if not given, `num_train_epochs` decides."""
-    global_batch_size: int = Field(default=8, ge=1)
-    """Sequences per optimizer step, over all devices. No memory strategy changes it."""
-    micro_batch_size: int | None = Field(default=None, ge=1)
-    """Sequences per forward pass on one device; gradient accumulation makes up the rest of the global batch. Default:
-    each device's whole share of the global batch."""
-    learning_rate: float = Field(default=5e-5, gt=0)
-    """Peak learning rate."""
-    lr_scheduler_type: Literal[
-        "linear",
-        "cosine",
-        "constant",
-        "constant_with_warmup",
-        "inverse_sqrt",
-        "polynomial",
-        "warmup_stable_decay",
-        "cosine_with_min_lr",
-    ] = "linear"
-    """The learning-rate schedule after the warmup."""
-    lr_scheduler_kwargs: dict[str, float | int | str] = Field(default_factory=dict)
-    """More arguments of that schedule, such as `num_decay_steps` of warmup_stable_decay."""
-    warmup_steps: float = Field(default=0, ge=0)
-    """Steps of linear learning-rate warmup; a number below 1 is a share of all steps."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """Weight decay of the matrices; biases and norms are not decayed."""
-    max_grad_norm: float = Field(default=1.0, ge=0)
-    """Gradients are clipped to this norm; 0 turns clipping off."""
-    seed: int = Field(default=42, ge=0)
-    """Seed of the weights, of dropout and of the data order."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Number format of the matrix multiplications; the weights and the optimizer state stay in float32."""
-    gradient_checkpointing: bool = False
-    """Keep only the activations between layers and recompute those inside: less memory, same numbers."""
-    gradient_checkpointing_every: int = Field(default=1, ge=1)
-    """Recompute the activations of every n-th layer only, starting with the first; 1 is all of them."""
-    loss_chunk_size: int | None = Field(default=None, ge=1)
-    """Compute the loss from the logits of this many tokens at a time; if not given, of a whole micro-batch."""
-    optim: str | None = None
-    """An optimizer by its name in transformers (adafactor, adamw_8bit, ...), in place of the recipe's `optimizer`."""
-    optim_args: str | None = None
-    """More arguments of that optimizer, in transformers' format, such as rank=64."""
-    release_gradients: bool = False
-    """Update each parameter inside the backward pass (optimizer step in backward) and free its gradient at once; only
-    on one device, without gradient accumulation and without clipping."""
-    stochastic_rounding: bool = False
-    """Stochastic rounding: round updates of bfloat16 weights up or down at random, so that small ones are not lost."""
-    torch_compile: bool = False
-    """Compile the model with torch.compile: faster steps, after a first one that takes a minute. On a CPU it needs a
-    C++ compiler."""
-    eval_steps: int | None = Field(default=None, ge=1)
-    """Evaluate every N steps; if not given, three to ten times in the run, depending on its length. The last
-    step is always evaluated."""
-    save_steps: int | None = Field(default=None, ge=1)
-    """Save a checkpoint every N steps. The last step is always saved."""
-    save_minutes: float | None = Field(default=5.0, gt=0)
-    """Save a checkpoint once this many minutes have passed since the last one."""
-    save_total_limit: int = Field(default=2, ge=1)
-    """Keep this many checkpoints; older ones are removed once a newer one is safe on disk."""
-    keep_every: int | None = Field(default=None, ge=1)
-    """Also save every N steps, and keep those checkpoints for good beside the newest: milestones to go back to."""
-    save_in_background: bool | None = None
-    """Copy the state in memory and write it while training continues (true), or wait for the disk (false); if not
-    given, in the background where the copy fits into a quarter of the free memory."""
-    on_spike: Literal["stop", "skip-batch", "warn"] = "warn"
-    """What to do about a loss spike, a step whose loss is far above the hundred before it (by six standard deviations
-    and by a tenth): stop before the step is taken, skip its batch, or only record it."""
-    logging_steps: int | None = Field(default=None, ge=1)
-    """Log the loss every N steps; if not given, about two hundred times in the run."""
-    dataloader_num_workers: int = Field(default=0, ge=0)
-    """Worker processes that prepare batches. The data is packed and memory-mapped, so 0 is usually fastest."""
     report_to: Trackers = ()
     """Experiment trackers that the Trainer supports: tensorboard, wandb, mlflow, ... Their packages must be installed.
     If not given, nothing is reported, even if their environment variables are set."""

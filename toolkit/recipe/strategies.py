@@ -6,12 +6,12 @@ they (or the recipe) give one setting two values. Their order in the recipe neve
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, get_args
+from typing import Any
 
-from toolkit.api import Change, Claim, Device
+from toolkit.api import Change, Device, Requirement
 from toolkit.errors import PluginError, Problem, RecipeError, nearest
 from toolkit.recipe.document import Path_, dotted
 from toolkit.recipe.schema import DEFAULTS, Recipe, StrategyComponent
@@ -41,7 +41,7 @@ def merge(recipe: Recipe, device: Device) -> tuple[StrategyChange, ...]:
     changes = [change for part in recipe.memory for change in _changes(part, recipe, device)]
     problems = [
         *_claimed_twice(recipe),
-        *_unmet_needs(recipe, device),
+        *_unmet_requirements(recipe, device),
         *_set_twice(changes, recipe),
         *_against_the_recipe(changes, recipe),
         *_two_optimizers(recipe),
@@ -52,8 +52,7 @@ def merge(recipe: Recipe, device: Device) -> tuple[StrategyChange, ...]:
 
 
 def _changes(part: StrategyComponent, recipe: Recipe, device: Device) -> Iterator[StrategyChange]:
-    settings = recipe.training.model_dump()
-    for setting, change in part.plugin.changes(settings, device).items():
+    for setting, change in part.plugin.changes(recipe.training, device).items():
         if setting not in Training.model_fields:
             raise PluginError(
                 f"{part.name} sets {setting!r}: no such setting; {nearest(setting, Training.model_fields)}"
@@ -78,22 +77,29 @@ def _claimed_twice(recipe: Recipe) -> Iterator[Problem]:
             holders[claim] = part
 
 
-def _unmet_needs(recipe: Recipe, device: Device) -> Iterator[Problem]:
-    claimed = {claim for part in recipe.memory for claim in part.plugin.claims}
+def _unmet_requirements(recipe: Recipe, device: Device) -> Iterator[Problem]:
+    claimed = frozenset(claim for part in recipe.memory for claim in part.plugin.claims)
     for part in recipe.memory:
-        strategy, path = part.plugin, part.path
-        instead = f", or use {strategy.instead}" if strategy.instead else ""
-        for need in sorted(strategy.needed()):
-            kind, _, package = need.partition(":")
-            if kind == "package" and find_spec(package) is None:
-                message = f"{part.name} needs the package {package}; install it: pip install {package}{instead}"
-                yield _problem(recipe, path, message)
-            elif need in get_args(Claim) and need not in claimed:
-                yield _problem(recipe, path, f"{part.name} needs another strategy that manages the {need}; add one")
-            elif need in ("cuda", "mps") and need != device.kind:
-                yield _problem(
-                    recipe, path, f"{part.name} needs a {need} device, but this machine has: {device.name}{instead}"
-                )
+        for requirement in sorted(part.plugin.requires(), key=lambda one: (one.kind, one.name)):
+            if missing := unmet(requirement, device, claimed):
+                cure = f", or {requirement.cure}" if requirement.cure else ""
+                yield _problem(recipe, part.path, f"{part.name} needs {missing}{cure}")
+
+
+def unmet(requirement: Requirement, device: Device, claimed: Iterable[str]) -> str:
+    """What is missing, in words; nothing if the requirement is met.
+
+    Args:
+        requirement: a strategy's.
+        device: what the run would use.
+        claimed: what the strategies of the recipe claim.
+    """
+    name = requirement.name
+    if requirement.kind == "package":
+        return "" if find_spec(name) else f"the package {name}; install it: pip install {name}"
+    if requirement.kind == "claim":
+        return "" if name in claimed else f"another strategy that manages the {name}"
+    return "" if name == device.kind else f"a {name} device, but this machine has: {device.name}"
 
 
 def _set_twice(changes: list[StrategyChange], recipe: Recipe) -> Iterator[Problem]:

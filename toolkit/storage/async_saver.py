@@ -1,8 +1,8 @@
 """Writes a run's checkpoints: in the background where possible, and without failing on a full disk.
 
-The caller writes the small files of a checkpoint into the staging folder and leaves the large ones `for_later`; a
-thread writes those, commits the checkpoint, and removes older ones. One save is in flight at a time. If there is no
-room in memory for a copy of the state, and for the last checkpoint of a run, saving is synchronous.
+The caller says what a checkpoint consists of. Its small files are written at once; a thread writes the large ones,
+commits the checkpoint, and removes older ones. One save is in flight at a time. If there is no room in memory for a
+copy of the state, and for the last checkpoint of a run, saving is synchronous.
 
 A failing disk (full, over quota, broken) does not end a run: training goes on, older checkpoints are removed to make
 room, down to the newest one, and the next save tries again. Only a failure of the run's last checkpoint is an error.
@@ -11,6 +11,7 @@ room, down to the newest one, and the next save tries again. Only a failure of t
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import threading
 import time
@@ -23,7 +24,9 @@ from typing import Any
 
 from toolkit import formatting
 from toolkit.errors import UnavailableError
+from toolkit.events import CheckpointSaved, Message
 from toolkit.storage import checkpoint
+from toolkit.storage.metrics_log import MetricsLog
 from toolkit.storage.records import TrainingState, write_record
 from toolkit.storage.run_directory import RunDirectory
 from toolkit.system import distributed
@@ -32,6 +35,27 @@ from toolkit.system.files import sync
 
 STATE_FILE = "toolkit_state.json"
 """File in a checkpoint with the state that the Trainer keeps in memory only, and the time trained."""
+
+
+SAVE_RETRY_SECONDS = 60.0
+"""Delay before the next save, after one that failed."""
+
+Write = Callable[[Path], object]
+"""Writes files into the folder of a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a checkpoint consists of, and how one process writes its part."""
+
+    now: list[Write]
+    """Written while training waits."""
+    later: list[Write]
+    """Written in the thread, where there is one: of the main process, and without waiting for the others."""
+    state: Mapping[str, Any]
+    """The content of toolkit_state.json."""
+    expected_bytes: int
+    """Approximate size of the checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -57,61 +81,50 @@ class AsyncSaver:
         keep: int,
         keep_every: int | None,
         in_background: bool,
-        on_saved: Callable[[Saved], None],
-        on_failed: Callable[[int, UnavailableError], None],
+        log: MetricsLog,
+        resumed_from: int | None = None,
     ) -> None:
+        """Begin with the checkpoint that the attempt resumes from, which is intact: that of step `resumed_from`."""
         self.run = run
         self.keep = keep
         self.keep_every = keep_every
         self.in_background = in_background
-        self.on_saved = on_saved
-        self.on_failed = on_failed
-        self.verified: set[int] = set()
+        self.log = log
+        self.last_step = resumed_from
+        """The step of the newest checkpoint that is safe on disk."""
+        self.last_saved: Saved | None = None
+        """The newest one of this attempt."""
+        self.failure: UnavailableError | None = None
+        """Why the last save failed, if it did ..."""
+        self.retry_at = math.inf
+        """... and when to try again, by time.monotonic."""
+        self._verified = set() if resumed_from is None else {resumed_from}
         """Steps whose checkpoints are known to be intact."""
-        self.staging: Path | None = None
-        """Where the caller writes while a checkpoint is being made."""
-        self._later: list[Callable[[], Any]] | None = None
         self._in_flight: Future[Saved] | None = None
-        self._step_in_flight = 0
 
-    @property
-    def takes_a_copy(self) -> bool:
-        """Whether a thread writes what is being saved, so that it has to be a copy."""
-        return self._later is not None
-
-    def for_later(self, write: Callable[[], Any]) -> None:
-        """Defer a write to the thread, or make it now if training waits for this save."""
-        if self._later is None:
-            write()
-        else:
-            self._later.append(write)
-
-    def save(
-        self, step: int, *, write: Callable[[], None], state: Mapping[str, Any], expected_bytes: int, last: bool
-    ) -> None:
+    def save(self, step: int, content: Callable[[bool], Content], *, last: bool) -> None:
         """Save a checkpoint.
 
         Args:
             step: optimizer steps taken.
-            write: writes the files of the checkpoint into `staging`, or leaves them `for_later`.
-            state: the content of toolkit_state.json.
-            expected_bytes: approximate size of the checkpoint.
+            content: says what to write; it is told whether that must be a copy, because a thread writes it.
             last: whether training ends after it; then it is written synchronously.
 
         Raises:
             UnavailableError: the last checkpoint cannot be written.
         """
         self.take_result()
-        error = self._try(step, write, state, expected_bytes, in_background=self.in_background and not last)
+        self.failure, self.retry_at = None, math.inf
+        error = self._try(step, content, in_background=self.in_background and not last)
         for keep in (2, 1) if last else ():
             if error is None:
                 return
             self._make_room(keep)
-            error = self._try(step, write, state, expected_bytes, in_background=False)
+            error = self._try(step, content, in_background=False)
         if error is not None and last:
             raise error
         if error is not None:
-            self._failed(step, error)
+            self._failed(error)
 
     def take_result(self) -> None:
         """Wait for the save in flight, if there is one, and report its outcome."""
@@ -119,9 +132,9 @@ class AsyncSaver:
             return
         future, self._in_flight = self._in_flight, None
         try:
-            self.on_saved(future.result())
+            self._saved(future.result())
         except UnavailableError as error:
-            self._failed(self._step_in_flight, error)
+            self._failed(error)
 
     @contextlib.contextmanager
     def finished(self, *, unless: type[BaseException]) -> Iterator[None]:
@@ -141,41 +154,38 @@ class AsyncSaver:
         if self._in_flight is not None and self._in_flight.done():
             self.take_result()
 
-    def _try(
-        self,
-        step: int,
-        write: Callable[[], None],
-        state: Mapping[str, Any],
-        expected_bytes: int,
-        *,
-        in_background: bool,
-    ) -> UnavailableError | None:
+    def _try(self, step: int, content: Callable[[bool], Content], *, in_background: bool) -> UnavailableError | None:
         """Write a checkpoint, or start to in the background; if one process fails, all return an error."""
         begun, staging = time.monotonic(), self.run.checkpoints / checkpoint.STAGING
-        later: list[Callable[[], Any]] = []
-        self.staging, self._later = staging, later if in_background else None
+        staged = staging / f"checkpoint-{step}"
+        to_write = content(in_background)
+        now, later = to_write.now, to_write.later
+        if not in_background:
+            now, later = [*now, *later], []
 
         def make_staging() -> None:
             if distributed.is_main_process():
-                self._check_free_space(expected_bytes)
-                staging.mkdir(exist_ok=True)
+                self._check_free_space(to_write.expected_bytes)
+                staged.mkdir(parents=True, exist_ok=True)
+
+        def write_now() -> None:
+            for write in now:
+                write(staged)
 
         try:
-            # In two rounds: `write` contains barriers, so every process has to get there, or none.
+            # In two rounds: no process writes before there is a folder, and all of them know of a failure.
             error = self._agreed(step, self._refusal(step, make_staging))
-            error = error or self._agreed(step, self._refusal(step, write))
+            error = error or self._agreed(step, self._refusal(step, write_now))
         except BaseException:  # a non-finite state that must not be saved, say
             shutil.rmtree(staging, ignore_errors=True)
             raise
-        finally:
-            self.staging = self._later = None
         if error is None and distributed.is_main_process():
             stall = time.monotonic() - begun if in_background else None
-            finish = partial(self._finish, step, staging, state, later, begun, stall)
+            finish = partial(self._finish, step, staged, to_write.state, later, begun, stall)
             if in_background:
                 self._begin(step, finish)
             else:
-                error = self._refusal(step, lambda: self.on_saved(finish()))
+                error = self._refusal(step, lambda: self._saved(finish()))
         error = self._agreed(step, error)
         if error is not None and distributed.is_main_process():
             shutil.rmtree(staging, ignore_errors=True)
@@ -198,8 +208,7 @@ class AsyncSaver:
         return error
 
     def _begin(self, step: int, finish: Callable[[], Saved]) -> None:
-        self._step_in_flight, future = step, Future[Saved]()
-        self._in_flight = future
+        self._in_flight = future = Future[Saved]()
 
         def work() -> None:
             try:
@@ -215,32 +224,41 @@ class AsyncSaver:
     def _finish(
         self,
         step: int,
-        staging: Path,
+        staged: Path,
         state: Mapping[str, Any],
-        later: list[Callable[[], Any]],
+        later: list[Write],
         begun: float,
         stall: float | None,
     ) -> Saved:
         """Write the rest, commit, and prune older checkpoints."""
-        name = f"checkpoint-{step}"
-        staged, final = staging / name, self.run.checkpoints / name
+        final = self.run.checkpoints / staged.name
         for write in later:
-            write()
+            write(staged)
         write_record(staged / STATE_FILE, TrainingState, state)
         for lines in self.run.line_files():  # the metrics up to this step have to survive with it
             sync(lines)
         sync(self.run.folder)  # and their directory entries
         size = checkpoint.commit(staged, final, run_id=self.run.id, step=step)
-        staging.rmdir()
-        self.verified.add(step)
+        staged.parent.rmdir()
+        self._verified.add(step)
         with contextlib.suppress(OSError):  # the checkpoint is safe; what cannot be removed stays until the next save
             self._prune(self.keep)
         seconds = time.monotonic() - begun
         return Saved(step, final, size, seconds, seconds if stall is None else stall)
 
-    def _failed(self, step: int, error: UnavailableError) -> None:
+    def _saved(self, saved: Saved) -> None:
+        """Record a checkpoint that is safe on disk."""
+        self.last_saved, self.last_step = saved, saved.step
+        line = {"step": saved.step, "kind": "save", "seconds": saved.seconds, "stall_seconds": saved.stall_seconds}
+        told = CheckpointSaved(saved.step, saved.folder, saved.seconds, saved.stall_seconds)
+        self.log.write(line | {"bytes": saved.bytes}, told)
+
+    def _failed(self, error: UnavailableError) -> None:
+        """Report the failure; training goes on."""
         self._make_room(2)
-        self.on_failed(step, error)
+        self.failure, self.retry_at = error, time.monotonic() + SAVE_RETRY_SECONDS
+        stands = f"step {self.last_step} is saved" if self.last_step is not None else "nothing is saved yet"
+        self.log.listener(Message(f"{error}\ntraining goes on ({stands}); the next save is tried in a minute"))
 
     def _make_room(self, keep: int) -> None:
         """Remove checkpoints down to the newest few; what cannot be removed stays."""
@@ -250,7 +268,7 @@ class AsyncSaver:
                 self._prune(min(keep, self.keep))
 
     def _prune(self, keep: int) -> None:
-        checkpoint.prune(self.run.checkpoints, keep=keep, keep_every=self.keep_every, verified=self.verified)
+        checkpoint.prune(self.run.checkpoints, keep=keep, keep_every=self.keep_every, verified=self._verified)
 
     def _check_free_space(self, needed: int) -> None:
         free = free_bytes(self.run.folder)

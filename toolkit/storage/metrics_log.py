@@ -1,4 +1,7 @@
-"""Writer of metrics.jsonl that loses no line to a disk that is full for a while."""
+"""What happens in a run: a line in metrics.jsonl, and an event for whoever shows the run.
+
+No line is lost to a disk that is full for a while.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,17 @@ import json
 import os
 from typing import Any
 
-from toolkit.events import Listener, Message
+from toolkit.events import Event, Listener, Message
 from toolkit.storage.run_directory import RunDirectory
+from toolkit.system import distributed
 from toolkit.system.disk import DISK_FAULTS
 
 
 class MetricsLog:
-    """Appends lines to a run's metrics.jsonl; what the disk refuses is kept in memory until it can be written."""
+    """Appends lines to a run's metrics.jsonl, in its main process, and tells the run's listener of them.
+
+    What the disk refuses is kept in memory until it can be written.
+    """
 
     def __init__(self, run: RunDirectory, listener: Listener) -> None:
         self.run = run
@@ -22,8 +29,14 @@ class MetricsLog:
         self._end = run.metrics_file.stat().st_size if run.metrics_file.exists() else 0
         """Size of the file up to the last complete write."""
 
-    def write(self, line: dict[str, Any]) -> None:
-        """Append a line, now or when the disk takes it."""
+    def write(self, line: dict[str, Any], event: Event | None = None) -> None:
+        """Append a line, now or when the disk takes it, and then tell the listener."""
+        if distributed.is_main_process():
+            self._append(line)
+        if event is not None:
+            self.listener(event)
+
+    def _append(self, line: dict[str, Any]) -> None:
         refused_before = bool(self._unwritten)
         self._unwritten.append(line)
         try:

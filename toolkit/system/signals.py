@@ -31,14 +31,6 @@ DUPLICATE_SECONDS = 0.5
 Farewell = Callable[[str], object]
 
 
-class EvaluationLeftOut(Exception):  # noqa: N818 - it is no error: the next attempt evaluates
-    """A signal to stop came during an evaluation."""
-
-
-class EndedByEvaluation(Exception):  # noqa: N818 - it is no error
-    """A made-up evaluation ended the training, as by early stopping."""
-
-
 class Interrupt(KeyboardInterrupt):
     """A signal to stop came while no run was in progress."""
 

@@ -9,8 +9,9 @@ In the tests of a plugin:
 
 Everything runs in seconds, with tiny models and texts that the kit generates; on the CPU, except `apply` of a memory
 strategy that needs an accelerator. The network is used only if the plugin itself uses it. Without `options`, the plugin
-is checked with its defaults, as `rehearse()` returns it; with them, as it is. Required options must be given, or the
-plugin does not pass. A check for which this machine lacks a device or a package does pass, with `tried` False.
+is checked with its defaults, as `rehearse()` returns it; with them, as it is. What could not be tried does not pass: a
+plugin whose required options are not given, or one that needs a device or a package that this machine lacks; the check
+then has `tried` False.
 """
 
 from __future__ import annotations
@@ -135,11 +136,11 @@ def _behaviour(plugin: Plugin, offer: Offer, *, rehearsed: bool) -> Iterator[Che
 
     with tempfile.TemporaryDirectory(prefix="toolkit-check-") as folder:
         bench = Bench(Path(folder), rehearsal=rehearsed, offer=offer)
+        small, check = _rehearsed(plugin)
+        yield check
+        if small is None:
+            return
         if rehearsed:
-            small, check = _rehearsed(plugin)
-            yield check
-            if small is None:
-                return
             plugin = small
         for name, try_ in BEHAVIOUR[plugin.kind]:
             # What a plugin prints must not mix with the findings on stdout, which a script may parse.
@@ -164,7 +165,7 @@ def _tried(name: str, try_: Try, plugin: Plugin, bench: Bench) -> Check:
     except Fault as fault:
         return Check(name, False, str(fault))
     except NotTriedHere as reason:
-        return Check(name, True, str(reason), tried=False)
+        return Check(name, False, str(reason), tried=False)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
         return Check(name, False, described(error, type(plugin)))
 

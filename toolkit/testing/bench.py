@@ -45,8 +45,8 @@ class Fault(Exception):  # noqa: N818 - it is a finding, which becomes a failed 
     """A plugin does not do what its kind promises."""
 
 
-class NotTriedHere(Exception):  # noqa: N818 - it is a finding: a Check that passes untried
-    """The machine lacks what a check needs."""
+class NotTriedHere(Exception):  # noqa: N818 - it is a finding: a Check that failed untried
+    """The machine lacks what a check needs, so that the plugin does not pass here."""
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,17 @@ def documents(plugin: Dataset, bench: Bench) -> str:
     return f"{', '.join(f'{split} {len(rows):,}' for split, rows in data.items())} documents"
 
 
+def facts(plugin: Dataset, bench: Bench) -> str:
+    """What it says about its documents before they are loaded has the type that the contract gives it."""
+    for fact in ("licenses", "languages"):
+        value = getattr(plugin, fact)
+        named = isinstance(value, tuple) and all(isinstance(one, str) for one in value)
+        require(named, f"{fact} is {value!r} and not a tuple of strings")
+    separated = plugin.holds_end_tokens()
+    require(isinstance(separated, bool), f"holds_end_tokens returns {separated!r} and neither True nor False")
+    return "end tokens separate documents inside a text" if separated else "a text is one document"
+
+
 def peek(plugin: Dataset, bench: Bench) -> str:
     """The document that `peek` shows before a run is one that `load` returns."""
     shown = plugin.peek(bench.run())
@@ -88,4 +99,4 @@ def _digests(data: DatasetDict, split: str) -> dict[str, Any]:
     return {"count": len(data[split]), "digests": first, "all": whole.hexdigest()}
 
 
-CHECKS = (("documents", documents), ("peek", peek), ("loaded again", loaded_again))
+CHECKS = (("documents", documents), ("facts", facts), ("peek", peek), ("loaded again", loaded_again))

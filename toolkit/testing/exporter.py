@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from toolkit.api import Exporter, Results, RunContext
+from toolkit.api import ExportBytes, Exporter, Results, RunContext
 from toolkit.testing.bench import Bench, first_accepted, require
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ def folder(plugin: Exporter, bench: Bench) -> str:
 def export(plugin: Exporter, bench: Bench) -> str:
     """It writes to its folder, touches nothing else, and leaves the model unchanged for the exporters after it."""
     family, told = first_accepted(("gpt2", "lora"), lambda name: _exported(plugin, bench, name))
+    # It runs once before the first step and again after the last.
+    again = _exported(plugin, bench, family)
+    require(again == told, f"a second export writes other files: {again} after {told}")
     return told if family == "gpt2" else f"{told}, of a model with LoRA"
 
 
@@ -53,6 +56,7 @@ def _exported(plugin: Exporter, bench: Bench, family: str) -> str:
     (run.folder / "run.json").write_text("{}", encoding="utf-8")
     outside, inside = _files(run.folder, but=target), _files(target)
     with connections_watched() as connections:
+        plugin.check(model, run)
         plugin.export(model, tokenizer, target, RESULTS, run)
     require(not connections, f"in a rehearsal it connects to {', '.join(connections[:2])}; look at run.rehearsal")
     touched = sorted(outside.items() ^ _files(run.folder, but=target).items())
@@ -70,6 +74,15 @@ def _exported(plugin: Exporter, bench: Bench, family: str) -> str:
     written = _files(target)
     require(written, "it writes nothing into its folder")
     return f"{len(written)} files: {', '.join(sorted(written)[:6])}"
+
+
+def memory(plugin: Exporter, bench: Bench) -> str:
+    """For a plan, it says how many bytes it takes."""
+    if not isinstance(plugin, ExportBytes):
+        return "a plan counts what it takes to load the saved weights"
+    size = plugin.export_bytes(weights=1 << 30, saved=1 << 20)
+    require(isinstance(size, int) and size >= 0, f"export_bytes returns {size!r}, which is no number of bytes")
+    return f"a plan counts {size:,} bytes where the weights have {1 << 30:,} and a checkpoint {1 << 20:,}"
 
 
 def _model(bench: Bench, family: str) -> PreTrainedModel:
@@ -132,4 +145,4 @@ def _weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-CHECKS = (("folder", folder), ("export", export))
+CHECKS = (("folder", folder), ("export", export), ("memory", memory))

@@ -10,7 +10,10 @@ from pathlib import Path
 from toolkit.registry import Offer
 from toolkit.testing.bench import Check
 
-HEAVY = ("torch", "transformers", "datasets", "numpy", "peft", "accelerate", "tokenizers")
+HEAVY = (
+    *("torch", "transformers", "datasets", "numpy", "peft", "accelerate", "tokenizers"),
+    *("huggingface_hub", "pandas", "pyarrow", "safetensors", "scipy"),
+)
 """Libraries that a plugin's methods may import, but its module may not."""
 
 PROBE = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from toolkit.api import Model, Task
+from toolkit.api import Model, ModelSkeleton, Task
 from toolkit.testing.bench import BLOCK_SIZE, SEED, Bench, first_accepted, require
 
 if TYPE_CHECKING:
@@ -105,4 +105,18 @@ def seeded(plugin: Model, bench: Bench) -> str:
     return "the same seed gives the same weights"
 
 
-CHECKS = (("build", build), ("forward", forward), ("behaviour", behaviour), ("seed", seeded))
+def skeleton(plugin: Model, bench: Bench) -> str:
+    """For a plan, it builds the same architecture from tensors that have a shape and no values."""
+    from toolkit.planning.fake_components import fake_tensors, needs_no_values
+
+    task, built = _built(plugin, bench)
+    make = plugin.skeleton if isinstance(plugin, ModelSkeleton) else plugin.build
+    with fake_tensors(), needs_no_values("model", type(plugin)):
+        planned = {name: tuple(one.shape) for name, one in make(bench.tokenizer, bench.run(task)).named_parameters()}
+    shapes = {name: tuple(one.shape) for name, one in built.named_parameters()}
+    differing = sorted(name for name in planned.keys() | shapes.keys() if planned.get(name) != shapes.get(name))
+    require(not differing, f"a plan would count another model: what build returns differs in {differing[:3]}")
+    return "a plan counts the same parameters"
+
+
+CHECKS = (("build", build), ("forward", forward), ("behaviour", behaviour), ("seed", seeded), ("skeleton", skeleton))

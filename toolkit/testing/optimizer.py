@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from toolkit.api import Optimizer
 from toolkit.testing.bench import Bench, require
@@ -39,7 +40,7 @@ def steps(plugin: Optimizer, bench: Bench) -> str:
     outcomes = []
     for rate in LEARNING_RATES:
         model = bench.model("gpt2")
-        losses = _trained(model, _built(plugin, bench, model, rate), bench, STEPS)
+        losses = trained(model, _built(plugin, bench, model, rate), bench, STEPS)
         if losses[-1] < losses[0] - 0.01:
             return f"the loss falls from {losses[0]:.3f} to {losses[-1]:.3f} in {STEPS} steps of {rate:g}"
         outcomes.append(f"{losses[0]:.3f} to {losses[-1]:.3f} with {rate:g}")
@@ -58,7 +59,7 @@ def settings(plugin: Optimizer, bench: Bench) -> str:
         built = plugin.build(model, learning_rate=learning_rate, weight_decay=weight_decay, run=run)
         for group in built.param_groups:
             group["lr"] = group["lr"] * schedule
-        _trained(model, built, bench, 1)
+        trained(model, built, bench, 1)
         pairs = zip(model.parameters(), before, strict=True)
         return float(sum((parameter.detach() - old).double().abs().sum() for parameter, old in pairs))
 
@@ -75,24 +76,31 @@ def settings(plugin: Optimizer, bench: Bench) -> str:
 
 def state(plugin: Optimizer, bench: Bench) -> str:
     """With its state saved and loaded, it takes the same steps: resuming a run depends on it."""
+    require_same_after_loading(lambda model: _built(plugin, bench, model), bench.model("gpt2"), bench)
+    return "with its state loaded, it takes the same steps"
+
+
+def require_same_after_loading(
+    build: Callable[[Any], torch.optim.Optimizer], start: PreTrainedModel, bench: Bench
+) -> None:
+    """Train a copy of the model with an optimizer, then go on with it and, from its saved state, with another."""
     import torch
 
-    model = bench.model("gpt2")
-    built = _built(plugin, bench, model)
-    _trained(model, built, bench, 3)
+    model = copy.deepcopy(start)
+    built = build(model)
+    trained(model, built, bench, 3)
     twin = copy.deepcopy(model)
     file = io.BytesIO()
     torch.save(built.state_dict(), file)
     file.seek(0)
-    resumed = _built(plugin, bench, twin)
+    resumed = build(twin)
     # This is how the Trainer loads checkpoints: tensors and plain values, no pickled code.
     resumed.load_state_dict(torch.load(file, weights_only=True))
-    _trained(model, built, bench, 2)
-    _trained(twin, resumed, bench, 2)
+    trained(model, built, bench, 2)
+    trained(twin, resumed, bench, 2)
     pairs = zip(model.named_parameters(), twin.parameters(), strict=True)
     differing = [name for (name, one), other in pairs if not torch.equal(one, other)]
     require(not differing, f"after loading its state_dict the next steps differ in {', '.join(differing[:3])}")
-    return "with its state loaded, it takes the same steps"
 
 
 def _built(
@@ -105,11 +113,11 @@ def _built(
     return built
 
 
-def _trained(model: PreTrainedModel, built: torch.optim.Optimizer, bench: Bench, count: int) -> list[float]:
+def trained(model: PreTrainedModel, built: torch.optim.Optimizer, bench: Bench, count: int) -> list[float]:
     """Train on one batch, and return the loss before each step and after the last one."""
     from toolkit.training.loss import token_mean_loss
 
-    batch, losses = bench.batch(), []
+    batch, losses = bench.batch().to(next(model.parameters()).device), []
     for _ in range(count):
         loss = token_mean_loss("causal-lm")(model(input_ids=batch), batch)
         losses.append(loss.item())

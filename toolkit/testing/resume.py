@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from toolkit.api import Memory, Objective
+from toolkit.api import Objective, Strategy
 from toolkit.errors import RecipeError, TrainingError, UnavailableError, UsageError
 from toolkit.lifecycle.verify_resume import Verdict, verify_resume
 from toolkit.logs import libraries_quiet
@@ -47,8 +47,8 @@ def check_resume(
         return Check("resume", True, f"not needed: of a {kind} a resume asks what was tried in another process above")
     registry = Registry.discover(plugin_folders)
     plugin = registry.load(kind, name).model_validate(options or {})
-    if isinstance(plugin, Memory) and (lacking := lacking_here(plugin, detect())):
-        return Check("resume", True, f"not tried here: it needs {lacking}", tried=False)
+    if isinstance(plugin, Strategy) and (lacking := lacking_here(plugin, detect())):
+        return Check("resume", False, f"not tried here: it needs {lacking}", tried=False)
     component = {"plugin": name, **(options or {})}
     section = next((section for section, of in LIST_SECTIONS.items() if of == kind), kind)
     own = {section: [component] if section in LIST_SECTIONS else component}
@@ -59,7 +59,7 @@ def check_resume(
         try:
             verdict = _verdict({**RECIPE, **companions, section: beside}, plugin_folders)
         except UnavailableError as error:
-            return Check("resume", True, f"not tried here: {error}", tried=False)
+            return Check("resume", False, f"not tried here: {error}", tried=False)
         except (UsageError, RecipeError) as refusal:
             refusals[str(refusal)] = None
         except TrainingError as error:

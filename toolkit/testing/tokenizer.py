@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from toolkit.api import Task, Tokenizer, highest_id
+from toolkit.api import Task, Tokenizer, TokenizerSkeleton, highest_id
 from toolkit.testing.bench import Bench, disturb_random_numbers, first_accepted, require
 from toolkit.testing.elsewhere import answer_elsewhere
+from toolkit.training.components import tokenizer_skeleton
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,6 +53,9 @@ def encoding(plugin: Tokenizer, bench: Bench) -> str:
     one = [_ids(tokenizer, text) for text in bench.texts]
     again = [_ids(tokenizer, text) for text in bench.texts]
     require(one == again, "the same text gives other tokens when it is asked again (dropout in its merges, say)")
+    special = sorted({token for ids in one for token in ids} & set(tokenizer.all_special_ids))
+    names = ", ".join(map(str, tokenizer.convert_ids_to_tokens(special)))
+    require(not special, f"it puts special tokens into texts that hold none, unasked: {names}")
     together = tokenizer(bench.texts, add_special_tokens=False, verbose=False)["input_ids"]
     require(together == one, "a text beside longer ones gives other tokens: it pads or cuts; switch that off")
     long = " ".join(bench.texts)
@@ -87,6 +91,25 @@ def saved(plugin: Tokenizer, bench: Bench) -> str:
     return "saved and loaded again, it gives the same tokens"
 
 
+def skeleton(plugin: Tokenizer, bench: Bench) -> str:
+    """For a plan, it has a tokenizer with as many tokens and the same special ones, without documents."""
+    from transformers import PreTrainedTokenizerBase
+
+    of = "skeleton" if isinstance(plugin, TokenizerSkeleton) else "build without documents"
+    planned: Any = first_accepted(TASKS, lambda task: tokenizer_skeleton(plugin, bench.run(task)))[1]
+    built = _built(plugin, bench)
+    require(
+        isinstance(planned, PreTrainedTokenizerBase), f"{of} returns a {type(planned).__name__}, which is no tokenizer"
+    )
+    require(
+        planned.special_tokens_map == built.special_tokens_map,
+        f"{of} has the special tokens {planned.special_tokens_map} where build has {built.special_tokens_map}",
+    )
+    needed, counted = highest_id(built) + 1, highest_id(planned) + 1
+    require(counted >= needed, f"{of} has {counted:,} tokens where build has {needed:,}; define skeleton, for plans")
+    return f"a plan counts {counted:,} tokens"
+
+
 def _ids(tokenizer: Any, text: str = PROBE) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
@@ -95,4 +118,10 @@ def _folded(text: str) -> str:
     return "".join(text.lower().split())
 
 
-CHECKS = (("build", build), ("encoding", encoding), ("round trip", round_trip), ("save and reload", saved))
+CHECKS = (
+    ("build", build),
+    ("encoding", encoding),
+    ("round trip", round_trip),
+    ("save and reload", saved),
+    ("skeleton", skeleton),
+)

@@ -19,7 +19,7 @@ def training_arguments(
     evaluates: bool = True,
     evaluation_sequences: int | None = None,
 ) -> TrainingArguments:
-    """A recipe's settings as TrainingArguments; when to log, evaluate and save is left to `Schedule`.
+    """A recipe's settings as TrainingArguments; when to log, evaluate and save is left to `RunCallback`.
 
     Args:
         training: the recipe's settings.
@@ -58,7 +58,7 @@ def training_arguments(
         # With the filter, the Trainer would log a non-finite loss as a finite one and go on.
         logging_nan_inf_filter=False,
         save_strategy="no",
-        # EarlyStoppingCallback requires an evaluation strategy; Schedule decides when.
+        # EarlyStoppingCallback requires an evaluation strategy; RunCallback decides when.
         eval_strategy="steps" if evaluates else "no",
         eval_steps=10**9,
         logging_strategy="no",

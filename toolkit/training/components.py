@@ -5,31 +5,32 @@ torch is imported inside the functions only. What a plugin rejects is reported a
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from toolkit.api import Memory, Objective, Peek, Progress, RunContext, highest_id
+from toolkit.api import Objective, Peek, Progress, RunContext, Tokenizer, TokenizerSkeleton, highest_id
 from toolkit.data import documents, packing
 from toolkit.data.packing import PackedData
 from toolkit.data.tokenizer_training import tokenizer_of
-from toolkit.errors import OptionError, PluginError, RecipeError, UnavailableError
-from toolkit.recipe.document import Path_, dotted
+from toolkit.errors import OptionError, PluginError
+from toolkit.recipe.document import Path_
 from toolkit.recipe.resolve import ResolvedRecipe
 from toolkit.recipe.schema import Recipe
 from toolkit.system.cache import cache_folder, remove_abandoned
+from toolkit.training.refusals import refusals_placed
+from toolkit.training.strategies import checked_loss, optimizer_wrapper, with_strategies
 
 if TYPE_CHECKING:
     import torch
     from datasets import DatasetDict
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from toolkit.training.loss import StepLoss
+
 PACKING_OPTIONS: dict[str | None, Path_] = {"block_size": ("objective", "block_size"), "tokenizer": ("tokenizer",)}
 """Recipe paths of the options that packing may reject; anything else is reported at the dataset."""
-STRATEGY_PHASES = ("weights", "adapters", "activations")
-"""The order in which memory strategies are applied to the model."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,9 @@ class Components:
     model: PreTrainedModel
     data: PackedData
     objective: Objective
-    loss: Callable[..., torch.Tensor]
-    """Takes the model's outputs, the labels and the number of predicted tokens in the step."""
+    loss: StepLoss
+    wrap_optimizer: Callable[[torch.optim.Optimizer], torch.optim.Optimizer]
+    """Puts the memory strategies' wrappers around the recipe's optimizer."""
 
 
 def context_of(
@@ -57,6 +59,7 @@ def context_of(
         device=resolved.device,
         task=objective.task,
         block_size=objective.block_size,
+        precision=resolved.training.precision,
         rehearsal=rehearsal,
     )
     return replace(context, progress=progress) if progress else context
@@ -86,12 +89,12 @@ def assemble(resolved: ResolvedRecipe, context: RunContext) -> Components:
     _check_fit(recipe, tokenizer, model, objective)
     model = with_strategies(resolved, model, context)
     check_exporters(recipe, model, context)
-    loss = checked_loss(resolved, model, context)
+    loss = checked_loss(recipe, model, context)
     try:
         packed = packing.prepare(data, contents, tokenizer, objective, context)
     except OptionError as error:
         raise recipe.error(error.message, PACKING_OPTIONS.get(error.option, ("dataset",))) from error
-    return Components(tokenizer, model, packed, objective, loss)
+    return Components(tokenizer, model, packed, objective, loss, optimizer_wrapper(recipe, model, context))
 
 
 def load_documents(
@@ -133,7 +136,7 @@ def _end_token(recipe: Recipe, context: RunContext, tokenizer: PreTrainedTokeniz
     """The end token as written in a text: the tokenizer's own, or else the objective's (SEP, with BERT)."""
     if tokenizer is None:
         with refusals_placed(recipe, ("tokenizer",)):
-            tokenizer = recipe.tokenizer.plugin.skeleton(context)
+            tokenizer = tokenizer_skeleton(recipe.tokenizer.plugin, context)
     if tokenizer.eos_token is not None:
         return str(tokenizer.eos_token)
     objective = recipe.objective.plugin
@@ -159,34 +162,6 @@ def _check_own_loss(recipe: Recipe, model: PreTrainedModel, context: RunContext)
     with refusals_placed(recipe, ("model",)):
         if told := check_built(model, context.task):
             context.log.info("%s", told)
-
-
-def with_strategies(resolved: ResolvedRecipe, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
-    """Apply the memory strategies phase by phase, then gradient checkpointing if it is on."""
-    from toolkit.training.without_effect import Watched
-
-    recipe = resolved.recipe
-    strategies = [part for part in recipe.memory if type(part.plugin).apply is not Memory.apply]
-    watched = Watched.of(model, context.task)
-    for part in sorted(strategies, key=lambda part: STRATEGY_PHASES.index(part.plugin.phase)):
-        with refusals_placed(recipe, part.path):
-            model = part.plugin.apply(model, context)
-            watched = watched.then(model, context.task, name=part.name)
-    if resolved.training.gradient_checkpointing:
-        _checkpoint(model, every=resolved.training.gradient_checkpointing_every)
-    return model
-
-
-def _checkpoint(model: PreTrainedModel, *, every: int) -> None:
-    """Enable gradient checkpointing on every `every`-th layer."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    # Not through TrainingArguments: its name for this changed within the versions we support.
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
-    layers = (module for module in model.modules() if isinstance(module, GradientCheckpointingLayer))
-    for number, layer in enumerate(layers):
-        layer.gradient_checkpointing = number % every == 0
 
 
 def _check_fit(
@@ -219,15 +194,9 @@ def check_exporters(recipe: Recipe, model: PreTrainedModel, context: RunContext)
             part.plugin.check(model, context)
 
 
-def checked_loss(resolved: ResolvedRecipe, model: PreTrainedModel, context: RunContext) -> Callable[..., torch.Tensor]:
-    """The loss that the settings ask for, checked against the model."""
-    from toolkit.training.loss import ChunkedCrossEntropy, check_head, loss_for
-
-    with refusals_placed(resolved.recipe, resolved.set_at("loss_chunk_size")):
-        loss = loss_for(model, context.task, resolved.training)
-        if isinstance(loss, ChunkedCrossEntropy):
-            check_head(model, loss)
-    return loss
+def tokenizer_skeleton(plugin: Tokenizer, context: RunContext) -> PreTrainedTokenizerBase:
+    """A tokenizer like the one that the plugin would build from the documents, without them."""
+    return plugin.skeleton(context) if isinstance(plugin, TokenizerSkeleton) else plugin.build(iter(()), context)
 
 
 def _check_batch(collate: Any, model: PreTrainedModel, end: tuple[int, ...], *, known: int) -> None:
@@ -273,17 +242,3 @@ def _check_batch(collate: Any, model: PreTrainedModel, end: tuple[int, ...], *, 
             f"{difference:.2g}), so the document mask would be a promise without effect; set document_mask: false",
             option="document_mask",
         )
-
-
-@contextlib.contextmanager
-def refusals_placed(recipe: Recipe, path: Path_) -> Iterator[None]:
-    """Add its place in the recipe to what the plugin at this path rejects."""
-    try:
-        yield
-    except OptionError as error:
-        raise recipe.error(error.message, (*path, error.option) if error.option else path) from error
-    except UnavailableError as error:
-        where = (*path, error.option) if error.option else path
-        raise UnavailableError(f"{recipe.document.place(where)}: {dotted(where)}: {error.message}") from error
-    except PluginError as error:
-        raise RecipeError(recipe.error(str(error), (*path, "plugin")).problems) from error

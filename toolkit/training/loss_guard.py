@@ -9,11 +9,12 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from toolkit.data.packed_dataset import PackedBlocks
 from toolkit.errors import TrainingError
+from toolkit.events import Message
+from toolkit.storage.metrics_log import MetricsLog
 from toolkit.system import distributed
 
 if TYPE_CHECKING:
@@ -32,21 +33,7 @@ MIN_RELATIVE_RISE = 0.1
 """... if it also exceeds the mean by this fraction, because on a plateau the deviation is close to 0."""
 MAX_CONSECUTIVE_SKIPS = 10
 """More spikes in a row than this are no spikes, but the level where the loss now is."""
-
-
-@dataclass(frozen=True)
-class Spike:
-    """A step whose loss is far above those before it."""
-
-    step: int
-    loss: float
-    mean: float
-    """Of the losses before it."""
-    deviation: float
-    """Their standard deviation."""
-    action: OnSpike
-    batch: str
-    """Which documents were in it."""
+SPIKE_OUTCOMES = {"stop": "the run stops", "skip-batch": "its batch is left out", "warn": "training goes on"}
 
 
 class LossGuard:
@@ -59,14 +46,14 @@ class LossGuard:
         scaled_gradients: bool,
         blocks: PackedBlocks,
         tokenizer: PreTrainedTokenizerBase,
-        tell: Callable[[Spike], None],
+        log: MetricsLog,
     ) -> None:
         self.on_spike = on_spike
         # fp16's GradScaler meets infinite gradients routinely, and skips their step itself.
         self.scaled_gradients = scaled_gradients
         self.blocks = blocks
         self.tokenizer = tokenizer
-        self.tell = tell
+        self.log = log
         self._losses: deque[float] = deque(maxlen=LOSS_HISTORY_STEPS)
         self._skipped = 0
         self.loss_before: torch.Tensor
@@ -107,7 +94,7 @@ class LossGuard:
             self._losses.append(loss)
             self._skipped = 0
             return False
-        self.tell(Spike(step, loss, mean, deviation, self.on_spike, self._documents(self._numbers)))
+        self._report(step, loss, mean, deviation)
         how = f"the loss of step {step} is {loss:.4g}, and that of the steps before it {mean:.4g} (+- {deviation:.2g})"
         if self.on_spike == "stop":
             raise self._error(how, self._numbers)
@@ -118,6 +105,15 @@ class LossGuard:
         if self._skipped > MAX_CONSECUTIVE_SKIPS:
             raise self._error(f"{how}; {MAX_CONSECUTIVE_SKIPS} batches in a row were skipped", self._numbers)
         return True
+
+    def _report(self, step: int, loss: float, mean: float, deviation: float) -> None:
+        batch = self._documents(self._numbers)
+        line = {"step": step, "kind": "spike", "loss": loss, "mean": mean, "deviation": deviation}
+        told = (
+            f"step {step:,}: the loss is {loss:.4f} after {mean:.4f} (+- {deviation:.2g}) "
+            f"in the steps before; {SPIKE_OUTCOMES[self.on_spike]}; {batch}"
+        )
+        self.log.write(line | {"action": self.on_spike, "batch": batch}, Message(told))
 
     def _usual(self) -> tuple[float, float]:
         if len(self._losses) < MIN_HISTORY_STEPS:
@@ -157,11 +153,11 @@ class LossGuard:
             f"  From an earlier step with other ones: toolkit recipe run NAME --from RUN@STEP --set ..."
         )
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a resume needs to judge as an uninterrupted run would; floats in hexadecimal, exact to the last bit."""
         return {"losses": [loss.hex() for loss in self._losses], "skipped": self._skipped}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a saved state."""
         self._losses.extend(float.fromhex(loss) for loss in state["losses"])
         self._skipped = int(state["skipped"])

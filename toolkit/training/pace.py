@@ -23,13 +23,20 @@ PROCESS_EXIT_SECONDS = 2.0
 class Pace:
     """Times the steps of one attempt."""
 
-    def __init__(self, *, save_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self.evaluation_tokens = 0
+    def __init__(
+        self,
+        *,
+        save_seconds: float,
+        stall_seconds: float = 0.0,
+        evaluation_tokens: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.evaluation_tokens = evaluation_tokens
         self.evaluation_seconds: float | None = None
         """Duration of the last evaluation; until there is one, it is estimated from `evaluation_tokens`."""
         self.save_seconds = save_seconds
         """Duration of a save, estimated or measured; a run waits for its last one."""
-        self.stall_seconds = 0.0
+        self.stall_seconds = stall_seconds
         """How long training waits for each other save."""
         self._clock = clock
         self._recent: deque[tuple[float, int]] = deque(maxlen=SPEED_WINDOW_STEPS + 1)

@@ -1,18 +1,16 @@
 """The Hugging Face Trainer with what this toolkit promises: atomic checkpoints, exact resume, exact running sums.
 
-Training and the content of a checkpoint are the Trainer's. Overridden here are where and when a save is written, how
-a step is repeated after running out of memory, and which optimizer takes it; in `undisturbed_training`, evaluation
-and callbacks. docs/architecture.md lists the private methods of the Trainer that are overridden or called, with the
-reasons; they are secured by the version range in pyproject.toml and by tests/unit/training/test_trainer.py.
+Overridden here are what a save consists of, how a step is repeated after running out of memory, and which optimizer
+takes it; in `undisturbed_training`, evaluation and callbacks. docs/architecture.md lists the private methods of the
+Trainer that are overridden or called, with the reasons; they are secured by the version range in pyproject.toml and by
+tests/unit/training/test_trainer.py.
 """
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
-import time
 from collections.abc import Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,32 +18,32 @@ import torch
 from transformers import (
     DefaultFlowCallback,
     PrinterCallback,
-    Trainer,
     TrainerCallback,
+    TrainerState,
     TrainingArguments,
 )
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
 
 from toolkit.api import Optimizer, RunContext
 from toolkit.data.packed_dataset import BLOCK_NUMBERS, IndexedCollator
-from toolkit.errors import TrainingError
-from toolkit.memory.oom_retry import OPTIMIZER, OOMRetry, survive_in
+from toolkit.memory.oom_retry import OPTIMIZER, OOMRetry, RepeatableStep, RetryingOptimizer
 from toolkit.storage import checkpoint
-from toolkit.storage.async_saver import STATE_FILE, AsyncSaver
+from toolkit.storage.async_saver import STATE_FILE, AsyncSaver, Content, Write
 from toolkit.storage.host_copy import HostCopy
 from toolkit.storage.records import TrainingState, read_record
 from toolkit.system import distributed
+from toolkit.system.signals import StopRequest
 from toolkit.training.checkpoint_weights import save_weights
 from toolkit.training.hf_optimizer import build_named
-from toolkit.training.loss import ChunkedCrossEntropy
 from toolkit.training.loss_guard import LossGuard, named_state
 from toolkit.training.optimizer_in_backward import OptimizerInBackward
 from toolkit.training.optimizer_state import load_with_new_settings
-from toolkit.training.stochastic_rounding import StochasticRounding
+from toolkit.training.status import TrainingStatus
 from toolkit.training.undisturbed_training import UndisturbedTrainer
 
 if TYPE_CHECKING:
-    from toolkit.recipe.settings import Training
+    from toolkit.recipe.resolve import ResolvedRecipe
     from toolkit.training.components import Components
 
 
@@ -55,20 +53,25 @@ class RecipeTrainer(UndisturbedTrainer):
     def __init__(
         self,
         *,
+        resolved: ResolvedRecipe,
         components: Components,
-        arguments: TrainingArguments,
-        optimizer: Optimizer,
-        settings: Training,
         context: RunContext,
+        arguments: TrainingArguments,
         callbacks: list[TrainerCallback],
         guard: LossGuard,
         saver: AsyncSaver,
-        steps: OOMRetry,
+        retry: OOMRetry,
+        status: TrainingStatus,
+        stop: StopRequest,
+        with_new_settings: bool = False,
     ) -> None:
+        """With `with_new_settings`, an optimizer is loaded without the settings that it was saved with."""
         super().__init__(
             task=context.task,
-            steps=steps,
+            retry=retry,
             progress=context.progress,
+            status=status,
+            stop=stop,
             model=components.model,
             args=arguments,
             train_dataset=components.data.train,
@@ -78,42 +81,33 @@ class RecipeTrainer(UndisturbedTrainer):
             compute_loss_func=components.loss,
             callbacks=callbacks,
         )
-        self.remove_callback(DefaultFlowCallback)  # the first of its class: the Trainer's own, not our Schedule
+        self.remove_callback(DefaultFlowCallback)  # the first of its class: the Trainer's own, not RunCallback
         self.remove_callback(PrinterCallback)  # the listener shows the logs
+        self.components = components
         self.context = context
-        self.optimizer_plugin = optimizer
-        self.settings = settings
+        self.settings = resolved.training
+        self.optimizer_plugin: Optimizer = resolved.recipe.optimizer.plugin
         self.released: OptimizerInBackward | None = None
-        self.loss = components.loss
         self.guard = guard
         self.saver = saver
-        self.settings_replaced_in: Path | None = None
-        """A checkpoint of another run, loaded with the recipe's optimizer settings instead of those it was saved
-        with."""
-        self.seconds_before = 0.0
-        """Time trained in earlier attempts."""
-        self.started = time.monotonic()
+        self.with_new_settings = with_new_settings
+        self._step: RepeatableStep
         self._snapshot = HostCopy()
-        self._check_state = guard.state_check(0)
 
-    @property
-    def evaluation_tokens(self) -> int:
-        """Number of tokens in one evaluation."""
-        return len(cast(Any, self.eval_dataset or ())) * self.context.block_size
-
-    @property
-    def seconds_trained(self) -> float:
-        """Time trained, over all attempts."""
-        return self.seconds_before + time.monotonic() - self.started
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: Any = None) -> RetryingOptimizer:
         """Create the recipe's optimizer, or the one that a memory strategy names, with its wrappers."""
-        if self.optimizer is None:
-            self.optimizer = self._new_optimizer()
-            if self.settings.stochastic_rounding:
-                self.optimizer = StochasticRounding(self.optimizer, seed=self.context.seed)
+        if not isinstance(self.optimizer, RetryingOptimizer):
+            plain = self.components.wrap_optimizer(self._new_optimizer())
             if self.settings.release_gradients:
-                self.released = OptimizerInBackward(self._model, self.optimizer, check=self._check_gradient)
+                self.released = OptimizerInBackward(self.components.model, plain, check=self._check_gradient)
+            self.optimizer = RetryingOptimizer(
+                plain,
+                self.accelerator,
+                passes_again=self._passes_again,
+                half_moved=lambda: self.retry.end(
+                    self._step.number, OPTIMIZER, "it has moved some weights and others not"
+                ),
+            )
         return self.optimizer
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
@@ -122,22 +116,22 @@ class RecipeTrainer(UndisturbedTrainer):
                 super().create_optimizer,
                 settings=self.settings,
                 arguments=self.args,
-                model=cast(Any, self.model),
+                model=self.components.model,
                 replaced=self.optimizer_plugin,
             )
         return self.optimizer_plugin.build(
-            self._model,
+            self.components.model,
             learning_rate=self.args.learning_rate,
             weight_decay=self.args.weight_decay,
             run=self.context,
         )
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute the loss; a chunked loss takes over the work of the model's head."""
+        """Compute the loss; a loss of hidden states takes over the work of the model's head."""
         loss: Any
-        with self.loss.head_withheld() if isinstance(self.loss, ChunkedCrossEntropy) else contextlib.nullcontext():
+        with self.components.loss.head_withheld():
             loss = super().compute_loss(*args, **kwargs)
-        if self.released and isinstance(loss, torch.Tensor) and self._model.training:  # before backward steps
+        if self.released and isinstance(loss, torch.Tensor) and self.components.model.training:  # before backward steps
             self.released.left_out = self.guard.judge(
                 step=self.state.global_step + 1, loss_sum=self._tr_loss + loss.detach(), norm=None
             )
@@ -147,40 +141,31 @@ class RecipeTrainer(UndisturbedTrainer):
         """Fetch the micro-batches of the next step, and tell the guard which blocks are in them."""
         samples, items = super().get_batch_samples(*args, **kwargs)
         self.guard.step_begins(self._tr_loss, [sample.pop(BLOCK_NUMBERS) for sample in samples])
-        self.steps.step_begins()
+        self.begin_step(self.model_wrapped, items)
         return samples, items
+
+    def begin_step(self, model: Any, num_items_in_batch: Any) -> None:
+        """Begin a step, whose micro-batches `training_step` is going to run."""
+
+        def compute(piece: Mapping[str, Any]) -> torch.Tensor:
+            return super(RecipeTrainer, self).training_step(model, dict(piece), num_items_in_batch)
+
+        def undo() -> None:
+            model.zero_grad(set_to_none=True)
+            self._tr_loss = self.guard.loss_before.clone()
+
+        self._step = RepeatableStep(self.retry, self.state.global_step + 1, compute=compute, undo=undo)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Run forward and backward, in smaller pieces if memory has run out."""
+        return self._step.run(inputs)
 
-        def compute(piece: Mapping[str, Any]) -> torch.Tensor:
-            loss: torch.Tensor = Trainer.training_step(self, model, dict(piece), num_items_in_batch)
-            return loss
-
-        self._repeat_step = partial(
-            self.steps.again, compute=compute, undo=partial(self._undo_step, model), step=self.state.global_step + 1
-        )
-        return self.steps.run(
-            inputs, compute=compute, undo=partial(self._undo_step, model), step=self.state.global_step + 1
-        )
-
-    def _undo_step(self, model: torch.nn.Module) -> None:
-        model.zero_grad(set_to_none=True)
-        self._tr_loss = self.guard.loss_before.clone()
-
-    def survive_in_the_optimizer(self) -> None:
-        """Repeat the step in smaller pieces also when it is the optimizer that runs out of memory."""
-
-        def passes_again() -> None:
-            loss = self._repeat_step(during=OPTIMIZER)  # this resets the running loss sum
-            self._tr_loss += loss
-            if self.args.max_grad_norm > 0:
-                self._clip_grad_norm(self.model_wrapped)
-
-        def half_moved() -> TrainingError:
-            return self.steps.end(self.state.global_step + 1, OPTIMIZER, "it has moved some weights and others not")
-
-        survive_in(cast(Any, self.optimizer), passes_again=passes_again, half_moved=half_moved)
+    def _passes_again(self) -> None:
+        """Recompute the step's gradients, because the optimizer ran out of memory."""
+        loss = self._step.again(OPTIMIZER)  # this resets the running loss sum
+        self._tr_loss += loss
+        if self.args.max_grad_norm > 0:
+            self._clip_grad_norm(self.model_wrapped)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs.pop(BLOCK_NUMBERS, None)  # in an evaluation
@@ -199,96 +184,108 @@ class RecipeTrainer(UndisturbedTrainer):
     def _check_gradient(self, norm: torch.Tensor) -> None:
         self.guard.check_gradient(step=self.state.global_step + 1, norm=norm)
 
-    # Saving: the Trainer writes the files; the saver decides where and when, and commits them.
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self.saver.staging or self.args.output_dir)
+    # Saving: what a checkpoint consists of; the saver decides where and when, and commits it.
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self._check_state = self.guard.state_check(self.state.global_step)
         last = self.control.should_training_stop
         if last or not self.saver.in_background:
             self.progress("saving")
-        self.saver.save(
-            self.state.global_step,
-            write=partial(super()._save_checkpoint, model, trial),
-            state={
-                # Hexadecimal, so that no digit is lost: the loss logged after a resume is that of an uninterrupted run.
-                "of_processes": distributed.gathered(
-                    {"loss_sum": float(self._tr_loss.item()).hex(), "guard": self.guard.state()}
-                ),
-                "total_loss": float(self._total_loss_scalar).hex(),
-                "last_logged_step": self._globalstep_last_logged,
-                "seconds_trained": self.seconds_trained,
-                "sequences": self.steps.limit,
-                "evaluation_left_out": self.evaluation_left_out,
-                "ended": self.ended,
-            },
-            expected_bytes=checkpoint.expected_bytes(self._model),
-            last=last,
-        )
+        self.store_flos()
+        self.saver.save(self.state.global_step, self._content, last=last)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Save weights, config and tokenizer: now, or a copy of them in the saver's thread.
+    def _content(self, copied: bool) -> Content:
+        """A checkpoint of the step just taken; `copied`: of weights and optimizer state as they are now."""
+        check = self.guard.state_check(self.state.global_step)
+        model, optimizer = self.components.model, cast(Any, self.optimizer)
+        now: list[Write] = [lambda folder: self._save_rng_state(str(folder))]
+        later: list[Write] = []
+        if self.args.should_save:
+            # The Trainer's own save writes names that it does not find again (`toolkit.training.checkpoint_weights`).
+            weights = self._snapshot.of_model(model) if copied else None
+            state = self._snapshot.of_optimizer(optimizer) if copied else optimizer.state_dict()
+            scheduler: Any = self.lr_scheduler
+            tokenizer_files = self._tokenizer_files
+            now += [
+                lambda folder: torch.save(scheduler.state_dict(), folder / SCHEDULER_NAME),
+                lambda folder: self._save_scaler(str(folder)),
+                self._write_trainer_state,
+            ]
+            later = [
+                lambda folder: check(weights.items() if weights else model.named_parameters()),
+                lambda folder: save_weights(model, folder, weights),
+                # Two threads must not use the tokenizer at once; it does not change, so its files are cached.
+                lambda folder: [Path(folder, name).write_bytes(content) for name, content in tokenizer_files.items()],
+                lambda folder: check(named_state(state["state"])),
+                lambda folder: torch.save(state, folder / OPTIMIZER_NAME),
+            ]
+        else:
+            now += [lambda folder: check(model.named_parameters()), lambda folder: check(named_state(optimizer.state))]
+        return Content(now, later, self.state_dict(), checkpoint.expected_bytes(model))
 
-        The Trainer's own writes names that it does not find again (`toolkit.training.checkpoint_weights`).
-        """
-        assert output_dir is not None
-        if not self.args.should_save:
-            self._check_state(self._model.named_parameters())
-            return
-        folder = Path(output_dir)
-        folder.mkdir(parents=True, exist_ok=True)  # other processes write their RNG state there
-        in_background = self.saver.takes_a_copy
-        weights = self._snapshot.of_model(self._model) if in_background else state_dict
-        self.saver.for_later(partial(self._check_state, weights.items() if weights else self._model.named_parameters()))
-        self.saver.for_later(partial(save_weights, self._model, folder, weights))
-        # Two threads must not use the tokenizer at once; it does not change, so its files are cached.
-        for name, content in self._tokenizer_files.items():
-            self.saver.for_later(partial(folder.joinpath(name).write_bytes, content))
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        optimizer: torch.optim.Optimizer = cast(Any, self.optimizer)
-        if not self.saver.takes_a_copy or not self.args.should_save:
-            self._check_state(named_state(optimizer.state))
-            super()._save_optimizer_and_scheduler(output_dir)
-            return
-        state = self._snapshot.of_optimizer(optimizer)
-        self.saver.for_later(partial(self._check_state, named_state(state["state"])))
-        self.saver.for_later(partial(torch.save, state, Path(output_dir, OPTIMIZER_NAME)))
-        torch.save(cast(Any, self.lr_scheduler).state_dict(), Path(output_dir, SCHEDULER_NAME))
-
-    @property
-    def _model(self) -> torch.nn.Module:
-        return cast(torch.nn.Module, self.model)
+    def _write_trainer_state(self, folder: Path) -> None:
+        saved: Any = self.state.stateful_callbacks
+        for part in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(part, ExportableState):
+                name = type(part).__name__
+                if isinstance(saved[name], list):  # of several callbacks of one class
+                    saved[name].append(part.state())
+                else:
+                    saved[name] = part.state()
+        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
     @cached_property
     def _tokenizer_files(self) -> dict[str, bytes]:
         with tempfile.TemporaryDirectory() as folder:
-            cast(Any, self.processing_class).save_pretrained(folder)
+            self.components.tokenizer.save_pretrained(folder)
             return {file.name: file.read_bytes() for file in Path(folder).iterdir()}
 
     # Resuming
 
-    def restore_sums(self, folder: Path) -> None:
-        """Restore what the Trainer does not save; call it after training has begun, when the Trainer has reset it."""
-        state = read_record(folder / STATE_FILE, TrainingState)
+    def _run_epoch(self, *positional: Any, **named: Any) -> None:
+        """Train for an epoch; first, in the one that a checkpoint is of, make up for what the Trainer leaves out.
+
+        When training begins, the Trainer sets the running sums to zero. An evaluation that is made up may end training.
+        """
+        folder = named["resume_from_checkpoint"]
+        if folder is not None and named["epoch"] == named["epochs_trained"]:
+            self.load_state_dict(read_record(Path(folder, STATE_FILE), TrainingState))
+            self.make_up_evaluation()
+        if not self.control.should_training_stop:
+            super()._run_epoch(*positional, **named)
+
+    def load_end(self, folder: Path) -> None:
+        """Load a checkpoint after which there is nothing to train."""
+        self._load_from_checkpoint(str(folder))
+        saved = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+        self.state.global_step, self.state.num_input_tokens_seen = saved.global_step, saved.num_input_tokens_seen
+        self.status.load_state_dict(read_record(folder / STATE_FILE, TrainingState))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the Trainer does not save: the content of toolkit_state.json."""
+        # Hexadecimal, so that no digit is lost: the loss logged after a resume is that of an uninterrupted run.
+        own = {"loss_sum": float(self._tr_loss.item()).hex(), "guard": self.guard.state_dict()}
+        return {
+            "of_processes": distributed.gathered(own),
+            "total_loss": float(self._total_loss_scalar).hex(),
+            "last_logged_step": self._globalstep_last_logged,
+            **self.status.state_dict(),
+            **self.retry.state_dict(),
+        }
+
+    def load_state_dict(self, state: TrainingState) -> None:
+        """Restore it."""
         own = state["of_processes"][min(self.args.process_index, len(state["of_processes"]) - 1)]
         self._tr_loss = torch.tensor(float.fromhex(own["loss_sum"]), device=self.args.device)
         self._total_loss_scalar = float.fromhex(state["total_loss"])
         self._globalstep_last_logged = state["last_logged_step"]
-        self.guard.restore(own["guard"])
-        self.seconds_before = state["seconds_trained"]
-        self.started = time.monotonic()
+        self.guard.load_state_dict(own["guard"])
+        self.status.load_state_dict(state)
 
     def _load_optimizer_and_scheduler(self, folder: str | None) -> None:
         """Load both states; from another run's checkpoint, with the recipe's settings instead of the saved ones."""
-        if folder is None or self.settings_replaced_in != Path(folder):
+        if folder is None or not self.with_new_settings:
             super()._load_optimizer_and_scheduler(folder)
             return
-        load_with_new_settings(
-            cast(Any, self.optimizer),
-            cast(Any, self.lr_scheduler),
-            Path(folder),
-            load=super()._load_optimizer_and_scheduler,
-        )
+        optimizer: Any = self.optimizer
+        load = super()._load_optimizer_and_scheduler
+        load_with_new_settings(optimizer, self.lr_scheduler, Path(folder), load=load)

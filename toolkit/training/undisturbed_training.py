@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from typing import Any, cast
 
 import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import speed_metrics
 
 from toolkit.api import Progress, Task
 from toolkit.errors import OutOfMemoryError, TrainingError
 from toolkit.formatting import counted
 from toolkit.memory.oom_retry import OOMRetry, OutOfMemoryCaught, free_memory
 from toolkit.system.rng_state import random_state_preserved
-from toolkit.system.signals import EvaluationLeftOut
+from toolkit.system.signals import StopRequest
 from toolkit.training.checkpoint_weights import CompleteTrainer
 from toolkit.training.loss import predicted_tokens
+from toolkit.training.status import TrainingStatus
 from toolkit.training.tracker_failures import tolerant
 from toolkit.training.without_effect import check_loss_function, loss_function_of
 
@@ -26,7 +28,16 @@ from toolkit.training.without_effect import check_loss_function, loss_function_o
 class UndisturbedTrainer(CompleteTrainer):
     """A Trainer that ends with the same weights as it would without evaluations and callbacks."""
 
-    def __init__(self, *, task: Task, steps: OOMRetry, progress: Progress, **of_the_trainer: Any) -> None:
+    def __init__(
+        self,
+        *,
+        task: Task,
+        retry: OOMRetry,
+        progress: Progress,
+        status: TrainingStatus,
+        stop: StopRequest,
+        **of_the_trainer: Any,
+    ) -> None:
         super().__init__(**of_the_trainer)
         handler = self.callback_handler
         self.callback_handler = _UndisturbingHandler(
@@ -37,82 +48,101 @@ class UndisturbedTrainer(CompleteTrainer):
             handler.lr_scheduler,
         )
         self.task: Task = task
-        self.steps = steps
+        self.retry = retry
         self.progress = progress
-        self._batches_evaluated = self._batches_to_evaluate = 0
-        self.ended = False
-        """Whether a callback ended training before its last step."""
-        self.evaluation_left_out = False
-        """Whether a signal left no time for an evaluation, which the next attempt has to make up."""
+        self.status = status
+        self.stop = stop
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate with the RNG state preserved, and note if a callback ends training because of the result."""
-        stopping = self.control.should_training_stop
-        try:
-            with random_state_preserved():
-                metrics = super().evaluate(*args, **kwargs)
-        except EvaluationLeftOut:
-            self.evaluation_left_out = True
-            self.control.should_evaluate = False
-            self.control.should_save = self.control.should_training_stop = True
-            return {"eval_loss": math.nan}
-        if self.control.should_training_stop and not stopping:  # early-stopping, say
-            self.ended = self.control.should_save = True
-        return metrics
-
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         """Compute the mean loss per predicted token; the Trainer's is a mean over batches, and depends on their size.
 
-        If memory runs out, it starts over with a smaller batch; `on_evaluate` is called once.
+        The RNG state is preserved. If a signal to stop cuts the evaluation short, the loss is NaN, no callback hears
+        of it, and training ends with a save.
         """
+        begun, stopping = time.time(), self.control.should_training_stop
+        data: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        with random_state_preserved():
+            loss = self._mean_loss(self.get_eval_dataloader(eval_dataset))
+            self.status.evaluation_left_out = loss is None
+            if loss is None:
+                self.control.should_evaluate = False
+                self.control.should_save = self.control.should_training_stop = True
+                return {f"{metric_key_prefix}_loss": math.nan}
+            batches = math.ceil(len(data) / (self.args.eval_batch_size * self.args.world_size))
+            speed = speed_metrics(metric_key_prefix, begun, num_samples=len(data), num_steps=batches)
+            metrics: dict[str, float] = {f"{metric_key_prefix}_loss": loss, **speed}
+            self.log(metrics)
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if self.control.should_training_stop and not stopping:  # early-stopping, say
+            self.status.ended = self.control.should_save = True
+        return metrics
+
+    def make_up_evaluation(self) -> None:
+        """Evaluate the step to resume from, if that evaluation is missing.
+
+        Also if an earlier attempt made it up, but saved nothing after it: callbacks have to see it again.
+
+        Raises:
+            InterruptedRun: another signal came; after one more step the evaluation could never be made up.
+        """
+        if self.status.evaluation_left_out:
+            self.evaluate()
+        if self.status.evaluation_left_out:
+            raise self.stop.error(f"step {self.state.global_step} is saved; the same command goes on from there")
+
+    def _mean_loss(self, dataloader: Any) -> float | None:
+        """The loss; None if a signal cut it short. If memory runs out, it starts over with a smaller batch."""
         while True:
-            self._batches_evaluated, self._batches_to_evaluate = 0, len(dataloader)
-            self._tell_evaluated()
             with OutOfMemoryCaught():
-                output = super().evaluation_loop(
-                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-                )
-                loss, tokens = cast(Any, output.predictions).sum(axis=0, dtype="float64")
-                cast(Any, output.metrics)[f"{metric_key_prefix}_loss"] = float(loss / max(tokens, 1))
-                return output
+                return self._mean_loss_over(dataloader)
             self._evaluate_smaller()
             dataloader = self.get_eval_dataloader(dataloader.dataset)
 
-    def prediction_step(
-        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple[torch.Tensor, torch.Tensor, None]:
-        """Return the loss and, in place of logits, each sequence's share of the batch's loss sum and tokens, (n, 2)."""
+    def _mean_loss_over(self, dataloader: Any) -> float | None:
+        model, sums = self._model_to_evaluate(), []
+        self.callback_handler.eval_dataloader = dataloader
+        self.progress("evaluating", 0, len(dataloader), unit="batches")
+        for number, inputs in enumerate(dataloader, start=1):
+            sums.append(self.accelerator.gather_for_metrics(self._loss_sums(model, inputs)))
+            self.progress("evaluating", number, len(dataloader), unit="batches")
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+            # Several processes would wait for one that leaves.
+            if self.stop.signal_number is not None and self.args.world_size == 1:
+                return None
+        loss, tokens = torch.cat(sums).cpu().numpy().sum(axis=0, dtype="float64")
+        return float(loss / max(tokens, 1))
+
+    def _loss_sums(self, model: torch.nn.Module, inputs: Any) -> torch.Tensor:
+        """Each sequence's share of the batch's loss sum and of its predicted tokens, (n, 2)."""
         size = len(inputs["labels"])
         # The last batch is padded with sequences for all processes, which are cut off again: so one at a time then.
         at_once = 1 if self.args.world_size > 1 and self.accelerator.gradient_state.end_of_dataloader else size
-        losses, shares = [], []
+        shares = []
         for first in range(0, size, at_once):
             part = {name: value[first : first + at_once] for name, value in inputs.items()}
-            loss, _, _ = super().prediction_step(model, part, prediction_loss_only=True, ignore_keys=ignore_keys)
-            assert loss is not None
+            loss: Any = self.prediction_step(model, part, prediction_loss_only=True)[0]
             tokens = predicted_tokens(part["labels"], self.task).to(loss)
-            losses.append(loss)
             shares.append((torch.stack([loss * tokens, tokens]) / at_once).repeat(at_once, 1))
-        self._batches_evaluated += 1
-        self._tell_evaluated()
-        return torch.stack(losses).mean(), torch.cat(shares), None
+        return torch.cat(shares)
 
-    def _tell_evaluated(self) -> None:
-        self.progress("evaluating", self._batches_evaluated, self._batches_to_evaluate, unit="batches")
+    def _model_to_evaluate(self) -> torch.nn.Module:
+        model = self._wrap_model(cast(Any, self.model), training=False)
+        if not self.accelerator._models and model is self.model:  # nothing was trained in this process
+            self.model_wrapped = model = self.accelerator.prepare_model(model, evaluation_mode=True)
+        optimizer: Any = self.optimizer
+        for part in (model, optimizer):  # a schedule-free optimizer evaluates other weights than it trains
+            if hasattr(part, "eval"):
+                part.eval()
+        return model
 
     def _evaluate_smaller(self) -> None:
         """Halve the evaluation batch size after running out of memory, and leave that of training alone."""
         size, step = self.args.per_device_eval_batch_size, self.state.global_step
         if size == 1:
             raise TrainingError(f"memory ran out in the evaluation after step {step}, at batch 1")
-        if why := self.steps.unrepeatable:
+        if why := self.retry.unrepeatable:
             raise OutOfMemoryError(
                 f"memory ran out in the evaluation after step {step}, and this attempt cannot do it again: {why}; the "
                 f"same command goes on from the last checkpoint, and evaluates {counted(size // 2, 'sequence')} at "

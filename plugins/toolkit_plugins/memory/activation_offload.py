@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from toolkit.api import Claim, Fidelity, Memory, RunContext
+from toolkit.api import Claim, Fidelity, Requirement, RunContext, Strategy
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
 
-class ActivationOffload(Memory):
+class ActivationOffload(Strategy):
     """Offload the activations that the backward pass needs to host memory, and copy them back when it needs them.
 
     Exact, and costs transfers rather than recomputation: every activation crosses the bus twice, at 25 GB/s at best.
@@ -24,12 +25,14 @@ class ActivationOffload(Memory):
     """
 
     claims: ClassVar[frozenset[Claim]] = frozenset({"activation-placement"})
-    needs: ClassVar[frozenset[str]] = frozenset({"cuda"})
     fidelity: ClassVar[Fidelity] = "exact"
-    instead: ClassVar[str] = "gradient-checkpointing, which needs none"
 
     least_bytes: int = Field(default=1 << 20, ge=0)
     """Tensors smaller than this stay on the device: the overhead of a copy outweighs the memory that it saves."""
+
+    def requires(self) -> Sequence[Requirement]:
+        """A GPU: on a CPU the activations are in host memory already."""
+        return [Requirement("device", "cuda", cure="use gradient-checkpointing, which needs none")]
 
     def apply(self, model: PreTrainedModel, run: RunContext) -> PreTrainedModel:
         """Return the model with hooks that offload the activations of its forward pass to the host."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Self
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field
 
-from toolkit.api import Change, Claim, Device, Fidelity, Memory
+from toolkit.api import Claim, Device, Fidelity, Loss, RunContext, Settings, Strategy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
-class ChunkedLoss(Memory):
+class ChunkedLoss(Strategy):
     """Compute the loss one chunk of tokens at a time, and free its logits before the next chunk.
 
     Logits are as wide as the vocabulary: a 1,024-token sequence has 206 MB of them in GPT-2, and the loss holds two or
@@ -26,10 +29,16 @@ class ChunkedLoss(Memory):
     """Tokens per chunk; only their logits are held at a time. Each chunk costs a pass over the head's gradient."""
 
     @classmethod
-    def candidates(cls, settings: Mapping[str, Any], device: Device) -> Iterable[Self]:
+    def candidates(cls, settings: Settings, device: Device) -> Iterable[Self]:
         """One; smaller chunks hardly save any more."""
         return [cls()]
 
-    def changes(self, settings: Mapping[str, Any], device: Device) -> Mapping[str, Change]:
-        """Set the chunk size of the loss."""
-        return {"loss_chunk_size": Change(self.tokens, "logits are as wide as the vocabulary")}
+    def loss(self, model: PreTrainedModel, run: RunContext) -> Loss:
+        """The cross-entropy of the hidden states, chunk by chunk."""
+        import torch
+
+        from toolkit_plugins.memory.chunked_cross_entropy import ChunkedCrossEntropy
+
+        dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[run.precision]
+        head: Any = model.get_output_embeddings()
+        return Loss(ChunkedCrossEntropy(head, chunk_size=self.tokens, dtype=dtype), inputs="hidden_states")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
-from toolkit.api import Change, Claim, Device, Fidelity, Memory
+from toolkit.api import Change, Claim, Device, Fidelity, Settings, Strategy
 
 
-class FrequentSaves(Memory):
+class FrequentSaves(Strategy):
     """Save checkpoints by the clock and, if asked, every N steps; keep the newest few."""
 
     claims: ClassVar[frozenset[Claim]] = frozenset({"saves"})
@@ -26,6 +26,6 @@ class FrequentSaves(Memory):
     keep_every: int | None = Field(default=None, ge=1)
     """Also save every N steps and keep those checkpoints for good: milestones to go back to."""
 
-    def changes(self, settings: Mapping[str, Any], device: Device) -> Mapping[str, Change]:
+    def changes(self, settings: Settings, device: Device) -> Mapping[str, Change]:
         """Set when to save and how many checkpoints to keep."""
         return {name: Change(getattr(self, name)) for name in type(self).model_fields}

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from toolkit.api import Claim, Fidelity, Memory, OptionError, RunContext
+from toolkit.api import Claim, Fidelity, OptionError, RunContext, Strategy
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
 
-class FrozenLayers(Memory):
+class FrozenLayers(Strategy):
     """Freeze the first layers and the embeddings: no gradients and no optimizer state for them.
 
     With the embeddings frozen too, no activations of the frozen layers are kept and their backward pass is skipped, so

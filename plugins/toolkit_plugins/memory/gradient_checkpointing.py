@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from pydantic import Field
 
-from toolkit.api import Change, Claim, Device, Fidelity, Memory
+from toolkit.api import Change, Claim, Device, Fidelity, Settings, Strategy
 
 
-class GradientCheckpointing(Memory):
+class GradientCheckpointing(Strategy):
     """Drop the activations inside each layer and recompute them in the backward pass.
 
     About a third more compute, for activations that shrink to one tensor per layer; with `every: 2`, half the saving
@@ -24,11 +24,11 @@ class GradientCheckpointing(Memory):
     """Recompute the activations of every n-th layer, starting with the first: 1 is all of them, 2 every other one."""
 
     @classmethod
-    def candidates(cls, settings: Mapping[str, Any], device: Device) -> Iterable[Self]:
+    def candidates(cls, settings: Settings, device: Device) -> Iterable[Self]:
         """Every other layer, at half the cost in time, and all of them."""
         return [cls(every=2), cls()]
 
-    def changes(self, settings: Mapping[str, Any], device: Device) -> Mapping[str, Change]:
+    def changes(self, settings: Settings, device: Device) -> Mapping[str, Change]:
         """Turn gradient checkpointing on, and say for which layers."""
         which = "a layer" if self.every == 1 else f"one layer in {self.every}"
         return {

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from toolkit.api import Claim, Device, Fidelity, Memory, OptionError, RunContext
+from toolkit.api import Claim, Device, Fidelity, OptionError, RunContext, Settings, Strategy
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
 
-class LoRA(Memory):
+class LoRA(Strategy):
     """Freeze the model and train a low-rank update, the product of two thin matrices, beside each chosen matrix.
 
     Only these factors have optimizer state: a hundredth as much. It is not the same as training the whole model, and
@@ -39,7 +39,7 @@ class LoRA(Memory):
     """Which matrices to adapt: module names ([c_attn, c_proj], say), or all-linear for every matrix but the head's."""
 
     @classmethod
-    def candidates(cls, settings: Mapping[str, Any], device: Device) -> Iterable[Self]:
+    def candidates(cls, settings: Settings, device: Device) -> Iterable[Self]:
         """One, with the usual rank; other ranks hardly differ in memory."""
         return [cls()]
 

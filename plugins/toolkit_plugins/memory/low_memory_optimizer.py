@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from toolkit.api import Change, Claim, Device, Fidelity, Memory, OptionError, RunContext
+from toolkit.api import Change, Claim, Device, Fidelity, OptionError, Requirement, RunContext, Settings, Strategy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,7 +30,7 @@ PACKAGES = {"adafactor": (), "adamw-8bit": ("bitsandbytes",)} | {
 }
 
 
-class LowMemoryOptimizer(Memory):
+class LowMemoryOptimizer(Strategy):
     """Train with an optimizer whose state is small; AdamW's takes 8 bytes per trained weight.
 
     It replaces the recipe's `optimizer`, with the recipe's learning rate, schedule and weight decay (of matrices only),
@@ -52,23 +52,23 @@ class LowMemoryOptimizer(Memory):
 
     claims: ClassVar[frozenset[Claim]] = frozenset({"optimizer"})
     fidelity: ClassVar[Fidelity] = "approximate"
-    instead: ClassVar[str] = "optimizer: adafactor, which needs no package"
 
     optimizer: Literal["adafactor", "adamw-8bit", "galore", "apollo"] = "adafactor"
     """Which optimizer; see above for what each needs and costs."""
     rank: int = Field(default=128, ge=1)
     """Rank of the subspace in which galore and apollo keep state for each matrix."""
 
-    def needed(self) -> frozenset[str]:
+    def requires(self) -> Sequence[Requirement]:
         """The packages of the chosen optimizer."""
-        return frozenset(f"package:{package}" for package in PACKAGES[self.optimizer])
+        cure = "use optimizer: adafactor, which needs no package"
+        return [Requirement("package", package, cure) for package in PACKAGES[self.optimizer]]
 
     @classmethod
-    def candidates(cls, settings: Mapping[str, Any], device: Device) -> Iterable[Self]:
+    def candidates(cls, settings: Settings, device: Device) -> Iterable[Self]:
         """The one that needs no package."""
         return [cls(optimizer="adafactor")]
 
-    def changes(self, settings: Mapping[str, Any], device: Device) -> Mapping[str, Change]:
+    def changes(self, settings: Settings, device: Device) -> Mapping[str, Change]:
         """Set the Trainer's `optim`."""
         changes = {"optim": Change(NAMES[self.optimizer], WHY[self.optimizer])}
         if self.optimizer in ("galore", "apollo"):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
-from toolkit.api import Change, Claim, Device, Fidelity, Memory
+from toolkit.api import Change, Claim, Device, Fidelity, Settings, Strategy
 
 
-class MixedPrecision(Memory):
+class MixedPrecision(Strategy):
     """Multiply matrices in bf16 or fp16, as the device supports, and keep weights and optimizer state in float32."""
 
     claims: ClassVar[frozenset[Claim]] = frozenset({"precision"})
@@ -18,11 +18,11 @@ class MixedPrecision(Memory):
     """`auto` picks bf16 where the hardware supports it, fp16 on older NVIDIA GPUs, and fp32 elsewhere."""
 
     @classmethod
-    def candidates(cls, settings: Mapping[str, Any], device: Device) -> Iterable[Self]:
+    def candidates(cls, settings: Settings, device: Device) -> Iterable[Self]:
         """One, where the device is faster in 16 bits; elsewhere it would save memory but be much slower."""
         return [cls()] if device.bf16 or device.kind == "cuda" else []
 
-    def changes(self, settings: Mapping[str, Any], device: Device) -> Mapping[str, Change]:
+    def changes(self, settings: Settings, device: Device) -> Mapping[str, Change]:
         """Set the precision that the hardware supports, with the reason."""
         if self.precision != "auto":
             return {"precision": Change(self.precision, "asked for by name")}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from toolkit.api import Claim, Device, RunContext
+from toolkit.api import Claim, Device, Requirement, RunContext, Settings
 from toolkit_plugins.memory.lora import LoRA
 
 if TYPE_CHECKING:
@@ -23,16 +23,19 @@ class QLoRA(LoRA):
     """
 
     claims: ClassVar[frozenset[Claim]] = frozenset({"weights", "trainable-parameters"})
-    needs: ClassVar[frozenset[str]] = frozenset({"cuda", "package:bitsandbytes"})
-    instead: ClassVar[str] = "lora, which needs neither"
 
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
     """The sixteen quantization levels: nf4 spaces them like a normal distribution, fp4 like floating-point numbers."""
     bnb_4bit_use_double_quant: bool = True
     """Quantize the scales as well, which saves 0.4 bits per weight."""
 
+    def requires(self) -> Sequence[Requirement]:
+        """A GPU and bitsandbytes, which multiplies the 4-bit matrices there."""
+        cure = "use lora, which needs neither"
+        return [Requirement("device", "cuda", cure), Requirement("package", "bitsandbytes", cure)]
+
     @classmethod
-    def candidates(cls, settings: Mapping[str, Any], device: Device) -> Iterable[Self]:
+    def candidates(cls, settings: Settings, device: Device) -> Iterable[Self]:
         """None: a plan cannot trace 4-bit matrices."""
         return []
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
-from toolkit.api import Change, Claim, Device, Fidelity, Memory
+from toolkit.api import Change, Claim, Device, Fidelity, Settings, Strategy
 
 
-class ReleaseGradients(Memory):
+class ReleaseGradients(Strategy):
     """Update each parameter inside the backward pass and free its gradient at once, so that only one is ever held.
 
     Only on one device, without gradient accumulation and without clipping (max_grad_norm: 0): accumulation and clipping
@@ -21,10 +21,10 @@ class ReleaseGradients(Memory):
     fidelity: ClassVar[Fidelity] = "exact"
 
     @classmethod
-    def candidates(cls, settings: Mapping[str, Any], device: Device) -> Iterable[Self]:
+    def candidates(cls, settings: Settings, device: Device) -> Iterable[Self]:
         """One, where gradients are not clipped; with gradient accumulation, validating the settings rules it out."""
-        return [cls()] if settings["max_grad_norm"] == 0 else []
+        return [cls()] if settings.max_grad_norm == 0 else []
 
-    def changes(self, settings: Mapping[str, Any], device: Device) -> Mapping[str, Change]:
+    def changes(self, settings: Settings, device: Device) -> Mapping[str, Change]:
         """Turn it on; whether it goes with the other settings is checked once all of them are known."""
         return {"release_gradients": Change(True, "no two gradients need to be there at a time")}

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from toolkit.api import Change, Claim, Device, Fidelity, Memory, RunContext
+from toolkit.api import Claim, Device, Fidelity, RunContext, Settings, Strategy
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 
-class WeightsInBF16(Memory):
+class WeightsInBF16(Strategy):
     """Keep the weights, and with them gradients and activations, in bfloat16, without a float32 master copy.
 
     Each update is computed in float32, one tensor at a time, and written back with stochastic rounding, so that small
@@ -25,13 +26,9 @@ class WeightsInBF16(Memory):
     phase: ClassVar[Literal["weights", "adapters", "activations"]] = "weights"
 
     @classmethod
-    def candidates(cls, settings: Mapping[str, Any], device: Device) -> Iterable[Self]:
+    def candidates(cls, settings: Settings, device: Device) -> Iterable[Self]:
         """One, where the hardware multiplies bfloat16; elsewhere a step would take many times as long."""
         return [cls()] if device.bf16 else []
-
-    def changes(self, settings: Mapping[str, Any], device: Device) -> Mapping[str, Change]:
-        """Turn on stochastic rounding of the optimizer's updates."""
-        return {"stochastic_rounding": Change(True, "rounded to the nearest bfloat16, small steps would be lost")}
 
     def apply(self, model: PreTrainedModel, run: RunContext) -> PreTrainedModel:
         """Return the model with its parameters in bfloat16; buffers are not cast: rotary frequencies need float32."""
@@ -41,3 +38,11 @@ class WeightsInBF16(Memory):
             parameter.data = parameter.data.to(torch.bfloat16)
         model.config.dtype = torch.bfloat16
         return model
+
+    def wrap_optimizer(
+        self, optimizer: torch.optim.Optimizer, model: PreTrainedModel, run: RunContext
+    ) -> torch.optim.Optimizer:
+        """Return an optimizer whose updates are rounded stochastically; to the nearest, small ones would be lost."""
+        from toolkit_plugins.memory.stochastic_rounding import StochasticRounding
+
+        return StochasticRounding(optimizer, seed=run.seed)

@@ -52,7 +52,7 @@ CASES = [
     Case("anchor", "plugin: gpt2,", "plugin: &a gpt2,", "7:", "anchors"),
     Case("control character", "recipe: 1", "recipe: 1\x07", "3:10", "is not allowed in YAML"),
     Case("batch", "micro_batch_size: 2", "micro_batch_size: 3", "10:5: memory[0]", "these do: 1, 2, 4"),
-    Case("conflict", "- frequent-saves", "- small-batch", "11:5: memory[1]", "duplicate key"),
+    Case("conflict", "- frequent-saves", "- small-batch", "11:5: memory[1]", "is listed twice"),
     Case("against a setting", "max_steps: 5", "micro_batch_size: 4", "14:3: training.micro_batch_size", "remove one"),
     Case("arguments of nothing", "max_steps: 5", "optim_args: rank=4", "14:3: training.optim_args", "without optim"),
     Case(
@@ -87,17 +87,17 @@ PLUGINS = {
     "model/broken.py": "raise ValueError('boom')",
     "model/empty.py": "",
     "memory/odd.py": """
-from toolkit.api import Memory
+from toolkit.api import Strategy
 
-class Odd(Memory):
+class Odd(Strategy):
     '''No fidelity, and an option without a description.'''
 
     size: int = 1
 """,
     "memory/rival.py": """
-from toolkit.api import Memory
+from toolkit.api import Strategy
 
-class Rival(Memory):
+class Rival(Strategy):
     '''Saves too.'''
 
     claims = frozenset({"saves"})

@@ -21,7 +21,7 @@ def test_a_plan_is_a_table_for_people(here: Path) -> None:
         "fits",
         "yes",
         "checkpoint",
-        "a step",
+        "per step",
         "5 steps",
         "(2 x 2)",
     ):

@@ -23,19 +23,21 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "own" / "memory" / "my_strategy.py").write_text("""
 from pydantic import Field
 
-from toolkit.api import Memory
+from toolkit.api import Requirement, Strategy
 
 
-class MyStrategy(Memory):
+class MyStrategy(Strategy):
     '''Does nothing yet.'''
 
     fidelity = "exact"
-    needs = frozenset({"cuda"})
 
     size: int = Field(ge=3)
     '''How much of it.'''
     word: str = "so"
     '''A word.'''
+
+    def requires(self):
+        return [Requirement("device", "cuda")]
 """)
     return tmp_path
 
@@ -86,7 +88,7 @@ def test_every_plugin_can_be_shown_and_its_example_is_a_line_of_a_recipe(kind: s
 
 def test_show_tells_facts_types_defaults_and_what_is_required() -> None:
     account = toolkit("plugin", "show", "memory", "my-strategy", "--plugins", "own", "--json").json
-    facts = {"claims": [], "needs": ["cuda"], "fidelity": "exact", "phase": "activations"}
+    facts = {"claims": [], "requires": ["device cuda"], "fidelity": "exact", "phase": "activations"}
     assert account["facts"] == facts
     assert account["options"] == [
         {"name": "size", "type": "integer >= 3", "required": True, "default": None, "description": "How much of it."},
@@ -94,7 +96,7 @@ def test_show_tells_facts_types_defaults_and_what_is_required() -> None:
     ]
     assert account["example"] == "memory: [{plugin: my-strategy, size: <integer >= 3>, word: so}]"
     out = toolkit("plugin", "show", "memory", "my-strategy", "--plugins", "own").out
-    for words in ("Does nothing yet.", "needs       cuda", "my_strategy.py:7", "required"):
+    for words in ("Does nothing yet.", "requires    device cuda", "my_strategy.py:7", "required"):
         assert words in out
 
 
@@ -130,15 +132,13 @@ def test_check_gives_its_findings() -> None:
     assert [check["detail"] for check in checks.json if not check["tried"]] == [
         "skipped by --quick: whether a run with it that is killed and resumed in a new process ends the same"
     ]
-    failed = process("plugin", "check", "memory", "my-strategy", "--plugins", "own")  # its size is required
-    assert failed.status == 1
+    assert "Traceback" not in checks.err
+    failed = toolkit("plugin", "check", "memory", "my-strategy", "--plugins", "own", status=1)  # its size is required
     assert "FAILED" in failed.out
     assert "NOT TRIED  resume" in failed.out
     Path("own/memory/broken.py").write_text("def")
-    broken = process("plugin", "check", "memory", "broken", "--plugins", "own")
-    assert broken.status == 1
+    broken = toolkit("plugin", "check", "memory", "broken", "--plugins", "own", status=1)
     assert "cannot be imported: SyntaxError" in broken.out
-    assert "Traceback" not in failed.out + failed.err + broken.out + broken.err
 
 
 def test_new_says_where_it_cannot_write() -> None:

@@ -379,7 +379,9 @@ def test_a_long_sample_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
     render.result(replace(RESULT, sample="\n".join("abcdefg") + " word" * 200), recipe="quickstart", rehearsed=False)
     render.result(replace(RESULT, sample="a word " * 200), recipe="quickstart", rehearsed=False)
     shown = capsys.readouterr().out.splitlines()
-    for first in (line for line, words in enumerate(shown) if words.startswith("sample")):
+    samples = [line for line, words in enumerate(shown) if words.startswith("sample")]
+    assert len(samples) == 2
+    for first in samples:
         assert shown[first + 2].endswith(" ...")
         assert shown[first + 3].startswith("model")
     assert max(map(len, shown)) <= 104

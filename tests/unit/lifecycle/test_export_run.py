@@ -19,7 +19,6 @@ PUSH = {"plugin": "push-to-hub", "repo_id": "me/mine"}
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -74,7 +73,7 @@ def test_a_finished_run_says_which_exporter_its_recipe_has_gained_and_carries_it
     # What somebody has changed is not replaced.
     (model / "config.json").write_text("{}", encoding="utf-8")
     refused = toolkit("run", "export", "tiny", status=2)
-    assert "is not as it was exported (config.json has" in refused.err
+    assert "has changed since it was exported (config.json has" in refused.err
     (model.with_name("model-2") / "notes.txt").write_text("mine", encoding="utf-8")
     refused = toolkit("run", "export", "tiny", "--checkpoint", "2", "--exporter", "model-folder", status=2)
     assert "notes.txt was added" in refused.err

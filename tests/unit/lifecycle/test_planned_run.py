@@ -19,10 +19,10 @@ from toolkit.system.device import detect
 HALVED = '''
 """Made for a test."""
 
-from toolkit.api import Memory
+from toolkit.api import Strategy
 
 
-class Halved(Memory):
+class Halved(Strategy):
     """Half of the global batch at a time."""
 
     claims = frozenset({"batch"})
@@ -35,7 +35,7 @@ class Halved(Memory):
     def changes(self, settings, device):
         from toolkit.api import Change
 
-        return {"micro_batch_size": Change(settings["global_batch_size"] // 2, "made for a test")}
+        return {"micro_batch_size": Change(settings.global_batch_size // 2, "made for a test")}
 '''
 LOOKS = """
     def apply(self, model, run):
@@ -61,11 +61,6 @@ class Halved(Model):
             first[0, 0] = float(first[0, 0]) / 2
         return model
 '''
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
 
 
 def plugin(folder: Path, code: str, *, kind: str = "memory") -> None:

@@ -33,10 +33,10 @@ SETTINGS = {"global_batch_size": 8, "save_in_background": None}
 REFUSING = '''
 """Made for a test."""
 
-from toolkit.api import Memory, OptionError
+from toolkit.api import OptionError, Strategy
 
 
-class Refusing(Memory):
+class Refusing(Strategy):
     """Exact, and for no model."""
 
     claims = frozenset({"gradients"})
@@ -160,6 +160,7 @@ def test_no_choice_of_ones_own_that_fits_is_faster(tmp_path: Path) -> None:
     recipe = auto(tmp_path)
     budget = budget_for(plain(recipe), 0.5)
     _, choice = chosen(recipe, budget)
+    fitting = []
     for size in (None, 1, 2, 4):
         for checkpointed in (False, True):
             by_hand: list[Any] = ["gradient-checkpointing"] * checkpointed
@@ -169,7 +170,9 @@ def test_no_choice_of_ones_own_that_fits_is_faster(tmp_path: Path) -> None:
                 resolved(write_recipe(tmp_path, model=MODEL, memory=by_hand, training=settings)), rates=RATES
             )
             if made.peak_bytes <= usable_bytes(budget, recipe.device):
-                assert choice.plan.seconds_per_step <= made.seconds_per_step * 1.1
+                fitting.append(made.seconds_per_step)
+    assert 0 < len(fitting) < 8
+    assert choice.plan.seconds_per_step <= min(fitting) * 1.1
 
 
 @pytest.mark.slow
@@ -256,12 +259,16 @@ def test_a_copy_of_the_state_must_have_room(tmp_path: Path) -> None:
     assert "no room" in tight.origin(("training", "save_in_background"))
 
 
-def test_it_says_what_and_why_and_what_more_memory_would_give(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("share", "told"),
+    [(1.2, "more memory would make it no faster"), (0.35, r"a machine with \S+ .B would be \d+% faster, with .+")],
+)
+def test_it_says_what_and_why_and_what_more_memory_would_give(tmp_path: Path, share: float, told: str) -> None:
     recipe = auto(tmp_path)
-    _, choice = chosen(recipe, budget_for(plain(recipe), 0.35))
+    _, choice = chosen(recipe, budget_for(plain(recipe), share))
     first, second = choice.why
     assert "planned peak" in first
-    assert "a machine with" in second or "no faster" in second
+    assert re.fullmatch(told, second), second
 
 
 @pytest.mark.slow

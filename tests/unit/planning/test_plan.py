@@ -60,7 +60,8 @@ def planned(recipe: ResolvedRecipe, **options: Any) -> Plan:
 
 def real_model(recipe: ResolvedRecipe) -> Any:
     """The recipe's model with real tensors, and its strategies."""
-    from toolkit.training.components import context_of, with_strategies
+    from toolkit.training.components import context_of
+    from toolkit.training.strategies import with_strategies
 
     context = context_of(recipe, Path("none"))
     tokenizer = recipe.recipe.tokenizer.plugin.skeleton(context)

@@ -20,15 +20,17 @@ T4 = Device(kind="cuda", name="Tesla T4", memory_bytes=2**34, compute_capability
 STRATEGY = '''
 """A strategy of the tests."""
 
-from toolkit.api import Change, Memory
+from toolkit.api import Change, Requirement, Strategy
 
 
-class Strategy(Memory):
+class Strategy(Strategy):
     """Does what the test says."""
 
     fidelity = "exact"
     claims = frozenset({claims})
-    needs = frozenset({needs})
+
+    def requires(self):
+        return [{requires}]
 
     def changes(self, settings, device):
         return {changes}
@@ -41,8 +43,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def strategy(folder: Path, name: str, *, claims: str = "()", needs: str = "()", changes: str = "{}") -> str:
-    code = STRATEGY.replace("{claims}", claims).replace("{needs}", needs).replace("{changes}", changes)
+def strategy(folder: Path, name: str, *, claims: str = "()", requires: str = "", changes: str = "{}") -> str:
+    code = STRATEGY.replace("{claims}", claims).replace("{requires}", requires).replace("{changes}", changes)
     (folder / "plugins" / "memory" / f"{name}.py").write_text(code, encoding="utf-8")
     return name
 
@@ -88,6 +90,13 @@ def test_two_holders_of_one_claim_exclude_each_other(folder: Path) -> None:
         resolved(folder, "small-batch", rival)
 
 
+def test_a_claim_may_be_a_word_that_the_toolkit_does_not_know(folder: Path) -> None:
+    first, second = (strategy(folder, name, claims="{'sparsity'}") for name in ("first", "second"))
+    with pytest.raises(RecipeError, match=r"second and first exclude each other: both manage the sparsity"):
+        resolved(folder, first, second)
+    assert resolved(folder, first)
+
+
 def test_one_setting_has_one_value(folder: Path) -> None:
     other = strategy(folder, "other", changes="{'micro_batch_size': Change(1)}")
     with pytest.raises(RecipeError, match="other sets micro_batch_size to 1 and small-batch sets it to 2"):
@@ -101,18 +110,19 @@ def test_what_the_person_wrote_is_not_overruled(folder: Path) -> None:
     assert resolved(folder, "small-batch", micro_batch_size=2).training.micro_batch_size == 2
 
 
-def test_needs_are_claims_devices_and_packages(folder: Path) -> None:
-    for need, message in {
-        "{'precision'}": "needs another strategy that manages the precision",
-        "{'cuda'}": "needs a cuda device, but this machine has: a CPU",
-        "{'package:no_such_package'}": "pip install no_such_package",
+def test_requirements_are_claims_devices_and_packages(folder: Path) -> None:
+    for requirement, message in {
+        "Requirement('claim', 'precision')": "needs another strategy that manages the precision",
+        "Requirement('claim', 'sparsity')": "needs another strategy that manages the sparsity",
+        "Requirement('device', 'cuda')": "needs a cuda device, but this machine has: a CPU",
+        "Requirement('package', 'no_such_package', 'wait')": "pip install no_such_package, or wait",
     }.items():
-        needy = strategy(folder, "needy", needs=need)
+        needy = strategy(folder, "needy", requires=requirement)
         with pytest.raises(RecipeError, match=message):
             resolved(folder, needy)
         (folder / "plugins" / "memory" / "needy.py").unlink()
         clear_local_plugins()
-    needy = strategy(folder, "needy", needs="{'precision'}")
+    needy = strategy(folder, "needy", requires="Requirement('claim', 'precision')")
     assert resolved(folder, needy, "mixed-precision")
 
 

@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,108 @@ def _held_back_twice() -> None:
 def test_a_signal_that_was_held_back_comes_afterwards() -> None:
     with StopRequest().handled(), pytest.raises(InterruptedRun, match="stopped by SIGTERM"):
         _held_back_twice()
+
+
+def trained(stop: StopRequest) -> None:
+    with stop.deferred():
+        pass
+
+
+def failed(stop: StopRequest) -> None:
+    with contextlib.suppress(ArithmeticError), stop.deferred():
+        raise ArithmeticError
+
+
+@pytest.mark.parametrize(
+    ("reach", "message"),
+    [
+        (lambda stop: None, "stopped by SIGTERM; before training, so there was nothing to save"),
+        (trained, "stopped by SIGTERM; after training, whose last step is saved; the same command goes on from there"),
+        (failed, "stopped by SIGTERM; after training had failed; the last checkpoint stands"),
+    ],
+    ids=["before training", "after it", "after it has failed"],
+)
+def test_while_a_run_does_not_train_a_signal_ends_it_at_once(
+    reach: Callable[[StopRequest], None], message: str
+) -> None:
+    with StopRequest().handled() as stop:
+        reach(stop)
+        with pytest.raises(InterruptedRun) as error:
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert str(error.value) == message
+    assert error.value.exit_status == 128 + signal.SIGTERM
+    assert stop.raised is error.value
+
+
+def test_while_it_trains_a_signal_is_noted_and_the_step_goes_on() -> None:
+    with StopRequest().handled() as stop, stop.deferred():
+        assert stop.is_training
+        assert stop.signal_number is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal_number == signal.SIGTERM
+        assert stop.raised is None
+    assert not stop.is_training
+    assert str(stop.error("step 7 is saved")) == "stopped by SIGTERM; step 7 is saved"
+
+
+def test_a_request_to_save_is_noted_and_stops_nothing() -> None:
+    with StopRequest().handled() as stop:
+        assert not stop.save_requested
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.save_requested
+        assert stop.signal_number is None
+
+
+def test_the_handlers_of_before_are_put_back() -> None:
+    every = (*numbers(), signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in every]
+    with StopRequest().handled():
+        assert not {*map(signal.getsignal, every)} & {*before}
+    with held_back():
+        assert not {*map(signal.getsignal, numbers())} & {*before}
+    assert [signal.getsignal(number) for number in every] == before
+
+
+def _swallowing() -> None:
+    with contextlib.suppress(InterruptedRun):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _wrapping() -> None:
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except InterruptedRun as error:
+        raise RuntimeError("Couldn't swap the bias") from error
+
+
+@pytest.mark.parametrize("library", [_swallowing, _wrapping])
+def test_what_a_library_made_of_it_does_not_hide_that_it_was_a_signal(library: Callable[[], None]) -> None:
+    with (
+        StopRequest().handled() as stop,
+        pytest.raises(InterruptedRun, match="stopped by SIGTERM"),
+        stop.never_swallowed(),
+    ):
+        library()
+
+
+def test_without_a_signal_an_error_stays_what_it_is() -> None:
+    stop = StopRequest()
+    with stop.never_swallowed():
+        pass
+    with pytest.raises(ArithmeticError), stop.never_swallowed():
+        raise ArithmeticError
+    assert stop.raised is None
+
+
+def test_a_thread_of_its_own_holds_no_signal_back() -> None:
+    """Only the main thread may set a handler."""
+    told: list[str] = []
+
+    def work() -> None:
+        with held_back():
+            told.append("done")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert told == ["done"]

@@ -7,6 +7,7 @@ from textwrap import indent
 
 import pytest
 
+from toolkit.api import KINDS
 from toolkit.errors import PluginError
 from toolkit.registry import Registry
 from toolkit.testing import Check, assert_conforms, check_plugin, check_resume
@@ -95,6 +96,43 @@ GOOD = {
     "callback": "return [TrainerCallback()]",
     "exporter": "model.save_pretrained(folder)",
 }
+
+COUNTED = "globals()['count'] = globals().get('count', 0) + 1"
+"""A line of a method that counts its calls, for the ones to come."""
+
+
+def loss(value: str) -> str:
+    """A strategy whose loss is this."""
+    return (
+        "def loss(self, model, run):\n"
+        "    import torch\n"
+        "    def summed(inputs, targets):\n"
+        "        kept = targets != -100\n"
+        "        cross_entropy = torch.nn.functional.cross_entropy(\n"
+        "            inputs.flatten(0, 1), targets.flatten(), reduction='sum')\n"
+        f"        return {value}\n"
+        "    return Loss(summed)"
+    )
+
+
+def wrapper(step: str) -> str:
+    """A strategy around whose optimizer is one that does this in a step."""
+    return (
+        "def wrap_optimizer(self, optimizer, model, run):\n"
+        "    import torch\n"
+        "    class Wrapper(torch.optim.Optimizer):\n"
+        "        def __init__(self):\n"
+        "            super().__init__(optimizer.param_groups, optimizer.defaults)\n"
+        "            optimizer.param_groups, self.state = self.param_groups, optimizer.state\n"
+        "        def load_state_dict(self, state):\n"
+        "            super().load_state_dict(state)\n"
+        "            optimizer.param_groups, optimizer.state = self.param_groups, self.state\n"
+        "        @torch.no_grad()\n"
+        "        def step(self, closure=None):\n"
+        f"{indent(step, ' ' * 12)}\n"
+        "    return Wrapper()"
+    )
+
 
 BAD = [
     (
@@ -349,8 +387,8 @@ BAD = [
     ),
     (
         "memory",
-        "def changes(self, settings, device):\n    settings['precision'] = 'bf16'\n    return {}",
-        "changes: changes alters the settings that it is given",
+        "def changes(self, settings, device):\n    settings.precision = 'bf16'\n    return {}",
+        "changes: ValidationError: 1 validation error for Training precision Instance is frozen",
     ),
     ("callback", "return TrainerCallback()", "callbacks: callbacks returns a TrainerCallback and not a list"),
     (
@@ -400,6 +438,120 @@ BAD = [
         "export: in a rehearsal it connects to example.com",
     ),
     ("exporter", "pass", "export: it writes nothing into its folder"),
+    # State that is kept between calls
+    (
+        "dataset",
+        f"{COUNTED}\n{GOOD['dataset']}".replace("{n}", "{n * count}"),
+        "loaded again: loaded again in another process, train has other documents",
+    ),
+    (
+        "tokenizer",
+        f"{COUNTED}\nbytes_ = bytes_[count:] + bytes_[:count]\n{GOOD['tokenizer']}",
+        "build: building it twice from the same texts gives two different tokenizers",
+    ),
+    (
+        "model",
+        f"{COUNTED}\nsizes['n_embd'] += count\n{GOOD['model']}",
+        "seed: the same seed gives other weights",
+    ),
+    (
+        "optimizer",
+        f"{COUNTED}\n"
+        "class Warms(torch.optim.SGD):\n"
+        "    def step(self, closure=None):\n"
+        "        self.steps = getattr(self, 'steps', 0) + 1\n"
+        "        for group in self.param_groups:\n"
+        "            group['weight_decay'] = weight_decay * self.steps\n"
+        "        return super().step(closure)\n"
+        "return Warms(trained, lr=learning_rate, weight_decay=weight_decay)",
+        "state: after loading its state_dict the next steps differ",
+    ),
+    (
+        "memory",
+        f"def changes(self, settings, device):\n    {COUNTED}\n    return {{'micro_batch_size': Change(count)}}",
+        "changes: asked again about the same settings, it sets others",
+    ),
+    (
+        "memory",
+        f"def apply(self, model, run):\n    {COUNTED}\n    model.lm_head.weight.data *= count\n    return model",
+        "apply: applied again to the same model, with the same seed, it gives other",
+    ),
+    (
+        "exporter",
+        f"{COUNTED}\n(folder / f'weights-{{count}}').write_text('mine')",
+        "export: a second export writes other files",
+    ),
+    # A leak of special tokens
+    (
+        "tokenizer",
+        f"{GOOD['tokenizer']}\n"
+        "class PreTrainedTokenizerFast(PreTrainedTokenizerFast):\n"
+        "    def encode(self, *texts, **how):\n"
+        "        return [self.eos_token_id, *super().encode(*texts, **how)]",
+        "encoding: it puts special tokens into texts that hold none, unasked: <end>",
+    ),
+    # The loss and the optimizer of a strategy
+    ("memory", loss("inputs.float().logsumexp(-1).mean()"), "loss: of a batch the loss is"),
+    ("memory", loss("inputs.logsumexp(-1).sum()"), "loss: the loss of tokens without a label is"),
+    ("memory", loss("(inputs.logsumexp(-1) * kept).sum()"), "loss: its fidelity is exact, and its loss is"),
+    ("memory", loss("inputs.sum(-1)"), "loss: the loss of a small model is tensor("),
+    ("memory", loss("(inputs.sum(-1) * kept).sum() * torch.rand(())"), "loss: computed again for the same batch"),
+    (
+        "memory",
+        loss("inputs.logsumexp(-1)[kept].sum() * 0 + cross_entropy"),
+        "loss: it refuses: no plan can be made: the",
+    ),
+    ("memory", "def loss(self, model, run):\n    return len", "loss: loss returns a builtin_function_or_method"),
+    (
+        "memory",
+        "def wrap_optimizer(self, optimizer, model, run):\n    return None",
+        "optimizer: its wrap_optimizer returns a NoneType",
+    ),
+    (
+        "memory",
+        wrapper("self.count = getattr(self, 'count', 0) + 1\nif self.count % 2:\n    optimizer.step()"),
+        "optimizer: after loading its state_dict the next steps differ",
+    ),
+    (
+        "memory",
+        wrapper(
+            "optimizer.step()\nfor group in self.param_groups:\n    for one in group['params']:\n        one += 1e-3"
+        ),
+        "optimizer: with lr 0 in its groups it moves",
+    ),
+    (
+        "memory",
+        "def requires(self):\n    return ['cuda']",
+        "requires: requires returns 'cuda', which is no",
+    ),
+    (
+        "memory",
+        "def requires(self):\n    return [Requirement('gpu', 'cuda')]",
+        "requires: it requires a 'gpu'; known: device, package, claim",
+    ),
+    # The planner's hooks
+    (
+        "memory",
+        "@classmethod\ndef candidates(cls, settings, device):\n    return [Change(1)]",
+        "candidates: candidates returns Change(value=1, why=''), which is no Bad",
+    ),
+    (
+        "memory",
+        f"@classmethod\ndef candidates(cls, settings, device):\n    {COUNTED}\n    return [cls()] * count",
+        "candidates: asked again about the same settings, candidates returns others",
+    ),
+    (
+        "tokenizer",
+        f"{GOOD['tokenizer']}\nif not list(corpus):\n"
+        "    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token='<end>', pad_token='<pad>')",
+        "skeleton: build without documents has the special tokens",
+    ),
+    (
+        "model",
+        "made = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=len(tokenizer), **sizes))\n"
+        "assert float(next(made.parameters()).std()) > 0\nreturn made",
+        "skeleton: it refuses: no plan can be made",
+    ),
 ]
 
 
@@ -412,7 +564,7 @@ def written(folder: Path, kind: str, body: str, *, top: str = "", options: str =
     file.parent.mkdir(parents=True)
     file.write_text(
         f"{top}\nfrom typing import Any\nfrom toolkit.api import *\n"
-        f"class Bad({kind.capitalize()}):\n    '''Bad.'''\n{indent(options, '    ')}{indent(methods, '    ')}",
+        f"class Bad({KINDS[kind].__name__}):\n    '''Bad.'''\n{indent(options, '    ')}{indent(methods, '    ')}",
         encoding="utf-8",
     )
     return Registry.discover([folder])
@@ -474,12 +626,22 @@ def test_rehearse_returns_the_same_component(tmp_path: Path) -> None:
     assert failed == "rehearse: returns None, which is no Bad"
 
 
-def test_a_strategy_that_needs_another_device_says_that_it_was_not_tried(tmp_path: Path) -> None:
-    registry = written(tmp_path, "memory", "needs = frozenset({'mps'})\n\ndef apply(self, model, run):\n    1 / 0")
+def test_a_strategy_that_needs_another_device_was_not_tried_and_fails(tmp_path: Path) -> None:
+    body = "def requires(self):\n    return [Requirement('device', 'mps')]\n\ndef apply(self, model, run):\n    1 / 0"
+    registry = written(tmp_path, "memory", body)
     checks = check_plugin("memory", "bad", registry)
-    assert failures(checks) == []
-    assert checks[-1].detail == "not tried here: it needs a mps device"
+    assert failures(checks) == ["apply: not tried here: it needs a mps device"]
     assert not checks[-1].tried
+
+
+def test_a_loss_and_an_optimizer_of_ones_own_pass(tmp_path: Path) -> None:
+    step = "optimizer.step()\nfor group in self.param_groups:\n    group['steps'] = group.get('steps', 0) + 1"
+    body = f"{loss('cross_entropy')}\n\n{wrapper(step)}"
+    checks = check_plugin("memory", "bad", written(tmp_path, "memory", body))
+    assert failures(checks) == []
+    told = {check.name: check.detail for check in checks}
+    assert told["loss"] == "its loss, of the logits, adds up over parts of a batch"
+    assert told["optimizer"].startswith("Wrapper follows the learning rate")
 
 
 def test_what_a_plugin_prints_stays_out_of_the_findings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,20 +28,6 @@ def paced(clock: Clock, *, steps: int) -> Pace:
     return pace
 
 
-@pytest.mark.parametrize(
-    ("step", "evaluations", "saves"),
-    [(1, 5, 2), (19, 5, 2), (20, 5, 2), (21, 4, 2), (50, 3, 2), (51, 3, 1), (100, 1, 1)],
-)
-def test_evaluations_and_saves_that_are_left(step: int, evaluations: int, saves: int) -> None:
-    assert (CADENCE.evaluations_left(step), CADENCE.saves_left(step)) == (evaluations, saves)
-
-
-def test_the_last_step_is_evaluated_and_saved_whatever_the_cadence() -> None:
-    uneven = Intervals(total_steps=7, logging_steps=1, eval_steps=3, save_steps=4, save_minutes=None, keep_every=2)
-    assert [uneven.evaluations_left(step) for step in range(1, 8)] == [3, 3, 3, 2, 2, 2, 1]
-    assert [uneven.saves_left(step) for step in range(1, 8)] == [4, 4, 3, 3, 2, 2, 1]
-
-
 def test_the_time_left_counts_evaluations_and_saves() -> None:
     pace = paced(Clock(), steps=10)
     assert pace.remaining_seconds(CADENCE, step=10, tokens_per_step=1000) == pytest.approx(90 + 4)

@@ -2,10 +2,10 @@
 
 from typing import Any, ClassVar
 
-from toolkit.api import Claim, Fidelity, Memory, OptionError, RunContext
+from toolkit.api import Claim, Fidelity, OptionError, RunContext, Strategy
 
 
-class BitFit(Memory):
+class BitFit(Strategy):
     """Train the biases and norms alone: no gradients and no optimizer state for the matrices. arXiv:2106.10199."""
 
     claims: ClassVar[frozenset[Claim]] = frozenset({"trainable-parameters"})

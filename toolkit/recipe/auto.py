@@ -1,22 +1,22 @@
-"""A placeholder for the strategies that make the run fit this machine."""
+"""`auto`: a placeholder for the strategies that make the run fit this machine.
+
+It is offered as a plugin, so that a recipe names it as it names strategies, but the toolkit itself replaces it
+(`toolkit.planning.choose`).
+"""
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from pydantic import ByteSize
 
-from toolkit.api import Chooser, Claim, Device, Fidelity
+from toolkit.api import Device, Fidelity, Strategy
 
 
-class Auto(Chooser):
+class Auto(Strategy):
     """Plan the run, and choose the strategies that make it fit: the fastest of those that change the numbers least.
 
     It manages only what no other strategy of the recipe manages, and leaves the global batch as it is. The choice is
     made when a run begins, is shown, and holds for the rest of the run.
     """
-
-    claims: ClassVar[frozenset[Claim]] = frozenset()
 
     budget: ByteSize | None = None
     """Memory that the run may use: 6GiB, say. Default: the device's memory, or as much as the container may use."""
@@ -24,9 +24,5 @@ class Auto(Chooser):
     """What a chosen strategy may change: `exact` nothing, `approximate` the precision, `different` what is trained."""
 
     def limit(self, device: Device) -> int:
-        """The budget, capped at the device's memory."""
+        """The number of bytes that the run may use: the budget, capped at the device's memory."""
         return min(self.budget or device.memory_bytes, device.memory_bytes)
-
-    def lowest_fidelity(self) -> Fidelity:
-        """As the option says."""
-        return self.fidelity

@@ -1,0 +1,80 @@
+"""The public plugin API, version 1: everything that a plugin may import from toolkit.
+
+A plugin is a frozen Pydantic model. Its fields are its options, each with a description; its methods do the
+work and import heavy libraries in their bodies, so that listing and validation stay fast. What a plugin may
+know about the run is passed as a `RunContext`; it sees no other plugins, and the recipe only as an exporter.
+
+A method reports a user's error by raising `OptionError` (an option has to change; the toolkit adds the file,
+line and column) or `UnavailableError` (the machine or the network lacks something).
+
+What stays as it is for as long as `API_VERSION` is 1: the names here, the methods of each kind and their parameters.
+What may be added: a method with a default, a field with a default, and an optional parameter, which is passed by name
+and only to methods that take it.
+"""
+
+from collections.abc import Mapping
+
+from toolkit.api.context import Peek, Progress, Results, RunContext, Task
+from toolkit.api.planner import PLANNER_HOOKS, Candidates, ExportBytes, ModelSkeleton, TokenizerSkeleton
+from toolkit.api.plugins import (
+    API_VERSION,
+    Block,
+    Callback,
+    Dataset,
+    Exporter,
+    Model,
+    Objective,
+    Optimizer,
+    Plugin,
+    Tokenizer,
+    highest_id,
+)
+from toolkit.api.settings import Settings
+from toolkit.api.strategy import Change, Claim, Fidelity, Loss, Requirement, Strategy, SummedLoss
+from toolkit.errors import OptionError, ToolkitError, UnavailableError
+from toolkit.system.cache import entry_made
+from toolkit.system.device import Device
+
+__all__ = [
+    "API_VERSION",
+    "KINDS",
+    "PLANNER_HOOKS",
+    "Block",
+    "Callback",
+    "Candidates",
+    "Change",
+    "Claim",
+    "Dataset",
+    "Device",
+    "ExportBytes",
+    "Exporter",
+    "Fidelity",
+    "Loss",
+    "Model",
+    "ModelSkeleton",
+    "Objective",
+    "Optimizer",
+    "OptionError",
+    "Peek",
+    "Plugin",
+    "Progress",
+    "Requirement",
+    "Results",
+    "RunContext",
+    "Settings",
+    "Strategy",
+    "SummedLoss",
+    "Task",
+    "Tokenizer",
+    "TokenizerSkeleton",
+    "ToolkitError",
+    "UnavailableError",
+    "entry_made",
+    "highest_id",
+]
+
+KINDS: Mapping[str, type[Plugin]] = {
+    contract.kind: contract
+    for contract in (Dataset, Tokenizer, Model, Objective, Optimizer, Strategy, Callback, Exporter)
+}
+"""The kinds of plugin. The entry-point group of kind K is `toolkit.K`."""

@@ -1,0 +1,95 @@
+"""ResolvedRecipe and Components -> RecipeTrainer: of a run, of its trial save, and of its plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from toolkit.api import RunContext
+from toolkit.logs import libraries_quiet
+from toolkit.memory.limits import WHY_INDIVISIBLE
+from toolkit.memory.oom_retry import OOMRetry
+from toolkit.recipe.batch import BatchSplit
+from toolkit.recipe.resolve import ResolvedRecipe
+from toolkit.storage.async_saver import AsyncSaver
+from toolkit.storage.metrics_log import MetricsLog
+from toolkit.system.signals import StopRequest
+from toolkit.training.arguments import training_arguments
+from toolkit.training.components import Components
+from toolkit.training.loss_guard import LossGuard
+from toolkit.training.status import TrainingStatus
+from toolkit.training.trainer import RecipeTrainer
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+
+def build_trainer(
+    resolved: ResolvedRecipe,
+    components: Components,
+    context: RunContext,
+    batch: BatchSplit,
+    *,
+    saver: AsyncSaver,
+    log: MetricsLog,
+    status: TrainingStatus,
+    stop: StopRequest,
+    callbacks: Sequence[TrainerCallback] = (),
+    guard: type[LossGuard] = LossGuard,
+    sequences: int | None = None,
+    evaluation_sequences: int | None = None,
+    with_new_settings: bool = False,
+) -> RecipeTrainer:
+    """Build the trainer that a recipe asks for.
+
+    Args:
+        resolved: the recipe.
+        components: what it trains, on which data.
+        context: what the recipe's plugins know.
+        batch: how a step is split into micro-batches.
+        saver: writes the checkpoints.
+        log: hears of loss spikes, and of memory that runs out.
+        status: how training stands.
+        stop: whether the run was asked to stop.
+        callbacks: those of the Trainer, in their order.
+        guard: judges each step.
+        sequences: sequences at a time, if memory has run out before; the micro-batch size, if not given.
+        evaluation_sequences: evaluation batch size on one device; likewise.
+        with_new_settings: whether the checkpoint to resume from is another run's.
+    """
+    training = resolved.training
+    with libraries_quiet():
+        return RecipeTrainer(
+            resolved=resolved,
+            components=components,
+            context=context,
+            arguments=training_arguments(
+                training,
+                output=log.run.checkpoints,
+                micro_batch_size=batch.micro_batch_size,
+                accumulation=batch.accumulation,
+                device_kind=resolved.device.kind,
+                evaluates=components.data.validation is not None,
+                evaluation_sequences=evaluation_sequences,
+            ),
+            callbacks=list(callbacks),
+            guard=guard(
+                on_spike=training.on_spike,
+                scaled_gradients=training.precision == "fp16",
+                blocks=components.data.train,
+                tokenizer=components.tokenizer,
+                log=log,
+            ),
+            saver=saver,
+            retry=OOMRetry(
+                micro_batch_size=batch.micro_batch_size,
+                sequences=sequences or batch.micro_batch_size,
+                log=log,
+                indivisible=WHY_INDIVISIBLE if training.release_gradients else None,
+                unrepeatable="the run's other processes wait for it" if batch.processes > 1 else None,
+                unrepeatable_in_optimizer="fp16 scaled its gradients" if training.precision == "fp16" else None,
+            ),
+            status=status,
+            stop=stop,
+            with_new_settings=with_new_settings,
+        )
