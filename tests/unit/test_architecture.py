@@ -13,10 +13,11 @@ TEXT = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 
 
 def first_column(heading: str) -> list[list[str]]:
-    """The names in the first column of each table below this heading."""
+    """The names in the first column of each table below this heading, in order."""
     section = TEXT.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     tables = re.findall(r"^\|---.*\n((?:^\|.*\n)+)", section, re.MULTILINE)
-    return [re.findall(r"^\| `(\w+)` \|", rows, re.MULTILINE) for rows in tables]
+    cells = [re.findall(r"^\| (.+?) \|", rows, re.MULTILINE) for rows in tables]
+    return [re.findall(r"`(\w+)`", " ".join(column)) for column in cells]
 
 
 def layers() -> list[str]:

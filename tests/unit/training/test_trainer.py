@@ -17,7 +17,14 @@ LEANED_ON = (
     "_issue_warnings_after_load",
 )
 """Overridden."""
-CALLED = {"_clip_grad_norm": ["model"], "_load_from_checkpoint": ["folder"], "_load_rng_state": ["folder"]}
+CALLED = {
+    "_clip_grad_norm": ["model"],
+    "_load_from_checkpoint": ["folder"],
+    "_load_rng_state": ["folder"],
+    "_save_rng_state": ["folder"],
+    "_save_scaler": ["folder"],
+    "_wrap_model": ["model", False],
+}
 """Only called, with these arguments."""
 
 
