@@ -168,21 +168,21 @@ def loss(plugin: Strategy, bench: Bench) -> str:
     is_number = isinstance(value, torch.Tensor) and value.ndim == 0 and bool(torch.isfinite(value))
     require(is_number, f"the loss of a small model is {value!r}, which is no finite scalar")
     require(torch.equal(summed(batch, batch), value), "computed again for the same batch, the loss is another")
-    parts = float(summed(batch[:1], batch[:1]) + summed(batch[1:], batch[1:]))
+    parts = (summed(batch[:1], batch[:1]) + summed(batch[1:], batch[1:])).item()
     require(
-        abs(parts - float(value)) <= LOSS_TOLERANCE * abs(float(value)),
-        f"of a batch the loss is {float(value):.6g}, and its two parts add up to {parts:.6g}: return the sum over the "
+        abs(parts - value.item()) <= LOSS_TOLERANCE * abs(value.item()),
+        f"of a batch the loss is {value.item():.6g}, and its two parts add up to {parts:.6g}: return the sum over the "
         f"predicted tokens and not the mean, or gradient accumulation changes the numbers",
     )
-    unlabelled = float(summed(batch, torch.full_like(batch, -100)))
+    unlabelled = summed(batch, torch.full_like(batch, -100)).item()
     require(unlabelled == 0, f"the loss of tokens without a label is {unlabelled:.3g}; leave out targets of -100")
     model.zero_grad()
     value.backward()
     require(any(one.grad is not None for one in model.parameters()), "no parameter gets a gradient from the loss")
     if plugin.fidelity == "exact":
-        expected = float(token_mean_loss("causal-lm")(model(input_ids=batch), batch, num_items_in_batch=1))
-        same = abs(float(value) - expected) <= LOSS_TOLERANCE * expected
-        require(same, f"its fidelity is exact, and its loss is {float(value):.6g}; the cross-entropy is {expected:.6g}")
+        expected = token_mean_loss("causal-lm")(model(input_ids=batch), batch, num_items_in_batch=1).item()
+        same = abs(value.item() - expected) <= LOSS_TOLERANCE * expected
+        require(same, f"its fidelity is exact, and its loss is {value.item():.6g}; the cross-entropy is {expected:.6g}")
     _require_planned_loss(plugin, bench)
     return f"its loss, of the {own.inputs.replace('_', ' ')}, adds up over parts of a batch"
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from inspect import isfunction
 from pathlib import Path
 from textwrap import indent
+from typing import Any
 
 import pytest
 
-from toolkit.api import KINDS
+from toolkit.api import KINDS, PLANNER_HOOKS, Plugin
 from toolkit.errors import PluginError
 from toolkit.registry import Registry
 from toolkit.testing import Check, assert_conforms, check_plugin, check_resume
@@ -505,11 +507,11 @@ BAD = [
     (
         "memory",
         "def wrap_optimizer(self, optimizer, model, run):\n    return None",
-        "optimizer: its wrap_optimizer returns a NoneType",
+        "optimizer: it refuses: its wrap_optimizer returns a NoneType",
     ),
     (
         "memory",
-        wrapper("self.count = getattr(self, 'count', 0) + 1\nif self.count % 2:\n    optimizer.step()"),
+        wrapper("self.count = getattr(self, 'count', 0) + 1\nif self.count < 5:\n    optimizer.step()"),
         "optimizer: after loading its state_dict the next steps differ",
     ),
     (
@@ -582,6 +584,38 @@ def test_a_good_plugin_passes(kind: str, tmp_path: Path) -> None:
     assert len(checks) > 4
 
 
+HOOKS: dict[str, dict[str, Any]] = {
+    "tokenizer": {"skeleton": lambda self, run: self.build(iter(()), run)},
+    "model": {"skeleton": lambda self, tokenizer, run: self.build(tokenizer, run)},
+    "memory": {"candidates": lambda self, settings, device: [self]},
+    "exporter": {"export_bytes": lambda self, weights, saved: saved},
+}
+"""The planner's hooks, for a plugin that has all of them."""
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_every_method_of_the_contract_is_tried(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = written(tmp_path, kind, GOOD[kind])
+    loaded = registry.load(kind, "bad")
+    called: set[str] = set()
+
+    def counted(name: str, method: Any) -> Any:
+        def count(*args: Any, **kwargs: Any) -> Any:
+            called.add(name)
+            return method(*args, **kwargs)
+
+        return count
+
+    bases = [base for base in KINDS[kind].__mro__ if issubclass(base, Plugin)]
+    members = {name for base in bases for name, member in vars(base).items() if isfunction(member)}
+    methods = {name: getattr(loaded, name) for name in members if not name.startswith("_")} | HOOKS.get(kind, {})
+    for name, method in methods.items():
+        monkeypatch.setattr(loaded, name, counted(name, method), raising=False)
+    assert failures(check_plugin(kind, "bad", registry)) == []
+    assert called == set(methods)
+    assert HOOKS.keys() == PLANNER_HOOKS.keys()
+
+
 @pytest.mark.parametrize(("kind", "body", "text"), BAD)
 def test_a_bad_plugin_fails_with_the_reason(kind: str, body: str, text: str, tmp_path: Path) -> None:
     failed = failures(check_plugin(kind, "bad", written(tmp_path, kind, body)))
@@ -631,7 +665,7 @@ def test_a_strategy_that_needs_another_device_was_not_tried_and_fails(tmp_path: 
     registry = written(tmp_path, "memory", body)
     checks = check_plugin("memory", "bad", registry)
     assert failures(checks) == ["apply: not tried here: it needs a mps device"]
-    assert not checks[-1].tried
+    assert [check.tried for check in checks if check.name == "apply"] == [False]
 
 
 def test_a_loss_and_an_optimizer_of_ones_own_pass(tmp_path: Path) -> None:
