@@ -230,7 +230,7 @@ def test_in_the_middle_of_the_optimizers_step_nothing_is_stepped_twice(optimizer
         parameter.grad = torch.ones_like(parameter)
     plain, again = made.step, []
 
-    def failing() -> None:
+    def failing(closure: object = None) -> None:
         if not again:
             for parameter in weights[weight:]:
                 parameter.grad = None

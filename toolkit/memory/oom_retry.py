@@ -147,14 +147,7 @@ class RepeatableStep:
     """An optimizer step's forward and backward passes, which are repeated in smaller pieces if memory runs out."""
 
     def __init__(self, retry: OOMRetry, number: int, *, compute: Compute, undo: Callable[[], None]) -> None:
-        """Begin a step.
-
-        Args:
-            retry: how large the pieces are.
-            number: that of the step, for messages.
-            compute: runs a piece.
-            undo: removes the gradients and losses of the step, before it is repeated.
-        """
+        """`undo` removes the gradients and losses of the step, before it is repeated."""
         self.retry = retry
         self.number = number
         self.compute = compute
@@ -166,11 +159,7 @@ class RepeatableStep:
     def run(self, micro_batch: Mapping[str, Any]) -> torch.Tensor:
         """Run a micro-batch forward and backward and return its loss; if memory runs out, repeat the step so far.
 
-        Args:
-            micro_batch: tensors whose first dimension is the sequences.
-
-        Raises:
-            OutOfMemoryError, TrainingError: see `OOMRetry.halve`.
+        Its tensors' first dimension is the sequences. If the step cannot be repeated, `OOMRetry.halve` raises an error.
         """
         if not self._micro_batches:
             self._random_state = RandomState.now()
@@ -201,10 +190,7 @@ class RepeatableStep:
 
 
 class RetryingOptimizer(AcceleratedOptimizer):  # type: ignore[misc]  # accelerate has no annotations
-    """An optimizer as accelerate wraps it, which repeats a step that runs out of memory.
-
-    Before that the gradients are recomputed in smaller pieces.
-    """
+    """An optimizer as accelerate wraps it, which repeats a step that runs out of memory, after the passes."""
 
     _is_accelerate_prepared = True  # or accelerate would wrap it once more
 
@@ -216,14 +202,7 @@ class RetryingOptimizer(AcceleratedOptimizer):  # type: ignore[misc]  # accelera
         passes_again: Callable[[], None],
         half_moved: Callable[[], TrainingError],
     ) -> None:
-        """Wrap an optimizer.
-
-        Args:
-            optimizer: the plain one.
-            accelerator: places its state, and has the GradScaler, if there is one.
-            passes_again: recomputes the step's gradients in smaller pieces.
-            half_moved: the error to raise if some weights were updated and others not.
-        """
+        """`half_moved` makes the error to raise if some weights were updated and others not."""
         super().__init__(optimizer, device_placement=accelerator.device_placement, scaler=accelerator.scaler)
         self.passes_again = passes_again
         self.half_moved = half_moved

@@ -42,20 +42,8 @@ def build_trainer(
 ) -> RecipeTrainer:
     """Build the trainer that a recipe asks for.
 
-    Args:
-        resolved: the recipe.
-        components: what it trains, on which data.
-        context: what the recipe's plugins know.
-        batch: how a step is split into micro-batches.
-        saver: writes the checkpoints.
-        log: hears of loss spikes, and of memory that runs out.
-        status: how training stands.
-        stop: whether the run was asked to stop.
-        callbacks: those of the Trainer, in their order.
-        guard: judges each step.
-        sequences: sequences at a time, if memory has run out before; the micro-batch size, if not given.
-        evaluation_sequences: evaluation batch size on one device; likewise.
-        with_new_settings: whether the checkpoint to resume from is another run's.
+    `sequences` and `evaluation_sequences` are those of a forward pass, if memory has run out before, and else the
+    micro-batch size. `with_new_settings`: the optimizer's state comes from another run's checkpoint.
     """
     training = resolved.training
     with libraries_quiet():
