@@ -18,6 +18,7 @@ from toolkit.system import environment_variables
 
 if TYPE_CHECKING:
     from toolkit.api import Progress
+    from toolkit.planning.compare import Alternatives
     from toolkit.planning.plan import Plan
     from toolkit.planning.roofline import Rates
     from toolkit.planning.variants import Option
@@ -80,10 +81,9 @@ def plan(
     data = first_rows_or_refusal(resolved)
     from toolkit.events import ProgressReporter
     from toolkit.memory.budget import bytes_to_be_had, own_share
-    from toolkit.planning import compare as comparison
-    from toolkit.planning.choose import chooser_of, not_all_was_tried, resolve_auto, usable_bytes
+    from toolkit.planning.choose import chooser_of, resolve_auto
+    from toolkit.planning.compare import alternatives
     from toolkit.planning.plan import make_plan
-    from toolkit.planning.search import Search
 
     chooser = chooser_of(resolved)
     whole = chooser.limit(resolved.device) if chooser else resolved.device.memory_bytes
@@ -104,31 +104,30 @@ def plan(
         made = make_plan(resolved, rates=rates, limit_bytes=limit, processes=processes, training_blocks=blocks)
     if not as_json:  # shown before the search, which takes longer
         _show(made, why, data)
-    rows: list[Option] = []
-    help_ = None
+    others = None
     if compare or not made.fits:
         with watching(quiet=False, on_standard_error=True) as listener:
-            search = Search(
+            others = alternatives(
                 asked,
+                limit,
                 rates=rates,
-                limit_bytes=usable_bytes(limit, asked.device),
                 processes=processes,
-                progress=ProgressReporter(listener),
                 seconds=search_seconds,
+                compare=compare,
+                best=not made.fits,
+                progress=ProgressReporter(listener),
             )
-            help_ = None if made.fits else search.best(fidelity="different")
-            rows = list(comparison.rows(search)) if compare else []
     if as_json:
-        render.as_json({**_as_data(made, why, rows, help_), "data": data})
+        render.as_json({**_as_data(made, why, others), "data": data})
         return
-    if rows:
+    if others and others.rows:
         render.text()
-        _show_rows(rows)
-        if search.cut_short:
-            render.text(f"Not all is shown: {not_all_was_tried(search)}.")
-    if not made.fits:
+        _show_rows(others.rows)
+        if others.not_all_was_tried:
+            render.text(f"Not all is shown: {others.not_all_was_tried}.")
+    if others and not made.fits:
         render.text()
-        render.text(_what_would_fit(search, help_, made))
+        render.text(_what_would_fit(others, made))
 
 
 def _bytes(text: str) -> int:
@@ -172,13 +171,14 @@ def _known_blocks(resolved: ResolvedRecipe, runs: Path) -> int | None:
     return blocks
 
 
-def _as_data(made: Plan, why: Sequence[str], rows: Sequence[Option], help_: Option | None) -> dict[str, Any]:
+def _as_data(made: Plan, why: Sequence[str], others: Alternatives | None) -> dict[str, Any]:
     data = {**asdict(made), "fits": made.fits, "why": why}
-    if rows:
-        data["compared"] = [_summary(row.plan) for row in rows]
-    if not made.fits:
-        saves = {"save_in_background": help_.resolved.training.save_in_background} if help_ else {}
-        data["would_fit"] = {**_summary(help_.plan), **saves} if help_ else None
+    if others and others.rows:
+        data["compared"] = [_summary(row.plan) for row in others.rows]
+    if others and not made.fits:
+        best = others.best
+        saves = {"save_in_background": best.resolved.training.save_in_background} if best else {}
+        data["would_fit"] = {**_summary(best.plan), **saves} if best else None
     return data
 
 
@@ -281,16 +281,15 @@ def _show_rows(rows: Sequence[Option]) -> None:
     )
 
 
-def _what_would_fit(search: Any, found: Option | None, made: Plan) -> str:
-    from toolkit.planning.choose import not_all_was_tried, too_small
-
+def _what_would_fit(others: Alternatives, made: Plan) -> str:
+    found = others.best
     if found is None:
-        return too_small(search, made.limit_bytes, "different")
+        return others.too_small
     entries = "; ".join(found.plan.strategies) or "[]"
     waiting = (
         ", and training.save_in_background: false" if made.snapshot_bytes and not found.plan.snapshot_bytes else ""
     )
-    more = f"; {not_all_was_tried(search)}" if search.cut_short else ""
+    more = f"; {others.not_all_was_tried}" if others.not_all_was_tried else ""
     slower = found.plan.seconds_per_step / made.seconds_per_step - 1
     return (
         f"It would fit in {formatting.size(found.plan.peak_bytes)}, with {slower:+.0%} time a step and fidelity "

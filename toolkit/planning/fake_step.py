@@ -21,7 +21,6 @@ from toolkit.planning import fake_components, kernels
 from toolkit.planning.trace import Trace
 from toolkit.recipe.resolve import ResolvedRecipe
 from toolkit.system import environment_variables
-from toolkit.system.signals import held_back
 from toolkit.training.components import Components, context_of, refusals_placed
 
 if TYPE_CHECKING:
@@ -44,7 +43,6 @@ def trace(resolved: ResolvedRecipe, *, micro_batch_size: int, accumulation: int)
     passes = min(accumulation, 2)
     with (
         environment_variables.set_aside(),
-        held_back(),  # for as long as a trace takes: seconds
         tempfile.TemporaryDirectory(prefix="planned-") as folder,  # the Trainer creates its output folder at once
         random_state_preserved(),
         _as_one_process(),

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from toolkit.errors import InterruptedRun
-from toolkit.system.signals import DUPLICATE_SECONDS, GRACE_SECONDS, StopRequest, held_back, numbers
+from toolkit.system.signals import DUPLICATE_SECONDS, GRACE_SECONDS, StopRequest, numbers
 
 NATIVE = "hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"
 """Minutes of C that lets other threads run and looks for no signal."""
 PROGRAM = """
 import contextlib, hashlib, sys, time
-from toolkit.system.signals import StopRequest, at_forced_end, ending_the_process, held_back
+from toolkit.system.signals import StopRequest, at_forced_end, ending_the_process
 with ending_the_process(), at_forced_end(lambda reason: print("ended:", reason, flush=True)):
     {setting}
 """
@@ -28,7 +28,6 @@ BUSY = f"print('here', flush=True); {NATIVE}"
 TRAINING = "a run that trains"
 SETTINGS = {
     "a command": BUSY,
-    "a plan": f"with held_back(): {BUSY}",
     "a run before training": f"with StopRequest().handled(): {BUSY}",
     TRAINING: f"with StopRequest().handled() as stop, stop.deferred(): {BUSY}",
 }
@@ -57,7 +56,6 @@ def _ended_by_signals(running: Mapping[str, subprocess.Popen[str]]) -> None:
     said = {name: process.communicate(timeout=60)[0] for name, process in running.items()}
     assert said == {
         "a command": "ended: \n",
-        "a plan": "ended: \n",
         "a run before training": "ended: stopped by SIGTERM; before training, so there was nothing to save\n",
     }
     assert {process.returncode for process in running.values()} == {128 + signal.SIGTERM}
@@ -111,14 +109,3 @@ def test_a_signal_that_a_launcher_passes_on_counts_once_and_a_second_one_ends_th
         time.sleep(DUPLICATE_SECONDS)
         with pytest.raises(InterruptedRun, match="because it came twice"):
             os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _held_back_twice() -> None:
-    with held_back():
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def test_a_signal_that_was_held_back_comes_afterwards() -> None:
-    with StopRequest().handled(), pytest.raises(InterruptedRun, match="stopped by SIGTERM"):
-        _held_back_twice()
