@@ -53,12 +53,12 @@ def trace(resolved: ResolvedRecipe, *, micro_batch_size: int, accumulation: int)
         ledger = StorageTracker(vocabulary_size=_vocabulary_size(built))
         objective = type(built.objective)
         with fake_components.needs_no_values("objective", objective), refusals_placed(resolved.recipe, ("objective",)):
-            real = fake_components.batch(built, context, size=micro_batch_size)
-        batch: dict[str, torch.Tensor] = {name: mode.from_tensor(tensor) for name, tensor in real.items()}
+            batch = fake_components.batch(built, context, mode, size=micro_batch_size)
         trainer = _trainer(resolved, context, built, micro_batch_size=micro_batch_size, accumulation=accumulation)
         with (
             fake_components.needs_no_values("training step", None),
-            kernels.as_on(resolved.device.kind, documents_masked="position_ids" in real),
+            kernels.as_on(resolved.device.kind, documents_masked="position_ids" in batch),
+            kernels.chunks_counted(ledger),
         ):
             model = _prepared(trainer, ledger)
             with ledger:

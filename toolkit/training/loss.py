@@ -7,7 +7,7 @@ tokens, so that only one chunk's logits exist at a time.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -166,6 +166,11 @@ def _divisor(targets: torch.Tensor, num_items_in_batch: torch.Tensor | int | Non
     return tokens.clamp(min=1).to(targets.device)
 
 
+def chunk_starts(tokens: int, chunk_size: int) -> Iterable[int]:
+    """The first token of each chunk. A plan replaces this (`planning.kernels`): chunks of one length are alike."""
+    return range(0, tokens, chunk_size)
+
+
 class _SummedCrossEntropy(torch.autograd.Function):
     """The sum over the tokens of -log softmax(hidden @ weight.T + bias)[target], in nats.
 
@@ -188,7 +193,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         )
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         matrix, shift = weight.to(dtype), None if bias is None else bias.to(dtype)
-        for start in range(0, len(hidden), chunk_size):
+        for start in chunk_starts(len(hidden), chunk_size):
             rows = hidden[start : start + chunk_size].to(dtype)
             target = targets[start : start + chunk_size, None]
             counted = target != IGNORE_INDEX
