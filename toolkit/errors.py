@@ -18,17 +18,23 @@ plugin, and keeps its traceback.
 
 from __future__ import annotations
 
+import copyreg
 import difflib
 import errno
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 class ToolkitError(Exception):
     """Base class of all errors whose message is meant for the user."""
 
     exit_status = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle it by what it holds: most subclasses are not made from their message."""
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]  # typeshed lacks it
 
 
 class UsageError(ToolkitError):

@@ -15,7 +15,7 @@ and only to methods that take it.
 from collections.abc import Mapping
 
 from toolkit.api.context import Peek, Progress, Results, RunContext, Task
-from toolkit.api.planner import PLANNER_HOOKS, Candidates, ExportBytes, ModelSkeleton, TokenizerSkeleton
+from toolkit.api.planner import PLANNER_HOOKS, Candidates, ExportBytes, ModelSkeleton, TokenizerSkeleton, chunk_starts
 from toolkit.api.plugins import (
     API_VERSION,
     Block,
@@ -69,6 +69,7 @@ __all__ = [
     "TokenizerSkeleton",
     "ToolkitError",
     "UnavailableError",
+    "chunk_starts",
     "entry_made",
     "highest_id",
 ]

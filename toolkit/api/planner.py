@@ -61,6 +61,20 @@ class ExportBytes(Protocol):
         """
 
 
+def chunk_starts(length: int, chunk_size: int) -> Iterable[int]:
+    """Return where each chunk of a loss starts, for one that is computed in chunks: 0, chunk_size, 2 * chunk_size, ...
+
+    A plan goes through two whole ones and the rest, and counts the others by the second; with a `range`, it would go
+    through all.
+    """
+    return every_start(length, chunk_size)
+
+
+def every_start(length: int, chunk_size: int) -> Iterable[int]:
+    """All of them: what a plan replaces."""
+    return range(0, length, chunk_size)
+
+
 PLANNER_HOOKS: Mapping[str, type] = {
     "tokenizer": TokenizerSkeleton,
     "model": ModelSkeleton,

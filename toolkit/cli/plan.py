@@ -16,6 +16,7 @@ from toolkit.cli.validate import first_rows_or_refusal, in_words
 from toolkit.system import environment_variables
 
 if TYPE_CHECKING:
+    from toolkit.planning.compare import Alternatives
     from toolkit.planning.plan import Plan
     from toolkit.planning.variants import Option
 
@@ -77,9 +78,7 @@ def plan(
     asked = resolve.resolve(resolve.load(name, overrides=overrides, plugin_folders=plugin_folders), device)
     data = first_rows_or_refusal(asked)
     from toolkit.events import ProgressReporter
-    from toolkit.planning import compare as comparison
-    from toolkit.planning.choose import not_all_was_tried, usable_bytes
-    from toolkit.planning.search import Search
+    from toolkit.planning.compare import alternatives
 
     with watching(quiet=False, on_standard_error=True) as listener:
         planned = commands.plan_of(
@@ -94,40 +93,40 @@ def plan(
     made, why = planned.plan, planned.why
     if not as_json:  # shown before the search, which takes longer
         _show(made, why, data)
-    rows: list[Option] = []
-    help_ = None
+    others = None
     if compare or not made.fits:
         with watching(quiet=False, on_standard_error=True) as listener:
-            search = Search(
+            others = alternatives(
                 asked,
+                made.limit_bytes,
                 rates=planned.rates,
-                limit_bytes=usable_bytes(made.limit_bytes, asked.device),
                 processes=processes,
-                progress=ProgressReporter(listener),
                 seconds=search_seconds,
+                compare=compare,
+                best=not made.fits,
+                progress=ProgressReporter(listener),
             )
-            help_ = None if made.fits else search.best(fidelity="different")
-            rows = list(comparison.rows(search)) if compare else []
     if as_json:
-        render.as_json({**_as_data(made, why, rows, help_), "data": data})
+        render.as_json({**_as_data(made, why, others), "data": data})
         return
-    if rows:
+    if others and others.rows:
         render.text()
-        _show_rows(rows)
-        if search.cut_short:
-            render.text(f"The table is incomplete: {not_all_was_tried(search)}.")
-    if not made.fits:
+        _show_rows(others.rows)
+        if others.not_all_was_tried:
+            render.text(f"The table is incomplete: {others.not_all_was_tried}.")
+    if others and not made.fits:
         render.text()
-        render.text(_what_would_fit(search, help_, made))
+        render.text(_what_would_fit(others, made))
 
 
-def _as_data(made: Plan, why: Sequence[str], rows: Sequence[Option], help_: Option | None) -> dict[str, Any]:
+def _as_data(made: Plan, why: Sequence[str], others: Alternatives | None) -> dict[str, Any]:
     data = {**asdict(made), "fits": made.fits, "why": why}
-    if rows:
-        data["compared"] = [_summary(row.plan) for row in rows]
-    if not made.fits:
-        saves = {"save_in_background": help_.resolved.training.save_in_background} if help_ else {}
-        data["would_fit"] = {**_summary(help_.plan), **saves} if help_ else None
+    if others and others.rows:
+        data["compared"] = [_summary(row.plan) for row in others.rows]
+    if others and not made.fits:
+        best = others.best
+        saves = {"save_in_background": best.resolved.training.save_in_background} if best else {}
+        data["would_fit"] = {**_summary(best.plan), **saves} if best else None
     return data
 
 
@@ -230,16 +229,15 @@ def _show_rows(rows: Sequence[Option]) -> None:
     )
 
 
-def _what_would_fit(search: Any, found: Option | None, made: Plan) -> str:
-    from toolkit.planning.choose import not_all_was_tried, too_small
-
+def _what_would_fit(others: Alternatives, made: Plan) -> str:
+    found = others.best
     if found is None:
-        return too_small(search, made.limit_bytes, "different")
+        return others.too_small
     entries = "; ".join(found.plan.strategies) or "[]"
     waiting = (
         ", and training.save_in_background: false" if made.snapshot_bytes and not found.plan.snapshot_bytes else ""
     )
-    more = f"; {not_all_was_tried(search)}" if search.cut_short else ""
+    more = f"; {others.not_all_was_tried}" if others.not_all_was_tried else ""
     slower = found.plan.seconds_per_step / made.seconds_per_step - 1
     return (
         f"It would fit in {formatting.size(found.plan.peak_bytes)}, with {slower:+.0%} time per step and fidelity "

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 DOCUMENTS_PER_BATCH = 1000
 DOCUMENTS_PER_DIGEST = 10_000
 BYTES_PER_SLICE = 1 << 26
+MAX_TOKENS_PER_BYTE = 2
+"""A tokenizer gives one at most; twice that, for one that normalizes the text or marks the words."""
+MAX_TOKENS_PER_DOCUMENT = 8
+"""The tokens around a document: its end, and what a tokenizer adds."""
+SPLITS = {"train": "training", "validation": "held-out"}
 CUT_COLUMN = "cut"
 """The column that says whether a document was split off at an end token; exists only if texts were cut."""
 
@@ -74,6 +79,31 @@ def _digested(column: Any, digest: Any) -> int:
     digest.update(numpy.diff(ends))  # the lengths, or texts with other boundaries would look the same
     digest.update(memoryview(content or b"")[ends[0] : ends[-1]])
     return int(pc.sum(pc.utf8_length(texts)).as_py() or 0)
+
+
+def check_holds_block(data: DatasetDict, block_size: int) -> None:
+    """Check that the texts of each split may give a block of tokens, whatever the tokenizer.
+
+    Raises:
+        OptionError: they are too short for any.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for name, split in data.items():
+        size = 0
+        for batch in split.select_columns("text").with_format("arrow").iter(DOCUMENTS_PER_DIGEST):
+            size += int(pc.sum(pc.binary_length(batch["text"].cast(pa.large_string()))).as_py() or 0)
+            if MAX_TOKENS_PER_BYTE * size > block_size:
+                break
+        else:
+            if MAX_TOKENS_PER_BYTE * size + MAX_TOKENS_PER_DOCUMENT * len(split) < block_size:
+                what = SPLITS.get(name, name)
+                raise OptionError(
+                    f"the {what} documents have {size:,} bytes of text together, fewer than one block of "
+                    f"{block_size:,} tokens; take a smaller block_size, or more {what} text",
+                    option="block_size",
+                )
 
 
 def _check_utf8(texts: Any) -> None:

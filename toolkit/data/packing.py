@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.api import Objective, Progress, RunContext
 from toolkit.data.block_writer import BlockWriter, Packer
-from toolkit.data.documents import Contents
+from toolkit.data.documents import SPLITS, Contents
 from toolkit.data.encoding import encoded
 from toolkit.data.packed_dataset import PackedBlocks, open_blocks
 from toolkit.data.stats import DataAccount, SplitAccount
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 BLOCK_FORMAT = 3
 """Raise this when the same input should give other blocks: old cache entries are then never found."""
-SPLITS = {"train": "training", "validation": "held-out"}
 BLOCKS_READ_BACK = 8
 """Blocks of each split that are checked against the tokenizer before training."""
 

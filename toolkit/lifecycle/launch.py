@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit import formatting
+from toolkit.data.documents import check_holds_block
 from toolkit.errors import PlanTooLongError, PluginError, UnavailableError
 from toolkit.events import AttemptBegun, Event, Listener, Message, ProgressReporter, RunResult
 from toolkit.lifecycle import branch
@@ -30,9 +31,13 @@ from toolkit.storage.run_directory import RunDirectory
 from toolkit.system import distributed, environment_variables
 from toolkit.system.disk import DISK_FAULTS
 from toolkit.system.signals import StopRequest
+from toolkit.training.components import context_of, load_documents
+from toolkit.training.refusals import refusals_placed
 
 NOTICE_BELOW_SHARE = 0.9
 """If other programs leave less than this share of what `auto` could take, the user is told."""
+LONG_BLOCK = 2**17
+"""Blocks of this many tokens are rare enough to load the documents for, before the plan and again after it."""
 WAITING_NOTICE_SECONDS = 10.0
 """Seconds after which a process other than the main one says that it is waiting for the others."""
 
@@ -163,6 +168,7 @@ def _directory(
         folder = newest
     planned: dict[str, Any] = {}
     if not rehearsal:
+        _check_long_block(resolved, listener)
         resolved, planned = _with_planned_memory(resolved, listener)
     folder = folder or run_directory.next_in_series(runs, series)
     directory = run_directory.create(folder, resolved, environment(resolved), series=series)
@@ -173,6 +179,20 @@ def _directory(
         for change in changes:
             listener(Message(f"  {change}"))
     return directory
+
+
+def _check_long_block(resolved: ResolvedRecipe, listener: Listener) -> None:
+    """Refuse a block that is longer than the text: its plan would only say that nothing fits.
+
+    Raises:
+        RecipeError: it is.
+    """
+    block_size = resolved.recipe.objective.plugin.block_size
+    if block_size < LONG_BLOCK:
+        return
+    data = load_documents(resolved, context_of(resolved, Path(resolved.name), progress=ProgressReporter(listener)))
+    with refusals_placed(resolved.recipe, ("objective",)):
+        check_holds_block(data, block_size)
 
 
 def _with_planned_memory(resolved: ResolvedRecipe, listener: Listener) -> tuple[ResolvedRecipe, dict[str, Any]]:

@@ -12,8 +12,11 @@ from typing import Any
 
 from toolkit import formatting
 from toolkit.api import Change, Device, Fidelity, Progress
+from toolkit.api.context import nobody_watches
 from toolkit.formatting import counted
 from toolkit.memory.budget import is_ample, own_share
+from toolkit.planning.overhead import framework_bytes
+from toolkit.planning.own_process import in_own_process
 from toolkit.planning.plan import Plan, make_plan
 from toolkit.planning.roofline import Rates, measured
 from toolkit.planning.search import SAME_SPEED_TOLERANCE, Search
@@ -77,8 +80,20 @@ def resolve_auto(
     chooser = chooser_of(resolved)
     assert chooser is not None
     limit = budget or own_share(chooser.limit(resolved.device), resolved.device, processes)
-    usable = usable_bytes(limit, resolved.device)
     rates = rates or measured(resolved.device)
+    framework_bytes(resolved.device)  # measured in this process, before anything else adds to its memory
+    choice = in_own_process(
+        _choice, resolved, limit, rates=rates, processes=processes, seconds=seconds, progress=progress or nobody_watches
+    )
+    return with_choice(resolved, choice.record), choice
+
+
+def _choice(
+    resolved: ResolvedRecipe, limit: int, *, rates: Rates, processes: int, seconds: float, progress: Progress
+) -> Choice:
+    chooser = chooser_of(resolved)
+    assert chooser is not None
+    usable = usable_bytes(limit, resolved.device)
     search = Search(resolved, rates=rates, limit_bytes=usable, processes=processes, progress=progress, seconds=seconds)
     found = search.best(fidelity=chooser.fidelity)
     if found is None:
@@ -90,9 +105,8 @@ def resolve_auto(
         "strategies": [{"plugin": part.name, **part.plugin.model_dump(mode="json")} for part in found.added],
         "save_in_background": has_room if resolved.device.kind == "cpu" else None,
     }
-    concrete = with_choice(resolved, record)
-    made = make_plan(concrete, rates=rates, limit_bytes=limit, processes=processes)
-    return concrete, Choice(record, made, tuple(_why(found, made, search)))
+    made = make_plan(with_choice(resolved, record), rates=rates, limit_bytes=limit, processes=processes)
+    return Choice(record, made, tuple(_why(found, made, search)))
 
 
 def with_choice(resolved: ResolvedRecipe, record: Mapping[str, Any]) -> ResolvedRecipe:

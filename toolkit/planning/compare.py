@@ -7,10 +7,81 @@ one, and everything down to this one. A table of every pair would be too long to
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
+from toolkit.api import Progress
+from toolkit.api.context import nobody_watches
+from toolkit.planning.choose import not_all_was_tried, too_small, usable_bytes
+from toolkit.planning.overhead import framework_bytes
+from toolkit.planning.own_process import in_own_process
+from toolkit.planning.roofline import Rates
 from toolkit.planning.search import Search, rank
 from toolkit.planning.variants import FIDELITIES, Option, Set
+from toolkit.recipe.resolve import ResolvedRecipe
 from toolkit.recipe.schema import StrategyComponent
+
+
+@dataclass(frozen=True)
+class Alternatives:
+    """The recipe with other strategies."""
+
+    rows: tuple[Option, ...]
+    best: Option | None
+    """The best that fits, if it was asked for and there is one."""
+    too_small: str
+    """What to say if nothing fits."""
+    not_all_was_tried: str
+    """What to say if time ran out; else empty."""
+
+
+def alternatives(
+    resolved: ResolvedRecipe,
+    limit: int,
+    *,
+    rates: Rates,
+    processes: int = 1,
+    seconds: float,
+    compare: bool,
+    best: bool,
+    progress: Progress | None = None,
+) -> Alternatives:
+    """Plan the recipe with other strategies.
+
+    Args:
+        resolved: the recipe, whose own strategies stay.
+        limit: bytes that each process may use.
+        rates: those of the recipe's device.
+        processes: how many devices share a step.
+        seconds: how long the search for the best may take.
+        compare: whether the rows are wanted.
+        best: whether the best that fits is wanted.
+        progress: receives the progress of the search.
+    """
+    framework_bytes(resolved.device)  # measured in this process, before anything else adds to its memory
+    asked = {"rates": rates, "processes": processes, "seconds": seconds, "compare": compare, "best": best}
+    return in_own_process(_alternatives, resolved, limit, **asked, progress=progress or nobody_watches)
+
+
+def _alternatives(
+    resolved: ResolvedRecipe,
+    limit: int,
+    *,
+    rates: Rates,
+    processes: int,
+    seconds: float,
+    compare: bool,
+    best: bool,
+    progress: Progress,
+) -> Alternatives:
+    usable = usable_bytes(limit, resolved.device)
+    search = Search(resolved, rates=rates, limit_bytes=usable, processes=processes, progress=progress, seconds=seconds)
+    found = search.best(fidelity="different") if best else None
+    return Alternatives(
+        rows=tuple(rows(search)) if compare else (),
+        best=found,
+        too_small=too_small(search, limit, "different") if best and found is None else "",
+        not_all_was_tried=not_all_was_tried(search) if search.cut_short else "",
+    )
 
 
 def rows(search: Search) -> Iterator[Option]:

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 FAKE_DATASET_LENGTH = 1_000_000
 """Length of the dataset that the trainer is given; it asks for the length, and reads no block."""
 
+MAX_REAL_BLOCK = 32_749
+"""Longest block that a batch is really made of: 256 KB for each tensor and sequence. A prime, which no other dimension
+is likely to equal."""
+
 
 class NoBlocks:
     """A dataset that has a length but no contents."""
@@ -92,15 +96,22 @@ def components(resolved: ResolvedRecipe, context: RunContext) -> tuple[Component
     return Components(tokenizer, model, cast(Any, _Data()), recipe.objective.plugin, loss, wrap), built_bytes
 
 
-def batch(built: Components, context: RunContext, *, size: int) -> dict[str, torch.Tensor]:
-    """A batch from the objective's own collator, with blocks that are each filled by a single document."""
-    import numpy
+def batch(built: Components, context: RunContext, mode: FakeTensorMode, *, size: int) -> dict[str, torch.Tensor]:
+    """A fake batch as the objective's own collator makes it of blocks that are each filled by a single document.
 
-    blocks: list[Any] = [
-        {"input_ids": numpy.zeros(context.block_size, dtype="int64"), "seed": seed} for seed in range(size)
-    ]
+    Of blocks longer than `MAX_REAL_BLOCK` it is made of shorter ones, and then lengthened.
+    """
+    import numpy
+    import torch
+
+    length = min(context.block_size, MAX_REAL_BLOCK)
+    blocks: list[Any] = [{"input_ids": numpy.zeros(length, dtype="int64"), "seed": seed} for seed in range(size)]
     with real_tensors():  # a collator may look at the values
-        return built.objective.collator(built.tokenizer)(blocks)
+        real = built.objective.collator(built.tokenizer)(blocks)
+    if length == context.block_size:
+        return {name: mode.from_tensor(tensor) for name, tensor in real.items()}
+    shapes = {name: [context.block_size if n == length else n for n in tensor.shape] for name, tensor in real.items()}
+    return {name: torch.empty(shape, dtype=real[name].dtype) for name, shape in shapes.items()}
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from toolkit.recipe.batch import BatchSplit
 from toolkit.recipe.resolve import ResolvedRecipe
 from toolkit.storage.run_directory import RunDirectory
 from toolkit.system import environment_variables
-from toolkit.system.signals import StopRequest, held_back
+from toolkit.system.signals import StopRequest
 from toolkit.training.components import Components, context_of
 from toolkit.training.refusals import refusals_placed
 
@@ -47,7 +47,6 @@ def trace(resolved: ResolvedRecipe, *, micro_batch_size: int, accumulation: int)
     passes = min(accumulation, 2)
     with (
         environment_variables.set_aside(),
-        held_back(),  # for as long as a trace takes: seconds
         tempfile.TemporaryDirectory(prefix="planned-") as folder,  # the Trainer creates its output folder at once
         random_state_preserved(),
         _as_one_process(),
@@ -58,12 +57,12 @@ def trace(resolved: ResolvedRecipe, *, micro_batch_size: int, accumulation: int)
         ledger = StorageTracker(vocabulary_size=_vocabulary_size(built))
         objective = type(built.objective)
         with fake_components.needs_no_values("objective", objective), refusals_placed(resolved.recipe, ("objective",)):
-            real = fake_components.batch(built, context, size=micro_batch_size)
-        batch: dict[str, torch.Tensor] = {name: mode.from_tensor(tensor) for name, tensor in real.items()}
+            batch = fake_components.batch(built, context, mode, size=micro_batch_size)
         trainer = _trainer(resolved, context, built, micro_batch_size=micro_batch_size, accumulation=accumulation)
         with (
             fake_components.needs_no_values("training step", None),
-            kernels.as_on(resolved.device.kind, documents_masked="position_ids" in real),
+            kernels.as_on(resolved.device.kind, documents_masked="position_ids" in batch),
+            kernels.chunks_counted(ledger),
         ):
             model = _prepared(trainer, ledger)
             with ledger:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from toolkit.planning.tracker import StorageTracker
+
 
 @contextlib.contextmanager
 def as_on(device_kind: str, *, documents_masked: bool) -> Iterator[None]:
@@ -50,6 +52,36 @@ def _through_one_expert(tokens: torch.Tensor, experts: torch.Tensor) -> torch.Te
 
     with torch.autocast(tokens.device.type, enabled=False):  # autocast does not reach the real call either
         return tokens @ experts[0]
+
+
+@contextlib.contextmanager
+def chunks_counted(ledger: StorageTracker) -> Iterator[None]:
+    """Run a loss in chunks for the first two and the last, if that one is shorter, and count the second for the rest.
+
+    The second is the first that begins while the tensors of another are held. Blocks of any length are so planned in
+    the same time.
+    """
+    from toolkit.api import planner
+
+    original = planner.every_start
+
+    def starts(length: int, chunk_size: int) -> Iterator[int]:
+        alike = length // chunk_size - 1
+        if alike < 1:
+            yield from original(length, chunk_size)
+            return
+        yield 0
+        ledger.repetitions = alike
+        yield chunk_size
+        ledger.repetitions = 1
+        if length % chunk_size:
+            yield length - length % chunk_size
+
+    planner.every_start = starts
+    try:
+        yield
+    finally:
+        planner.every_start = original
 
 
 @contextlib.contextmanager

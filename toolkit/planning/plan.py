@@ -1,7 +1,7 @@
 """ResolvedRecipe -> Plan: how much memory, disk and time a run will take.
 
-Decides nothing: `choose` does. The bytes of tensors are traced (`step`); the rest is added here, each part under its
-own name.
+Decides nothing: `choose` does. The bytes of tensors are traced (`fake_step`); the rest is added here, each part under
+its own name.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from toolkit.api import Device, ExportBytes, Fidelity
 from toolkit.planning.overhead import CUDA_ALLOCATION_GRANULARITY, framework_bytes, how_reckoned
+from toolkit.planning.own_process import in_own_process
 from toolkit.planning.roofline import Rates
 from toolkit.planning.trace import KINDS, Moment, Trace
 from toolkit.planning.words import named
@@ -116,11 +117,12 @@ def peak_bytes(resolved: ResolvedRecipe, *, processes: int = 1) -> int:
 
 
 def _traced(resolved: ResolvedRecipe, processes: int) -> tuple[Trace, BatchSplit]:
-    from toolkit.planning.fake_step import trace
+    from toolkit.planning import fake_step
 
-    framework_bytes(resolved.device)  # measured before the trace adds to the process's memory
+    framework_bytes(resolved.device)  # measured in this process, before anything else adds to its memory
     sizes = BatchSplit.of(resolved, processes=processes)
-    return trace(resolved, micro_batch_size=sizes.micro_batch_size, accumulation=sizes.accumulation), sizes
+    size, accumulation = sizes.micro_batch_size, sizes.accumulation
+    return in_own_process(fake_step.trace, resolved, micro_batch_size=size, accumulation=accumulation), sizes
 
 
 def reckon(

@@ -30,6 +30,8 @@ class Work:
     """Bytes read and written."""
     fresh_bytes: int = 0
     """Bytes of the storages that the operation allocated."""
+    count: int = 1
+    """How many times it is done: more than once in the chunks of a loss, of which one was traced for all."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,10 @@ class Trace:
 
     def operations(self, *, accumulation: int) -> Iterator[tuple[Work, int]]:
         """The operations of one step without the evaluation; identical ones are grouped, with their count."""
-        for work, count in Counter(self.work).items():
+        counts: Counter[Work] = Counter()
+        for work in self.work:
+            counts[work if work.count == 1 else replace(work, count=1)] += work.count
+        for work, count in counts.items():
             if work.phase == "optimizer step":
                 yield work, count
             elif work.phase != "evaluation":
@@ -162,8 +167,8 @@ class Trace:
                 (mine.storage, mine.phase, mine.size > 0) == (theirs.storage, theirs.phase, theirs.size > 0)
                 for mine, theirs in zip(self.events, other.events, strict=True)
             )
-            and [(work.phase, work.precision) for work in self.work]
-            == [(work.phase, work.precision) for work in other.work]
+            and [(work.phase, work.precision, work.count) for work in self.work]
+            == [(work.phase, work.precision, work.count) for work in other.work]
         )
 
 

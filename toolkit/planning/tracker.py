@@ -40,6 +40,8 @@ class StorageTracker(TorchDispatchMode):
     def __init__(self, *, vocabulary_size: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch has no annotation for it
         self.phase: Phase = "forward"
+        self.repetitions = 1
+        """How many times each operation is done that is recorded now; its storages are those of one time."""
         self._vocabulary_size = vocabulary_size
         self._kinds: list[Kind] = []
         self._alive: dict[int, tuple[int, int, weakref.ref[torch.UntypedStorage]]] = {}
@@ -130,6 +132,7 @@ class StorageTracker(TorchDispatchMode):
             flops=formula(*args, **kwargs, out_val=result) if formula else 0,
             moved_bytes=sum(map(_size, inputs)) + sum(map(_size, outputs)),
             fresh_bytes=sum(tensor.untyped_storage().nbytes() for tensor in new),
+            count=self.repetitions,
         )
         self._work.append(work)
 

@@ -144,30 +144,6 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def held_back() -> Iterator[None]:
-    """Defer the signals to the end of this: an exception raised inside torch's C++ code aborts the process.
-
-    In a command they are not deferred for long: `ending_the_process`.
-    """
-    if threading.current_thread() is not threading.main_thread():  # other threads receive none
-        yield
-        return
-    held: list[tuple[int, FrameType | None]] = []
-    before = {number: signal.signal(number, lambda *received: held.append(received)) for number in numbers()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for received, frame in held[:1]:
-            handler = before[signal.Signals(received)]
-            if callable(handler):  # not by raising the signal again, which would count twice
-                handler(received, frame)
-            else:
-                signal.raise_signal(received)
-
-
-@contextlib.contextmanager
 def at_forced_end(farewell: Farewell) -> Iterator[None]:
     """Have `farewell` called with the reason if the watcher thread ends the process; the last registered goes first."""
     _Process.farewells.append(farewell)

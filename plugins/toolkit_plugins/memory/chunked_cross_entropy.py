@@ -9,6 +9,8 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
+from toolkit.api import chunk_starts
+
 IGNORE_INDEX = -100
 """The label of a token that is not predicted."""
 
@@ -63,7 +65,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         )
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         matrix, shift = weight.to(dtype), None if bias is None else bias.to(dtype)
-        for start in range(0, len(hidden), chunk_size):
+        for start in chunk_starts(len(hidden), chunk_size):
             rows = hidden[start : start + chunk_size].to(dtype)
             target = targets[start : start + chunk_size, None]
             counted = target != IGNORE_INDEX

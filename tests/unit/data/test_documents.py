@@ -54,6 +54,25 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         cut([END], tmp_path / "cache")
 
 
+def test_texts_that_cannot_fill_a_block_whatever_the_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "DOCUMENTS_PER_DIGEST", 2)
+    held_out = Dataset.from_dict({"text": ["ä" * 600, "", None]})
+    data = DatasetDict(train=Dataset.from_dict({"text": ["a" * 900, "b" * 900, "c" * 900]}), validation=held_out)
+    most = 2 * 1200 + 3 * 8
+    documents.check_holds_block(data, most)
+    told = "the held-out documents have 1,200 bytes of text together, fewer than one block of 2,425 tokens"
+    with pytest.raises(OptionError, match=told) as error:
+        documents.check_holds_block(data, most + 1)
+    assert error.value.option == "block_size"
+
+
+def test_the_texts_that_count_are_those_that_were_drawn() -> None:
+    data = split(["a" * 900, "b" * 900])
+    documents.check_holds_block(data, 3000)
+    with pytest.raises(OptionError, match="900 bytes"):
+        documents.check_holds_block(DatasetDict(train=data["train"].select([1])), 3000)
+
+
 @pytest.fixture
 def stories(tmp_path: Path) -> Path:
     """A recipe for one text file with end tokens between its documents."""

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import resolved, train, write_recipe
-from toolkit.events import Event, Message
+from toolkit.errors import RecipeError
+from toolkit.events import Event, Message, Progressed
 from toolkit.lifecycle.launch import run
 from toolkit.planning.choose import with_choice
 from toolkit.planning.plan import peak_bytes
@@ -83,6 +84,18 @@ def test_too_much_for_the_machine_is_told_before_it_begins(tmp_path: Path) -> No
     (told,) = [event.text for event in events if isinstance(event, Message) and "planned peak" in event.text]
     assert "exceeds the 10.5 MB available here" in told
     assert "memory: [auto]" in told
+
+
+@pytest.mark.parametrize("memory", [[], ["auto"]])
+def test_a_block_longer_than_the_text_is_refused_before_it_is_planned(tmp_path: Path, memory: list[str]) -> None:
+    recipe = resolved(
+        write_recipe(tmp_path, memory=memory, objective={"plugin": "causal-lm", "block_size": 100_000_000})
+    )
+    events: list[Event] = []
+    with pytest.raises(RecipeError, match=r"yaml:\d+:\d+: objective\.block_size: the training documents have .* bytes"):
+        run(recipe, runs=tmp_path / "runs", listener=events.append)
+    assert not any(isinstance(event, Progressed) and event.phase == "planning memory" for event in events)
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("memory", [["halved"], ["auto"]])

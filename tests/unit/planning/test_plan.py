@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -218,6 +219,33 @@ def test_two_sizes_of_micro_batch_give_all_others(tmp_path: Path) -> None:
     assert line.fullest() == five.fullest()
     assert line.totals()["optimizer"] == five.totals()["optimizer"]
     assert line.work == five.work
+
+
+@pytest.mark.parametrize("tokens", [31, 40, 62])  # of 2 x 31 predicted ones, and of 4 x 31 in an evaluation
+@pytest.mark.parametrize("chunk", [4, 10])
+def test_the_chunks_of_a_loss_are_alike(
+    chunk: int, tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective = {"plugin": "causal-lm", "block_size": tokens + 1}
+    recipe = recipe_for(tmp_path, objective=objective, memory=[{"plugin": "chunked-loss", "tokens": chunk}])
+    counted, few = planned(recipe), traced(recipe)
+    monkeypatch.setattr("toolkit.planning.kernels.chunks_counted", lambda _: contextlib.nullcontext())
+    every = traced(recipe)
+    assert planned(recipe) == counted
+    assert every.fullest() == few.fullest()
+    assert dict(every.operations(accumulation=2)) == dict(few.operations(accumulation=2))
+    assert len(every.work) > len(few.work)
+
+
+@pytest.mark.parametrize("objective", [{"document_mask": True}, {}])
+def test_a_block_of_any_length_is_planned_in_as_many_operations(objective: dict[str, bool], tmp_path: Path) -> None:
+    def made(block_size: int) -> Trace:
+        lengthened = {"plugin": "causal-lm", "block_size": block_size, **objective}
+        return traced(recipe_for(tmp_path, objective=lengthened, memory=["chunked-loss"]))
+
+    long, longer = made(40_000), made(80_000)
+    assert len(longer.work) == len(long.work)
+    assert longer.totals()["batch"] == 2 * long.totals()["batch"] == (2 + len(objective)) * 2 * 80_000 * 8
 
 
 def test_steps_of_another_course_are_on_no_line(tmp_path: Path) -> None:

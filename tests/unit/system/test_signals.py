@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from toolkit.errors import InterruptedRun
-from toolkit.system.signals import DUPLICATE_SECONDS, GRACE_SECONDS, StopRequest, held_back, numbers
+from toolkit.system.signals import DUPLICATE_SECONDS, GRACE_SECONDS, StopRequest, numbers
 
 NATIVE = "hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"
 """Minutes of C that lets other threads run and looks for no signal."""
 PROGRAM = """
 import contextlib, hashlib, sys, time
-from toolkit.system.signals import StopRequest, at_forced_end, ending_the_process, held_back
+from toolkit.system.signals import StopRequest, at_forced_end, ending_the_process
 with ending_the_process(), at_forced_end(lambda reason: print("ended:", reason, flush=True)):
     {setting}
 """
@@ -29,7 +28,6 @@ BUSY = f"print('here', flush=True); {NATIVE}"
 TRAINING = "a run that trains"
 SETTINGS = {
     "a command": BUSY,
-    "a plan": f"with held_back(): {BUSY}",
     "a run before training": f"with StopRequest().handled(): {BUSY}",
     TRAINING: f"with StopRequest().handled() as stop, stop.deferred(): {BUSY}",
 }
@@ -58,7 +56,6 @@ def _ended_by_signals(running: Mapping[str, subprocess.Popen[str]]) -> None:
     said = {name: process.communicate(timeout=60)[0] for name, process in running.items()}
     assert said == {
         "a command": "ended: \n",
-        "a plan": "ended: \n",
         "a run before training": "ended: stopped by SIGTERM; before training, so there was nothing to save\n",
     }
     assert {process.returncode for process in running.values()} == {128 + signal.SIGTERM}
@@ -112,17 +109,6 @@ def test_a_signal_that_a_launcher_passes_on_counts_once_and_a_second_one_ends_th
         time.sleep(DUPLICATE_SECONDS)
         with pytest.raises(InterruptedRun, match="because it came twice"):
             os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _held_back_twice() -> None:
-    with held_back():
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def test_a_signal_that_was_held_back_comes_afterwards() -> None:
-    with StopRequest().handled(), pytest.raises(InterruptedRun, match="stopped by SIGTERM"):
-        _held_back_twice()
 
 
 def trained(stop: StopRequest) -> None:
@@ -180,8 +166,6 @@ def test_the_handlers_of_before_are_put_back() -> None:
     before = [signal.getsignal(number) for number in every]
     with StopRequest().handled():
         assert not {*map(signal.getsignal, every)} & {*before}
-    with held_back():
-        assert not {*map(signal.getsignal, numbers())} & {*before}
     assert [signal.getsignal(number) for number in every] == before
 
 
@@ -214,17 +198,3 @@ def test_without_a_signal_an_error_stays_what_it_is() -> None:
     with pytest.raises(ArithmeticError), stop.never_swallowed():
         raise ArithmeticError
     assert stop.raised is None
-
-
-def test_a_thread_of_its_own_holds_no_signal_back() -> None:
-    """Only the main thread may set a handler."""
-    told: list[str] = []
-
-    def work() -> None:
-        with held_back():
-            told.append("done")
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert told == ["done"]

@@ -1,0 +1,167 @@
+"""A plan is made in a process of its own, which says what it has to say and ends when it should."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import command, resolved, write_recipe
+from toolkit.api import Progress
+from toolkit.errors import Place, PlanTooLongError, PluginError, Problem, RecipeError, ToolkitError, UnavailableError
+from toolkit.planning import fake_step, own_process
+from toolkit.planning.own_process import in_own_process
+
+MODEL = '''
+"""A model whose making is disturbed."""
+
+from toolkit.api import Model
+
+
+class Own(Model):
+    """Llama."""
+
+    def build(self, tokenizer, run):
+        import os, pathlib, time
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        {disturbance}
+        return LlamaForCausalLM(LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+        ))
+'''
+
+
+def process_of_work() -> int:
+    return os.getpid()
+
+
+def nested() -> tuple[int, int]:
+    return os.getpid(), in_own_process(process_of_work)
+
+
+def failing(error: Exception) -> None:
+    raise error
+
+
+def telling(progress: Progress) -> None:
+    progress("planning memory", 3, unit="tried")
+    logging.getLogger("toolkit.of-a-plugin").warning("%s is odd", "this")
+
+
+def ending(number: int) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(60)
+
+
+def computing() -> None:
+    while True:
+        pass
+
+
+def own_model(folder: Path, disturbance: str) -> Path:
+    (folder / "plugins/model").mkdir(parents=True)
+    (folder / "plugins/model/own.py").write_text(MODEL.replace("{disturbance}", disturbance), encoding="utf-8")
+    return write_recipe(folder, plugin_paths=["plugins"], model={"plugin": "own"})
+
+
+def test_work_is_done_in_another_process_and_what_it_asks_for_in_the_same() -> None:
+    outer, inner = in_own_process(nested)
+    assert outer == inner != os.getpid()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RecipeError([Problem(Place("mine.yaml", 3, 1), "model.hidden_size", "is odd")]),
+        PluginError("no plan can be made"),
+        UnavailableError("the Hub cannot be reached", option="path"),
+        PlanTooLongError("no plan after 5 min"),
+    ],
+)
+def test_errors_for_the_user_come_back_as_themselves(error: ToolkitError) -> None:
+    with pytest.raises(type(error)) as raised:
+        in_own_process(failing, error)
+    assert str(raised.value) == str(error)
+    told = {name: value for name, value in vars(raised.value).items() if name != "__notes__"}
+    assert told == vars(error)
+
+
+def test_a_bug_comes_back_with_where_it_is() -> None:
+    with pytest.raises(ZeroDivisionError, match="by what") as raised:
+        in_own_process(failing, ZeroDivisionError("by what?"))
+    assert "in failing" in raised.value.__notes__[0]
+
+
+def test_progress_and_messages_reach_the_one_who_watches(caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[Any] = []
+    in_own_process(telling, progress=lambda *words, **more: seen.append((words, more)))
+    assert seen == [(("planning memory", 3), {"unit": "tried"})]
+    assert [(record.name, record.getMessage()) for record in caplog.records] == [("toolkit.of-a-plugin", "this is odd")]
+
+
+def test_a_process_that_is_killed_is_told_in_a_sentence() -> None:
+    with pytest.raises(PluginError, match=r"the process that traced the step was ended by SIGKILL; .* memory runs out"):
+        in_own_process(ending, signal.SIGKILL)
+
+
+def test_work_that_says_nothing_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_process, "MAX_SECONDS_BETWEEN_MESSAGES", 0.2)
+    with pytest.raises(PlanTooLongError, match="too large to be traced"):
+        in_own_process(computing)
+
+
+def test_started_anew_it_traces_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the parent cannot be forked, plugins of folders have to be found again."""
+    recipe = resolved(own_model(tmp_path, ""))
+    forked = in_own_process(fake_step.trace, recipe, micro_batch_size=2, accumulation=2)
+    monkeypatch.setattr(own_process, "_can_fork", lambda: False)
+    assert in_own_process(fake_step.trace, recipe, micro_batch_size=2, accumulation=2) == forked
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("words", [("recipe", "run"), ("recipe", "plan")], ids="-".join)
+def test_a_signal_ends_the_plan_at_once(words: tuple[str, ...], number: signal.Signals, tmp_path: Path) -> None:
+    """The model never comes, so the command ends only if the plan does not have to."""
+    note = tmp_path / "planning"
+    recipe = own_model(tmp_path, f"pathlib.Path({str(note)!r}).write_text(str(os.getpid())); time.sleep(3600)")
+    process = command(*words, str(recipe), cwd=tmp_path)
+    planning = int(_written(note, process))
+    assert planning != process.pid
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    run = f"error: stopped by {number.name}; before training, so there was nothing to save"
+    assert err.splitlines()[-1] == (run if words[-1] == "run" else "interrupted")
+    with pytest.raises(ProcessLookupError):
+        os.kill(planning, 0)
+
+
+def test_a_plan_ends_with_a_command_that_is_killed(tmp_path: Path) -> None:
+    note, after = tmp_path / "planning", tmp_path / "after"
+    lines = (
+        f"parent = os.getppid(); pathlib.Path({str(note)!r}).write_text(str(os.getpid()))",
+        "while os.getppid() == parent: time.sleep(0.01)",
+        f"time.sleep(2); pathlib.Path({str(after)!r}).touch()",
+    )
+    model = own_model(tmp_path, "\n        ".join(lines))
+    process = command("recipe", "run", str(model), cwd=tmp_path)
+    planning = int(_written(note, process))
+    process.kill()
+    process.communicate()
+    while Path(f"/proc/{planning}").exists():
+        time.sleep(0.05)
+    assert not after.exists()
+
+
+def _written(note: Path, process: subprocess.Popen[str]) -> str:
+    while not (note.is_file() and note.read_text()):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    return note.read_text()

@@ -1,0 +1,210 @@
+"""Runs the work of a plan in a process of its own, which can be ended at any moment and leaves nothing behind.
+
+A trace runs the trainer on fake tensors: it replaces functions of the libraries, and an exception raised by a signal
+inside torch's C++ code would abort the process. Here the process that will train only waits, so a signal ends it, and
+the plan with it, at once. NOTES.md says why the process is forked on some machines and started anew on others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, TypeVar
+
+from toolkit.api import Progress
+from toolkit.api.context import nobody_watches
+from toolkit.errors import PlanTooLongError, PluginError, ToolkitError
+from toolkit.formatting import duration
+
+T = TypeVar("T")
+
+MAX_SECONDS_BETWEEN_MESSAGES = 330.0
+"""Limit on processor time without a word from the work; a trace that dispatches operations ends itself before that."""
+START = "from toolkit.planning.own_process import serve_anew; serve_anew({})"
+
+_is_own = False
+"""Whether this process was made for a plan."""
+
+
+def in_own_process(work: Callable[..., T], *args: Any, progress: Progress | None = None, **options: Any) -> T:
+    """Call a function of a module in a process of its own and return what it returns.
+
+    Log messages and calls of `progress` reach this process. Within such a process the function is simply called.
+
+    Args:
+        work: the function.
+        args: its arguments, which are pickled, as its result is.
+        options: its arguments by name.
+        progress: passed to `work` under this name, if given.
+
+    Raises:
+        PlanTooLongError: it takes too long.
+        PluginError: its process came to an end before its work did.
+        Exception: what `work` raises.
+    """
+    reported: dict[str, Any] = {} if progress is None else {"progress": progress}
+    if _is_own:
+        return work(*args, **options, **reported)
+    with _started() as (connection, ended):
+        with contextlib.suppress(BrokenPipeError):  # it has ended already: the next line says how
+            connection.send((work, args, options, progress is not None))
+        while True:
+            try:
+                kind, content = connection.recv()
+            except (EOFError, ConnectionResetError):
+                raise _early_end(ended()) from None
+            if kind == "returned":
+                return content  # type: ignore[no-any-return]  # what `work` has returned
+            if kind == "raised":
+                raise content
+            if kind == "progress":
+                (progress or nobody_watches)(*content[0], **content[1])
+            else:
+                name, level, message = content
+                logging.getLogger(name).log(level, "%s", message)
+
+
+@contextlib.contextmanager
+def _started() -> Iterator[tuple[Connection, Callable[[], int]]]:
+    """Start the process; yields the connection to it, and a function that waits for its end and gives its status.
+
+    The status is negative for a signal. The process does not outlive the context.
+    """
+    here, there = multiprocessing.Pipe()
+    if not _can_fork():
+        # Not multiprocessing's "spawn", which would run a user's script again that has no `if __name__ == ...`.
+        command = [sys.executable, "-P", "-c", START.format(there.fileno())]  # -P: no modules of the current folder
+        with here, subprocess.Popen(command, pass_fds=[there.fileno()]) as fresh:
+            there.close()
+            try:
+                with contextlib.suppress(BrokenPipeError):
+                    here.send((sys.path, _local_plugins(), logging.getLogger("toolkit").level))
+                yield here, fresh.wait
+            finally:
+                fresh.kill()
+        return
+    process = multiprocessing.get_context("fork").Process(target=_serve_forked, args=(here, there))
+    with warnings.catch_warnings():
+        # Python 3.12 warns of every fork beside threads. Ours wait and print; torch's are not used in the child.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        process.start()
+    there.close()
+
+    def ended() -> int:
+        process.join()
+        return process.exitcode or 0
+
+    with here:
+        try:
+            yield here, ended
+        finally:
+            process.kill()
+            process.join()
+
+
+def _can_fork() -> bool:
+    """Whether a forked process can work: not with CUDA's driver in the parent, nor with the libraries of macOS."""
+    import torch
+
+    return sys.platform == "linux" and not torch.cuda.is_available()
+
+
+def _local_plugins() -> list[str]:
+    """The files of the plugins that were loaded from folders; only the registry can import them."""
+    return [str(module.__file__) for name, module in sys.modules.items() if name.startswith("_toolkit_local_")]
+
+
+def serve_anew(descriptor: int) -> None:
+    """Do the work that arrives on this file descriptor: what a process started anew runs."""
+    from toolkit.registry import Offer
+
+    warnings.simplefilter("ignore")  # the parent's are enough
+    connection = Connection(descriptor)
+    path, plugins, level = connection.recv()
+    sys.path[:] = path
+    for file in map(Path, plugins):
+        Offer(kind=file.parent.name, name=file.stem, distribution=str(file), target=file).load()
+    logging.getLogger("toolkit").setLevel(level)
+    _serve(connection)
+
+
+def _serve_forked(parents: Connection, connection: Connection) -> None:
+    import torch
+
+    parents.close()  # or the end of the parent would not show
+    torch.set_num_threads(1)  # the threads of OpenMP are the parent's, and waiting for them would never end
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the same, for those of tokenizers
+    _serve(connection)
+
+
+def _serve(connection: Connection) -> None:
+    """Do one piece of work, and end with the process that asked for it."""
+    global _is_own
+    _is_own = True
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # a terminal sends them to both processes, and the parent decides
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    try:
+        work, args, options, is_watched = connection.recv()
+    except EOFError:  # the parent was ended
+        return
+    threading.Thread(target=_end_with_parent, args=(connection,), daemon=True).start()
+    lock = threading.Lock()
+
+    def send(kind: str, content: Any) -> None:
+        message = pickle.dumps((kind, content))
+        with lock:
+            signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS_BETWEEN_MESSAGES)
+            connection.send_bytes(message)
+
+    class Forward(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            send("log", (record.name, record.levelno, record.getMessage()))
+
+    logger = logging.getLogger("toolkit")
+    logger.handlers, logger.propagate = [Forward()], False
+    try:
+        if is_watched:
+            options["progress"] = lambda *words, **more: send("progress", (words, more))
+        signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS_BETWEEN_MESSAGES)
+        send("returned", work(*args, **options))
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is raised where it was asked for
+        send("raised", _portable(error))
+
+
+def _end_with_parent(connection: Connection) -> None:
+    with contextlib.suppress(OSError):
+        connection.poll(None)  # it sends nothing more, so this is the end of it
+    os._exit(1)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error with where it was raised, or its text where a library's own error cannot be pickled."""
+    error.add_note("".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - written in the same line
+    except Exception:  # noqa: BLE001 - anything may be wrong with it
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _early_end(status: int) -> ToolkitError:
+    if status == -signal.SIGPROF:
+        return PlanTooLongError(
+            f"no plan after {duration(MAX_SECONDS_BETWEEN_MESSAGES)} of computing: the model is too large to be traced"
+        )
+    how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    cause = "; the system does that where memory runs out" if status == -signal.SIGKILL else ""
+    return PluginError(f"no plan can be made: the process that traced the step {how}{cause}")
