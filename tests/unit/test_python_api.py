@@ -173,9 +173,9 @@ def test_the_origin_of_an_override_is_noted_as_that_of_set(folder: Path) -> None
     ("overrides", "error", "message"),
     [
         ({"training.max_stps": 3}, RecipeError, "--set training.max_stps=3.*did you mean 'max_steps'"),
-        ({"training.max_steps": "many"}, RecipeError, "--set training.max_steps=\"many\".*and this is 'many'"),
-        ({"memory.0.r": 3}, UsageError, "--set memory.0.r=3: 0 is not an item of a list of 0"),
-        ({"recipe.x": 3}, UsageError, "--set recipe.x=3: x leads through 1, which has no keys"),
+        ({"training.max_steps": "many"}, RecipeError, "--set training.max_steps=\"many\".*but this is 'many'"),
+        ({"memory.0.r": 3}, UsageError, "--set memory.0.r=3: no item 0 in a list of 0"),
+        ({"recipe.x": 3}, UsageError, "--set recipe.x=3: cannot set x inside 1, which is not a mapping"),
         ({"training.learning_rate": float("nan")}, UsageError, "overrides: training.learning_rate is nan; a recipe"),
         ({"training.max_steps": {1}}, UsageError, r"overrides: training.max_steps is \{1\}; a recipe holds numbers"),
         (["training.max_steps"], UsageError, "write it as --set training.max_steps=100"),

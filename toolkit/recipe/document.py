@@ -97,7 +97,7 @@ def with_value(document: Document, key: str, value: object) -> Document:
     """Return the document with one value from Python applied, at a dotted key; a path counts as its text.
 
     Raises:
-        UsageError: a recipe cannot hold such a value, or the key leads through something that has no keys.
+        UsageError: a recipe cannot hold such a value, or the key is inside something that is not a mapping.
     """
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=os.fspath)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.tiny import resolved, train, write_recipe
+from toolkit.api import KINDS
 from toolkit.errors import OptionError, RecipeError
 from toolkit.training.components import assemble, context_of
 from toolkit.training.without_effect import check_built
@@ -124,7 +125,7 @@ CASES: dict[str, tuple[str, str, str]] = {
 
 def write_plugin(folder: Path, kind: str, body: str) -> None:
     (folder / "plugins" / kind).mkdir(parents=True)
-    source = PLUGIN.format(base=kind.capitalize(), body=indent(body, "    "))
+    source = PLUGIN.format(base=KINDS[kind].__name__, body=indent(body, "    "))
     (folder / "plugins" / kind / "vain.py").write_text(source, encoding="utf-8")
 
 
