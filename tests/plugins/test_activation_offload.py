@@ -10,7 +10,7 @@ from tests.tiny import resolved, write_recipe
 from toolkit.api import RunContext
 from toolkit.errors import RecipeError
 from toolkit.testing.bench import Bench
-from toolkit.training.components import _checkpoint
+from toolkit.training.strategies import _checkpoint
 from toolkit_plugins.memory import activation_offload
 from toolkit_plugins.memory.activation_offload import ActivationOffload, HostCopies
 
