@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.errors import UsageError
-from toolkit.system import environment_variables
 
 if TYPE_CHECKING:
     from toolkit.api import Device
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
     from toolkit.inference.evaluation import Evaluation
     from toolkit.lifecycle.rehearsal import StandIn
     from toolkit.planning.plan import Plan
-    from toolkit.planning.roofline import Rates
     from toolkit.recipe.resolve import Overrides, ResolvedRecipe
 
 FilePath = str | os.PathLike[str]
@@ -51,6 +48,8 @@ def resolve(
         UsageError: there is no such recipe or device, or an override cannot be read.
         PluginError: a plugin folder does not exist, or a strategy breaks its contract.
     """
+    from toolkit.planning.devices import device_called
+
     return _resolved(recipe, overrides, plugin_folders, device_called(device))
 
 
@@ -94,7 +93,7 @@ def run(
 
     folder = _folder_of(runs)
     if name is not None:
-        from toolkit.storage.run_directory import check_name
+        from toolkit.storage.runs_folder import check_name
 
         check_name(folder, name)
     with logged(listener or _unheard) as tell:
@@ -132,7 +131,7 @@ def rehearse(
     """
     from toolkit.recipe.resolve import load
     from toolkit.report.run_log import logged
-    from toolkit.storage.run_directory import check_name
+    from toolkit.storage.runs_folder import check_name
     from toolkit.system.device import detect
 
     folder = _folder_of(runs)
@@ -180,13 +179,16 @@ def plan(
         PluginError: a plugin cannot be planned.
         UnavailableError: a file of the Hub cannot be fetched, or the plan would take too long.
     """
+    from toolkit.lifecycle.device_plan import plan_of
+    from toolkit.planning.devices import device_called
+
     resolved = _resolved(recipe, overrides, plugin_folders, device_called(device, memory=memory))
     return plan_of(
         resolved,
         device=device,
         memory=memory,
         processes=processes,
-        runs=runs,
+        runs=_folder_of(runs),
         search_seconds=search_seconds,
         listener=listener or _unheard,
     ).plan
@@ -215,9 +217,9 @@ def evaluate(
     Raises:
         UsageError: there is no such run; or it has no model, held nothing out, or has a masked model.
     """
-    from toolkit.storage import run_directory
+    from toolkit.storage import runs_folder
 
-    found = run_directory.find(os.fspath(run), _folder_of(runs))
+    found = runs_folder.find(os.fspath(run), _folder_of(runs))
     from toolkit.inference import evaluation
 
     _at_least_one(stride=stride, max_documents=max_documents)
@@ -251,9 +253,9 @@ def generate(
     Raises:
         UsageError: there is no such run, it has no model, or there is nothing to fill in.
     """
-    from toolkit.storage import run_directory
+    from toolkit.storage import runs_folder
 
-    found = run_directory.find(os.fspath(run), _folder_of(runs))
+    found = runs_folder.find(os.fspath(run), _folder_of(runs))
     from toolkit.inference import generation
 
     _at_least_one(max_new_tokens=max_new_tokens, top_k=top_k)
@@ -262,115 +264,12 @@ def generate(
     )
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A plan, and what it was made from."""
-
-    plan: Plan
-    why: tuple[str, ...]
-    """Why `auto` chose these strategies, in sentences; empty if the recipe leaves nothing to it."""
-    rates: Rates
-
-
-@environment_variables.set_aside()
-def plan_of(
-    resolved: ResolvedRecipe,
-    *,
-    device: str | None,
-    memory: int | str | None,
-    processes: int,
-    runs: FilePath | None,
-    search_seconds: float,
-    listener: Listener,
-) -> Planned:
-    """Plan a recipe that is resolved for `device_called(device, memory)`; the arguments are those of `plan`."""
-    from toolkit.events import ProgressReporter
-    from toolkit.memory.budget import bytes_to_be_had, own_share
-    from toolkit.planning.choose import chooser_of, resolve_auto
-    from toolkit.planning.plan import make_plan
-
-    chooser = chooser_of(resolved)
-    whole = chooser.limit(resolved.device) if chooser else resolved.device.memory_bytes
-    limit = own_share(whole, resolved.device, processes)
-    if device is None and memory is None:  # on this machine, as much as a run would find free now
-        limit = min(limit, bytes_to_be_had(resolved.device, processes))
-    why = tuple[str, ...]()
-    progress = ProgressReporter(listener)
-    if device is None:
-        from toolkit.lifecycle.environment import check_device
-        from toolkit.planning.roofline import measured
-
-        check_device(resolved)
-        progress("measuring this machine")
-        rates = measured(resolved.device)
-    else:
-        from toolkit.planning.devices import known
-        from toolkit.planning.roofline import published
-
-        rates = published(known(device))
-    progress("planning memory")
-    if chooser:
-        resolved, choice = resolve_auto(
-            resolved, limit, rates=rates, processes=processes, progress=progress, seconds=search_seconds
-        )
-        why = choice.why
-    blocks = _known_blocks(resolved, _folder_of(runs))
-    made = make_plan(resolved, rates=rates, limit_bytes=limit, processes=processes, training_blocks=blocks)
-    return Planned(made, why, rates)
-
-
-def device_called(name: str | None, *, memory: int | str | None = None) -> Device:
-    """The device of this name or this machine's, with this much memory if it is given.
-
-    Raises:
-        UsageError: there is no device of that name, or `memory` is no size.
-    """
-    if name is None:
-        from toolkit.system.device import detect
-
-        device = detect()
-    else:
-        from toolkit.planning.devices import known
-
-        device = known(name).device
-    return device if memory is None else replace(device, memory_bytes=_bytes(memory))
-
-
 def _resolved(
     recipe: FilePath, overrides: Overrides, plugin_folders: Iterable[FilePath], device: Device
 ) -> ResolvedRecipe:
     from toolkit.recipe.resolve import load, resolve
 
     return resolve(load(os.fspath(recipe), overrides=overrides, plugin_folders=map(Path, plugin_folders)), device)
-
-
-def _bytes(memory: int | str) -> int:
-    from pydantic import ByteSize, TypeAdapter, ValidationError
-
-    try:
-        size = TypeAdapter(ByteSize).validate_python(memory)
-    except ValidationError:
-        raise UsageError(f"--memory {memory}: not a size; write it like 12GiB or 800MB") from None
-    if size <= 0:
-        raise UsageError(f"--memory {memory}: must be more than 0")
-    return int(size)
-
-
-def _known_blocks(resolved: ResolvedRecipe, runs: Path) -> int | None:
-    """Blocks per epoch, if a run of this name has counted the same data."""
-    from toolkit.lifecycle import comparison
-    from toolkit.storage import run_directory
-    from toolkit.system.files import read_json
-
-    found = run_directory.newest_in_series(runs, resolved.name)
-    if found is None or not (found / "data.json").is_file():
-        return None
-    decisive = ("dataset", "tokenizer", "objective")
-    run = run_directory.RunDirectory(found)
-    if any(key.startswith(decisive) for key in comparison.differences(run, resolved)):
-        return None
-    blocks: int = read_json(found / "data.json")["train"]["blocks"]
-    return blocks
 
 
 def _folder_of(runs: FilePath | None) -> Path:

@@ -20,7 +20,8 @@ from tests.faults.power_cut import Disk, Journal
 from tests.tiny import losses, write_recipe
 from toolkit.memory import watch
 from toolkit.storage import checkpoint
-from toolkit.storage.run_directory import TRIAL_FOLDER, all_runs
+from toolkit.storage.run_directory import TRIAL_FOLDER
+from toolkit.storage.runs_folder import all_runs
 from toolkit.system.files import read_json
 
 COUNT, KILL, FAIL_ONCE, FAIL_FROM = range(4)

@@ -46,9 +46,9 @@ def generate(
 
     The run must have finished; its model continues the prompt.
     """
-    from toolkit.storage import run_directory
+    from toolkit.storage import runs_folder
 
-    found = run_directory.find(run, runs)
+    found = runs_folder.find(run, runs)
     text = commands.generate(
         run, prompt, runs=runs, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed
     )
@@ -78,9 +78,9 @@ def evaluate(run: str, stride: int | None, max_documents: int | None, runs: Path
     from dataclasses import asdict
 
     from toolkit.cli.watch import watching
-    from toolkit.storage import run_directory
+    from toolkit.storage import runs_folder
 
-    found = run_directory.find(run, runs)
+    found = runs_folder.find(run, runs)
     with watching(quiet=False, on_standard_error=True) as listener:
         reached = commands.evaluate(run, runs=runs, stride=stride, max_documents=max_documents, listener=listener)
     if as_json:

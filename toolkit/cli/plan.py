@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit import commands, formatting
+from toolkit import formatting
 from toolkit.cli import options, render
 from toolkit.cli.completion import complete_recipes
 from toolkit.cli.validate import first_rows_or_refusal, in_words
@@ -72,16 +72,18 @@ def plan(
     recipe leaves the choice to `auto` and nothing that `auto` may choose fits.
     """
     from toolkit.cli.watch import watching
+    from toolkit.planning.devices import device_called
     from toolkit.recipe import resolve
 
-    device = commands.device_called(device_name, memory=memory)
+    device = device_called(device_name, memory=memory)
     asked = resolve.resolve(resolve.load(name, overrides=overrides, plugin_folders=plugin_folders), device)
     data = first_rows_or_refusal(asked)
     from toolkit.events import ProgressReporter
+    from toolkit.lifecycle.device_plan import plan_of
     from toolkit.planning.compare import alternatives
 
     with watching(quiet=False, on_standard_error=True) as listener:
-        planned = commands.plan_of(
+        planned = plan_of(
             asked,
             device=device_name,
             memory=memory,

@@ -31,9 +31,9 @@ def run() -> None:
 @options.as_json
 def list_(runs: Path, as_json: bool) -> None:
     """List the runs, oldest first."""
-    from toolkit.storage import run_directory
+    from toolkit.storage import runs_folder
 
-    found, entries = run_directory.all_runs(runs), []
+    found, entries = runs_folder.all_runs(runs), []
     for directory in found:
         try:
             entries.append(_summary(directory))
@@ -63,9 +63,9 @@ def show(run: str, runs: Path, as_json: bool) -> None:
 
     Its status, attempts, results, checkpoints, and where its model is.
     """
-    from toolkit.storage import run_directory
+    from toolkit.storage import runs_folder
 
-    found = run_directory.find(run, runs)
+    found = runs_folder.find(run, runs)
     record, summary = found.record, _summary(found)
     checkpoints = [folder.name for folder in sorted(found.checkpoints.glob("checkpoint-*"), key=_step_of)]
     model = str(found.model) if (found.model / "config.json").is_file() else None
@@ -146,9 +146,9 @@ def report(run: str, output: Path | None, runs: Path) -> None:
     One HTML file that needs no network: curves, data statistics, samples, settings and their origins.
     """
     from toolkit.report import page
-    from toolkit.storage import run_directory
+    from toolkit.storage import runs_folder
 
-    found = run_directory.find(run, runs)
+    found = runs_folder.find(run, runs)
     target = output or found.folder / "report.html"
     page.write(found, target)
     render.text(f"Wrote {target}")
@@ -165,9 +165,9 @@ def verify(ctx: click.Context, run: str, runs: Path, as_json: bool) -> None:
     Every checkpoint against its manifest, and every exported folder against what was written: size and SHA-256 of
     each file. Exit status 1 if anything has changed.
     """
-    from toolkit.storage import checkpoint, run_directory
+    from toolkit.storage import checkpoint, runs_folder
 
-    found = run_directory.find(run, runs)
+    found = runs_folder.find(run, runs)
     faults: dict[str, str | None] = {
         f"checkpoints/{folder.name}": checkpoint.fault(folder, run_id=found.id)
         for _, folder in sorted(checkpoint.numbered(found.checkpoints))
@@ -224,9 +224,9 @@ def export(
     its step: model-500.
     """
     from toolkit.cli.watch import watching
-    from toolkit.storage import run_directory
+    from toolkit.storage import runs_folder
 
-    found = run_directory.find(run, runs)
+    found = runs_folder.find(run, runs)
     with watching(quiet=False, on_standard_error=as_json) as listener:
         from toolkit.lifecycle import export_run
 

@@ -49,11 +49,12 @@ def validate(
     checks the first rows, fetched if the dataset is on the Hub: a missing or empty file, a missing column, a wrong
     delimiter.
     """
+    from toolkit.planning import devices
     from toolkit.recipe.resolve import check_trackers
 
     verdicts: list[dict[str, Any]] = []
     statuses = set()
-    commands.device_called(device_name)  # a wrong device name is an error in the command, not in a recipe
+    devices.device_called(device_name)  # a wrong device name is an error in the command, not in a recipe
     for name in names:
         try:
             resolved = commands.resolve(name, overrides=overrides, plugin_folders=plugin_folders, device=device_name)

@@ -18,7 +18,8 @@ from toolkit.errors import RunMismatchError, UsageError
 from toolkit.lifecycle.comparison import differences, lines
 from toolkit.recipe.resolve import ResolvedRecipe
 from toolkit.storage import checkpoint
-from toolkit.storage.run_directory import RunDirectory, find
+from toolkit.storage.run_directory import RunDirectory
+from toolkit.storage.runs_folder import find
 from toolkit.system.files import copy_folder, read_json
 from toolkit.training.optimizer_state import OPTIMIZER_FILE
 

@@ -26,7 +26,7 @@ from toolkit.memory.limits import has_run_out_of_memory
 from toolkit.planning.choose import NOTHING_CHOSEN, chooser_of, resolve_auto, with_choice
 from toolkit.planning.plan import peak_bytes
 from toolkit.recipe.resolve import ResolvedRecipe, check_trackers
-from toolkit.storage import run_directory
+from toolkit.storage import run_directory, runs_folder
 from toolkit.storage.run_directory import RunDirectory
 from toolkit.system import distributed, environment_variables
 from toolkit.system.disk import DISK_FAULTS
@@ -72,7 +72,7 @@ def run(
     """
     distributed.check()
     series = name or resolved.name
-    run_directory.check_name(runs, series)
+    runs_folder.check_name(runs, series)
     if resolved.training.report_to:
         check_trackers(resolved.recipe)
     everybodys, listener = listener, listener if distributed.is_main_process() else _told_by_the_first
@@ -151,7 +151,7 @@ def _directory(
     listener: Listener,
 ) -> RunDirectory:
     """The directory of the run to resume, or a new one."""
-    newest = None if fresh else run_directory.newest_in_series(runs, series)
+    newest = None if fresh else runs_folder.newest_in_series(runs, series)
     folder = None
     if newest and (parent is None or parent.is_of(RunDirectory(newest))):
         directory = RunDirectory(newest)
@@ -170,7 +170,7 @@ def _directory(
     if not rehearsal:
         _check_long_block(resolved, listener)
         resolved, planned = _with_planned_memory(resolved, listener)
-    folder = folder or run_directory.next_in_series(runs, series)
+    folder = folder or runs_folder.next_in_series(runs, series)
     directory = run_directory.create(folder, resolved, environment(resolved), series=series)
     directory.update(rehearsal=rehearsal, **planned)
     if parent:

@@ -6,7 +6,7 @@ Memory is what `nvidia-smi` reports, which is what a run has.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from toolkit.api import Device
 from toolkit.errors import UsageError
@@ -90,3 +90,30 @@ def known(name: str) -> Published:
             f"like it, and say with --memory 24GiB what it has"
         )
     return KNOWN[name.lower()]
+
+
+def device_called(name: str | None, *, memory: int | str | None = None) -> Device:
+    """The device of this name or this machine's, with this much memory if it is given.
+
+    Raises:
+        UsageError: there is no device of that name, or `memory` is no size.
+    """
+    if name is None:
+        from toolkit.system.device import detect
+
+        device = detect()
+    else:
+        device = known(name).device
+    return device if memory is None else replace(device, memory_bytes=_bytes(memory))
+
+
+def _bytes(memory: int | str) -> int:
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        size = TypeAdapter(ByteSize).validate_python(memory)
+    except ValidationError:
+        raise UsageError(f"--memory {memory}: not a size; write it like 12GiB or 800MB") from None
+    if size <= 0:
+        raise UsageError(f"--memory {memory}: must be more than 0")
+    return int(size)

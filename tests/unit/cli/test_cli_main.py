@@ -97,7 +97,7 @@ def test_an_error_for_a_person_is_words_and_a_status(
     def fail(*words: object, **more: object) -> None:
         raise error
 
-    monkeypatch.setattr("toolkit.storage.run_directory.all_runs", fail)
+    monkeypatch.setattr("toolkit.storage.runs_folder.all_runs", fail)
     assert toolkit("run", "list", status=status).err == f"error: {error}\n"
 
 
@@ -105,7 +105,7 @@ def test_the_interrupt_key_outside_a_run(monkeypatch: pytest.MonkeyPatch) -> Non
     def interrupt(*words: object, **more: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("toolkit.storage.run_directory.all_runs", interrupt)
+    monkeypatch.setattr("toolkit.storage.runs_folder.all_runs", interrupt)
     assert toolkit("run", "list", status=130).err == "interrupted\n"
 
 
@@ -113,7 +113,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*words: object, **more: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("toolkit.storage.run_directory.all_runs", fail)
+    monkeypatch.setattr("toolkit.storage.runs_folder.all_runs", fail)
     assert isinstance(CliRunner().invoke(main.toolkit, ["run", "list"]).exception, ZeroDivisionError)
 
 

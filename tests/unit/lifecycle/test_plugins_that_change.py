@@ -10,7 +10,7 @@ import pytest
 from tests.tiny import resolved, train, write_recipe
 from toolkit.errors import InterruptedRun, RecipeError
 from toolkit.lifecycle.comparison import differences
-from toolkit.storage.run_directory import open_run
+from toolkit.storage.runs_folder import open_run
 
 FIRST = '''
 """A strategy of an outsider."""
