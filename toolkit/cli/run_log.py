@@ -50,6 +50,8 @@ class RunLog:
         from toolkit.events import AttemptBegun
 
         if isinstance(event, AttemptBegun):
+            if self._file is not None:  # a rehearsal is two attempts
+                self._file.close()
             # Unbuffered: what cannot be written is dropped, and does not block. A full disk is reported elsewhere.
             with contextlib.suppress(OSError):
                 self._file = event.log.open("ab", buffering=0)
