@@ -50,7 +50,7 @@ def _package(error: Exception) -> str:
     text = " ".join(str(error).split())
     if "`tiktoken`" in text:  # the library tries it last, and so names it for the others' files too
         return (
-            "it is no tokenizer.json but a model of sentencepiece or tiktoken; pip install sentencepiece protobuf "
+            "it is not a tokenizer.json but a model of sentencepiece or tiktoken; pip install sentencepiece protobuf "
             "tiktoken, or take a repository that has tokenizer.json"
         )
     return text

@@ -137,7 +137,7 @@ def _check_json(repository: Repository, names: Collection[str]) -> None:
         try:
             value = json.loads(content.decode("utf-8"))
         except ValueError as error:
-            found = f"{name} is no JSON: {error}"
+            found = f"{name} is not JSON: {error}"
             raise _problem(repository, f"{found}; {_again(repository)}") from error
         if not isinstance(value, dict):
             raise _problem(repository, f"{name} holds no JSON object; {_again(repository)}")
@@ -209,7 +209,7 @@ def _adapter(repository: Repository) -> str:
     if repository.folder:
         base = json.loads(_read(repository, "adapter_config.json")).get("base_model_name_or_path") or base
     return (
-        f"it holds an adapter, not a model; path: {base} is what it belongs to. To go on from both, merge them first: "
+        f"it holds an adapter, not a model; path: {base} is its base model. To continue from both, merge them first: "
         f"peft's AutoPeftModelForCausalLM.from_pretrained({repository.path!r}).merge_and_unload() and save_pretrained"
     )
 

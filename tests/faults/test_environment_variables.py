@@ -225,7 +225,7 @@ def test_a_tracker_that_fails_in_a_run_is_told_of_once_and_costs_nothing(
     assert result.steps == 8
     assert failing.told == ["on_train_begin", "on_log"]
     said = [event.text for event in events if isinstance(event, Message) and "wandb" in event.text]
-    assert said == ["wandb fails, and is not reported to any more: api_key not configured; the run goes on without it"]
+    assert said == ["wandb failed, so nothing more is reported to it: api_key not configured; training continues"]
 
 
 def test_a_tracker_that_refuses_ends_the_run_before_its_first_step(

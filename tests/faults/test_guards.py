@@ -58,13 +58,13 @@ def texts_of(folder: Path, rows: str) -> list[str]:
             "def on_optimizer_step(self, args, state, control, model=None, **kwargs):\n"
             "    if state.global_step == 5:\n"
             "        model.transformer.wte.weight.data[0, 0] = float('nan')",
-            "after step 6, transformer.wte.weight holds numbers that are not finite",
+            "after step 6, transformer.wte.weight contains non-finite values",
         ),
         (
             "def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):\n"
             "    if state.global_step == 5:\n"
             "        next(iter(optimizer.state.values()))['exp_avg_sq'][0] = float('inf')",
-            "after step 6, the optimizer's exp_avg_sq holds numbers that are not finite",
+            "after step 6, the optimizer's exp_avg_sq contains non-finite values",
         ),
     ],
     ids=["loss", "gradient", "weights", "optimizer"],
@@ -103,7 +103,7 @@ def test_a_spike_is_told_and_recorded(tmp_path: Path) -> None:
     result, events = train(recipe)
     (told,) = [event.text for event in events if isinstance(event, Message) and "the loss is" in event.text]
     assert "step 23: the loss is" in told
-    assert "training goes on; documents" in told
+    assert "training continues; documents" in told
     lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     (spike,) = [line for line in lines if line["kind"] == "spike"]
     loss = next(line["loss"] for line in lines if line["kind"] == "train" and line["step"] == 23)

@@ -67,9 +67,9 @@ def test_the_step_is_done_again_in_smaller_pieces(tmp_path: Path, undisturbed: P
     # With dropout, so that the random numbers count. 5 steps make an epoch, the last one not full.
     recipe = failing(tmp_path, PLACES[place], step=step, dataset={"max_samples": 40})
     survived, events = train(recipe, "callbacks=[failing]", name="survived")
-    (told,) = [e.text for e in events if isinstance(e, Message) and "memory ran out" in e.text]
+    (told,) = [e.text for e in events if isinstance(e, Message) and "out of memory" in e.text]
     assert f"of step {step + 1}: the step is done again" in told
-    assert "with 2 sequences at a time" in told
+    assert "with micro-batches of 2 sequences" in told
     # The same settings up to that step, then half the micro-batch: the run that never ran out.
     smaller = smaller_from(write_recipe(undisturbed, dataset={"max_samples": 40}), step)
     first, second = weights(survived.folder), weights(smaller)
@@ -122,7 +122,7 @@ def test_twice_out_of_memory_is_a_quarter(tmp_path: Path) -> None:
 
 def test_what_fits_with_no_sequence_says_what_to_try(tmp_path: Path) -> None:
     recipe = failing(tmp_path, FORWARD, times=99, step=3)
-    with pytest.raises(TrainingError, match="of step 4, with a single sequence at a time") as error:
+    with pytest.raises(TrainingError, match="of step 4, with a micro-batch of one sequence") as error:
         train(recipe, "callbacks=[failing]")
     assert "gradient-checkpointing" in str(error.value)
 
@@ -275,7 +275,7 @@ def on_step_begin(self, args, state, control, model=None, **kwargs):
 def test_what_cannot_be_done_again_begins_smaller_at_the_next_start(tmp_path: Path) -> None:
     """Where the optimizer has moved some weights and others not: from the last checkpoint, as if by hand."""
     recipe = failing(tmp_path, HALF_MOVED, step=5, training={"save_steps": 4, "save_total_limit": 9})
-    with pytest.raises(OutOfMemoryError, match=r"of step 6, and this attempt .* with 2 sequences at a time"):
+    with pytest.raises(OutOfMemoryError, match=r"of step 6, and this attempt .* with micro-batches of 2 sequences"):
         train(recipe, "callbacks=[failing]", name="survived")
     survived, events = train(recipe, "callbacks=[failing]", name="survived")
     (told,) = [e.text for e in events if isinstance(e, Message) and "ran out of memory" in e.text]

@@ -127,7 +127,7 @@ def test_a_manifest_does_not_lead_out_of_its_checkpoint(folder: Path, climbing: 
     (saved.parent / "secret").write_text("x")
     written["files"][climbing] = {"bytes": 1, "sha256": "0" * 64}
     (saved / MANIFEST).write_text(json.dumps(written))
-    assert fault(saved, run_id=written["run_id"]) == f"its manifest names {climbing}, which is no file of it"
+    assert fault(saved, run_id=written["run_id"]) == f"its manifest names {climbing}, which is not one of its files"
 
 
 CODE = "import os\nos.mkdir('code-was-run')\nfrom transformers import GPT2LMHeadModel as Evil\n"

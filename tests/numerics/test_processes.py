@@ -66,7 +66,7 @@ def test_where_one_of_two_runs_out_of_memory_both_begin_smaller(tmp_path: Path, 
     one, _ = train(recipe, name="one")
     failed = torchrun(recipe, "--name", "two")
     assert failed.returncode != 0
-    assert "this attempt cannot do it again: the run's other processes wait for it" in failed.stderr
+    assert "this attempt cannot repeat it: the run's other processes wait for it" in failed.stderr
     # torchrun ends it, too, and on a busy machine before it has said so.
     ended = ("error: another process of this run has ended", "stopped by SIGTERM; after training had failed")
     assert any(words in failed.stderr for words in ended)

@@ -113,8 +113,8 @@ class OOMRetry:
             raise self.end(step, during, why or "")
         self.sequences //= 2
         told = (
-            f"memory ran out in {during} of step {step:,}: the step is done again, and training "
-            f"goes on, with {counted(self.sequences, 'sequence')} at a time; a step still has as many as before"
+            f"out of memory in {during} of step {step:,}: the step is repeated, and training "
+            f"continues, with micro-batches of {counted(self.sequences, 'sequence')}; the global batch stays the same"
         )
         line = {"step": step, "kind": "memory", "sequences": self.sequences, "during": during}
         self.log.write(line, Message(told))
@@ -128,17 +128,17 @@ class OOMRetry:
             why: why this attempt cannot repeat the step, while the next one can go on with smaller pieces.
         """
         if self.indivisible:
-            return TrainingError(f"memory ran out in {during} of step {step}: {self.indivisible}")
+            return TrainingError(f"out of memory in {during} of step {step}: {self.indivisible}")
         if self.sequences == 1:
             return TrainingError(
-                f"memory ran out in {during} of step {step}, with a single sequence at a time; `toolkit recipe plan` "
+                f"out of memory in {during} of step {step}, with a micro-batch of one sequence; `toolkit recipe plan` "
                 f"shows what the memory goes to and which strategies need less: gradient-checkpointing, "
                 f"chunked-loss; or take a shorter objective.block_size or a smaller model"
             )
         fewer = self.sequences // 2
         return OutOfMemoryError(
-            f"memory ran out in {during} of step {step}, and this attempt cannot do it again: {why}; the same command "
-            f"goes on from the last checkpoint, with {counted(fewer, 'sequence')} at a time",
+            f"out of memory in {during} of step {step}, and this attempt cannot repeat it: {why}; the same command "
+            f"resumes from the last checkpoint, with micro-batches of {counted(fewer, 'sequence')}",
             sequences=fewer,
         )
 

@@ -92,7 +92,7 @@ def watched(
         file.write(bytes(READING_LAYOUT.size))
         file.flush()
         readings = mmap.mmap(-1, READING_LAYOUT.size)
-        with where_supported("a kill for want of memory will not be seen by the next start"):
+        with where_supported("the next start cannot tell whether memory ran out"):
             readings = mmap.mmap(file.fileno(), READING_LAYOUT.size)
 
     def read() -> None:

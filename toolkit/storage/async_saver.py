@@ -258,7 +258,7 @@ class AsyncSaver:
         self._make_room(2)
         self.failure, self.retry_at = error, time.monotonic() + SAVE_RETRY_SECONDS
         stands = f"step {self.last_step} is saved" if self.last_step is not None else "nothing is saved yet"
-        self.log.listener(Message(f"{error}\ntraining goes on ({stands}); the next save is tried in a minute"))
+        self.log.listener(Message(f"{error}\ntraining continues ({stands}); the next save is tried in a minute"))
 
     def _make_room(self, keep: int) -> None:
         """Remove checkpoints down to the newest few; what cannot be removed stays."""
@@ -276,5 +276,5 @@ class AsyncSaver:
             raise UnavailableError(
                 f"the disk of {self.run.folder} has {formatting.size(free)} free and a checkpoint needs "
                 f"{formatting.size(needed)}; free some space and give the same command: "
-                f"the run goes on from its last checkpoint"
+                f"the run resumes from its last checkpoint"
             )

@@ -95,7 +95,7 @@ def fault(folder: Path, *, run_id: str) -> str | None:
         return "its manifest is of another step"
     for name in manifest["files"]:
         if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
-            return f"its manifest names {name}, which is no file of it"
+            return f"its manifest names {name}, which is not one of its files"
     for file in _files(folder):
         name = str(file.relative_to(folder))
         if file.suffix in READ_BY_THE_TRAINER and name not in manifest["files"]:

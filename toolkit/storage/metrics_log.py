@@ -45,7 +45,7 @@ class MetricsLog:
             if error.errno not in DISK_FAULTS:
                 raise
             if not refused_before:
-                told = f"metrics.jsonl cannot be written ({error.strerror}); its lines are kept in memory until it can"
+                told = f"metrics.jsonl cannot be written ({error.strerror}); its lines stay in memory until it can be"
                 self.listener(Message(told))
 
     def flush(self) -> None:

@@ -167,7 +167,7 @@ def read_record(file: Path, kind: type[Record]) -> Record:
     if isinstance(written, int) and written > known:
         raise UnavailableError(
             f"{file} was written by pretrain-toolkit {data.get('toolkit')} in format {written}, and this is "
-            f"{__version__}, which reads formats up to {known}; go on with that version, or a later one"
+            f"{__version__}, which reads formats up to {known}; use that version, or a later one"
         )
     try:
         _reader(kind).validate_python(data)

@@ -216,7 +216,7 @@ def create(folder: Path, resolved: ResolvedRecipe, environment: Mapping[str, Any
     try:
         make_folder(folder)
         if any(path.name != "lock" for path in folder.iterdir()):
-            raise UsageError(f"{folder} is not empty and is no run; give this run another --name")
+            raise UsageError(f"{folder} is not empty and is not a run; give this run another --name")
         run.checkpoints.mkdir()
         write_text(folder / "recipe.yaml", resolved.recipe.document.text)
         write_text(folder / "resolved.yaml", resolved.to_yaml())

@@ -155,7 +155,7 @@ def _rehearsed(plugin: Plugin) -> tuple[Plugin | None, Check]:
     except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
         return None, Check("rehearse", False, described(error, type(plugin)))
     if type(small) is not type(plugin):
-        return None, Check("rehearse", False, f"returns {small!r}, which is no {type(plugin).__name__}")
+        return None, Check("rehearse", False, f"returns {small!r}, which is not a {type(plugin).__name__}")
     return small, Check("rehearse", True, "returns the same component, small")
 
 

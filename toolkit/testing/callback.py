@@ -91,7 +91,7 @@ def _made(plugin: Callback, context: RunContext) -> list[TrainerCallback]:
     made = plugin.callbacks(context)
     require(isinstance(made, list), f"callbacks returns a {type(made).__name__} and not a list")
     wrong = [one for one in made if not isinstance(one, TrainerCallback)]
-    require(not wrong, f"callbacks returns {wrong[:1]!r}, which is no TrainerCallback")
+    require(not wrong, f"callbacks returns {wrong[:1]!r}, which is not a TrainerCallback")
     return made
 
 

@@ -31,7 +31,7 @@ def documents(plugin: Dataset, bench: Bench) -> str:
     for split, rows in data.items():
         require("text" in rows.column_names, f"the split {split} has no column text: {', '.join(rows.column_names)}")
         wrong = [text for batch in rows.iter(1000) for text in batch["text"] if not isinstance(text, str)]
-        require(not wrong, f"the column text of {split} holds something that is no string: {wrong[:1]!r}")
+        require(not wrong, f"the column text of {split} holds something that is not a string: {wrong[:1]!r}")
     require(len(data["train"]), "the split train has no documents")
     return f"{', '.join(f'{split} {len(rows):,}' for split, rows in data.items())} documents"
 

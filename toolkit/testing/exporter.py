@@ -81,7 +81,7 @@ def memory(plugin: Exporter, bench: Bench) -> str:
     if not isinstance(plugin, ExportBytes):
         return "a plan counts what it takes to load the saved weights"
     size = plugin.export_bytes(weights=1 << 30, saved=1 << 20)
-    require(isinstance(size, int) and size >= 0, f"export_bytes returns {size!r}, which is no number of bytes")
+    require(isinstance(size, int) and size >= 0, f"export_bytes returns {size!r}, which is not a number of bytes")
     return f"a plan counts {size:,} bytes where the weights have {1 << 30:,} and a checkpoint {1 << 20:,}"
 
 

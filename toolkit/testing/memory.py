@@ -40,7 +40,7 @@ def requires(plugin: Strategy, bench: Bench) -> str:
     """What it requires is something that the toolkit can look for."""
     needs = plugin.requires()
     for one in needs:
-        require(isinstance(one, Requirement), f"requires returns {one!r}, which is no toolkit.api.Requirement")
+        require(isinstance(one, Requirement), f"requires returns {one!r}, which is not a toolkit.api.Requirement")
         known = get_args(get_type_hints(Requirement)["kind"])
         require(one.kind in known, f"it requires a {one.kind!r}; known: {', '.join(known)}")
     return ", ".join(f"{one.kind} {one.name}" for one in needs) or "nothing"
@@ -65,7 +65,7 @@ def candidates(plugin: Strategy, bench: Bench) -> str:
         found, again = (list(plugin.candidates(SETTINGS, device)) for _ in range(2))
         require(found == again, "asked again about the same settings, candidates returns others")
         for one in found:
-            require(type(one) is type(plugin), f"candidates returns {one!r}, which is no {type(plugin).__name__}")
+            require(type(one) is type(plugin), f"candidates returns {one!r}, which is not a {type(plugin).__name__}")
             _changed(one, device)
             offered[repr(one)] = None
     return f"auto may choose {', '.join(offered)}" if offered else "auto never chooses it"
@@ -78,8 +78,8 @@ def _changed(plugin: Strategy, device: Device) -> dict[str, Any]:
     for setting, change in changed.items():
         known = setting in Training.model_fields
         require(known, f"it sets {setting!r}: no such setting; {nearest(setting, Training.model_fields)}")
-        require(setting not in SETTINGS_OF_THE_RECIPE, f"it sets {setting}, which belongs to the recipe alone")
-        require(isinstance(change, Change), f"it sets {setting} to {change!r}, which is no toolkit.api.Change")
+        require(setting not in SETTINGS_OF_THE_RECIPE, f"it sets {setting}, which only the recipe may set")
+        require(isinstance(change, Change), f"it sets {setting} to {change!r}, which is not a toolkit.api.Change")
         _require_valid(setting, change.value)
     return {setting: change.value for setting, change in changed.items()}
 
@@ -100,7 +100,7 @@ def apply(plugin: Strategy, bench: Bench) -> str:
 
     family, model, place = _applied(plugin, bench)
     usable = isinstance(model, torch.nn.Module) and hasattr(model, "config")  # peft's is no PreTrainedModel
-    require(usable, f"apply returns a {type(model).__name__}, which is no model")
+    require(usable, f"apply returns a {type(model).__name__}, which is not a model")
     Watched.of(bench.model(family), "causal-lm").then(model, "causal-lm", name="apply")
     _, other, _ = _applied(plugin, bench)
     pairs = zip(model.state_dict().items(), other.state_dict().values(), strict=False)
@@ -109,7 +109,7 @@ def apply(plugin: Strategy, bench: Bench) -> str:
     batch = bench.batch().to(place)
     logits = model.to(place)(input_ids=batch).logits
     require(logits.shape[:2] == (4, BLOCK_SIZE), f"after apply, logits have the shape {tuple(logits.shape)}")
-    require(bool(torch.isfinite(logits).all()), "after apply, some logits are not finite numbers")
+    require(bool(torch.isfinite(logits).all()), "after apply, some logits are not finite")
     token_mean_loss("causal-lm")(model(input_ids=batch), batch).backward()
     learning = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
     require(learning, "after apply, no parameter gets a gradient, so nothing would be learned")
@@ -155,7 +155,7 @@ def loss(plugin: Strategy, bench: Bench) -> str:
     own = plugin.loss(model, bench.run())
     if own is None:
         return "the loss stays the cross-entropy, with these options"
-    require(isinstance(own, Loss), f"loss returns a {type(own).__name__}, which is no toolkit.api.Loss")
+    require(isinstance(own, Loss), f"loss returns a {type(own).__name__}, which is not a toolkit.api.Loss")
     step = StepLoss(model, "causal-lm", own, name="this strategy", in_evaluation=True)
     batch = bench.batch().to(place)
 
@@ -166,7 +166,7 @@ def loss(plugin: Strategy, bench: Bench) -> str:
 
     value = summed(batch, batch)
     is_number = isinstance(value, torch.Tensor) and value.ndim == 0 and bool(torch.isfinite(value))
-    require(is_number, f"the loss of a small model is {value!r}, which is no finite scalar")
+    require(is_number, f"the loss of a small model is {value!r}, which is not a finite scalar")
     require(torch.equal(summed(batch, batch), value), "computed again for the same batch, the loss is another")
     parts = (summed(batch[:1], batch[:1]) + summed(batch[1:], batch[1:])).item()
     require(

@@ -32,7 +32,7 @@ def build(plugin: Model, bench: Bench) -> str:
     from transformers import PreTrainedModel
 
     task, model = _built(plugin, bench)
-    require(isinstance(model, PreTrainedModel), f"build returns a {type(model).__name__}, which is no PreTrainedModel")
+    require(isinstance(model, PreTrainedModel), f"build returns a {type(model).__name__}, not a PreTrainedModel")
     places = {f"{parameter.dtype} on {parameter.device}" for parameter in model.parameters()}
     expected = f"{torch.float32} on cpu"
     require(places == {expected}, f"its parameters are {', '.join(sorted(places))} and not {expected}")
@@ -56,7 +56,7 @@ def forward(plugin: Model, bench: Bench) -> str:
     tokens = len(bench.tokenizer)
     shaped = logits.ndim == 3 and logits.shape[:2] == (2, BLOCK_SIZE) and logits.shape[2] >= tokens
     require(shaped, f"logits have the shape {tuple(logits.shape)} and not (2, {BLOCK_SIZE}, {tokens} or more)")
-    require(bool(torch.isfinite(logits).all()), "some of its logits are not finite numbers")
+    require(bool(torch.isfinite(logits).all()), "some of its logits are not finite")
     return f"finite logits for a block of {BLOCK_SIZE} tokens"
 
 

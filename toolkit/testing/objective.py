@@ -25,7 +25,7 @@ def tokens(plugin: Objective, bench: Bench) -> str:
     before, after = plugin.block_frame(bench.tokenizer)
     for what, ids in (("document_end", end), ("block_frame", (*before, *after))):
         wrong = [token for token in ids if not isinstance(token, int) or not 0 <= token < len(bench.tokenizer)]
-        require(not wrong, f"{what} returns {wrong[0] if wrong else None!r}, which is no token id of the tokenizer")
+        require(not wrong, f"{what} returns {wrong[0] if wrong else None!r}, which is not a token id of the tokenizer")
     room = len(before) + len(after) < plugin.block_size
     require(room, f"its frame leaves no room in a block of {plugin.block_size} tokens")
     return f"documents end in {end}, blocks are framed by {before} and {after}"
@@ -45,7 +45,7 @@ def batch(plugin: Objective, bench: Bench) -> str:
     inputs, wanted = made["input_ids"], made["labels"]
     vocabulary = len(bench.tokenizer)
     inside = bool(((inputs >= 0) & (inputs < vocabulary)).all())
-    require(inside, "input_ids holds something that is no token id of the tokenizer")
+    require(inside, "input_ids holds something that is not a token id of the tokenizer")
     known = bool(((wanted == -100) | ((wanted >= 0) & (wanted < vocabulary))).all())
     require(known, "a label is neither -100 nor a token id of the tokenizer")
     require(bool((wanted != -100).any()), "no token of the whole batch has a label, so nothing would be learned")

@@ -109,7 +109,7 @@ def _built(
     import torch
 
     built = plugin.build(model, learning_rate=rate, weight_decay=0.01, run=bench.run())
-    require(isinstance(built, torch.optim.Optimizer), f"build returns a {type(built).__name__}, which is no optimizer")
+    require(isinstance(built, torch.optim.Optimizer), f"build returns a {type(built).__name__}, not an optimizer")
     return built
 
 

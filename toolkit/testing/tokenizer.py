@@ -28,7 +28,7 @@ def build(plugin: Tokenizer, bench: Bench) -> str:
 
     disturb_random_numbers(1)
     one: Any = _built(plugin, bench)
-    require(isinstance(one, PreTrainedTokenizerBase), f"build returns a {type(one).__name__}, which is no tokenizer")
+    require(isinstance(one, PreTrainedTokenizerBase), f"build returns a {type(one).__name__}, which is not a tokenizer")
     disturb_random_numbers(2)
     other = _built(plugin, bench)
     same = one.get_vocab() == other.get_vocab() and _ids(one) == _ids(other)
@@ -98,9 +98,7 @@ def skeleton(plugin: Tokenizer, bench: Bench) -> str:
     of = "skeleton" if isinstance(plugin, TokenizerSkeleton) else "build without documents"
     planned: Any = first_accepted(TASKS, lambda task: tokenizer_skeleton(plugin, bench.run(task)))[1]
     built = _built(plugin, bench)
-    require(
-        isinstance(planned, PreTrainedTokenizerBase), f"{of} returns a {type(planned).__name__}, which is no tokenizer"
-    )
+    require(isinstance(planned, PreTrainedTokenizerBase), f"{of} returns a {type(planned).__name__}, not a tokenizer")
     require(
         planned.special_tokens_map == built.special_tokens_map,
         f"{of} has the special tokens {planned.special_tokens_map} where build has {built.special_tokens_map}",

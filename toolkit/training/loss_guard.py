@@ -33,7 +33,7 @@ MIN_RELATIVE_RISE = 0.1
 """... if it also exceeds the mean by this fraction, because on a plateau the deviation is close to 0."""
 MAX_CONSECUTIVE_SKIPS = 10
 """More spikes in a row than this are no spikes, but the level where the loss now is."""
-SPIKE_OUTCOMES = {"stop": "the run stops", "skip-batch": "its batch is left out", "warn": "training goes on"}
+SPIKE_OUTCOMES = {"stop": "the run stops", "skip-batch": "its batch is skipped", "warn": "training continues"}
 
 
 class LossGuard:
@@ -131,7 +131,7 @@ class LossGuard:
             for name, tensor in named:
                 # A sum is one pass and finds every NaN and infinity; the second check is for a sum that overflows.
                 if tensor.is_floating_point() and not tensor.detach().sum().isfinite() and not tensor.isfinite().all():
-                    raise self._error(f"after step {step}, {name} holds numbers that are not finite", batch)
+                    raise self._error(f"after step {step}, {name} contains non-finite values", batch)
 
         return check
 
@@ -146,7 +146,7 @@ class LossGuard:
 
     def _error(self, what: str, batch: list[torch.Tensor]) -> TrainingError:
         return TrainingError(
-            f"{what}; the run stops here, and the checkpoints before it stand as they were\n"
+            f"{what}; the run stops here; earlier checkpoints are unaffected\n"
             f"  batch: {self._documents(batch)}\n"
             f"  try a lower learning_rate, more warmup_steps, max_grad_norm: 1, or precision: fp32; the same settings "
             f"would come here again.\n"

@@ -101,7 +101,7 @@ def check_wrapper(wrapper: torch.optim.Optimizer, *, of: torch.optim.Optimizer) 
     import torch
 
     if not isinstance(wrapper, torch.optim.Optimizer):
-        raise PluginError(f"its wrap_optimizer returns a {type(wrapper).__name__}, which is no torch.optim.Optimizer")
+        raise PluginError(f"its wrap_optimizer returns a {type(wrapper).__name__}, not a torch.optim.Optimizer")
     inner, outer = ([id(one) for group in each.param_groups for one in group["params"]] for each in (of, wrapper))
     if inner != outer:
         raise PluginError("the optimizer that its wrap_optimizer returns has other parameters than the one it is given")

@@ -46,7 +46,7 @@ class TolerantTracker(TrainerCallback):
                     f"training.report_to: {self.name} cannot be reported to: {reason}; log in to it, or leave it out"
                 ) from error
             self.has_failed = True
-            LOG.warning("%s fails, and is not reported to any more: %s; the run goes on without it", self.name, reason)
+            LOG.warning("%s failed, so nothing more is reported to it: %s; training continues", self.name, reason)
             return None
 
 

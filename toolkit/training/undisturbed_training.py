@@ -90,7 +90,7 @@ class UndisturbedTrainer(CompleteTrainer):
         if self.status.evaluation_left_out:
             self.evaluate()
         if self.status.evaluation_left_out:
-            raise self.stop.error(f"step {self.state.global_step} is saved; the same command goes on from there")
+            raise self.stop.error(f"step {self.state.global_step} is saved; the same command resumes from there")
 
     def _mean_loss(self, dataloader: Any) -> float | None:
         """The loss; None if a signal cut it short. If memory runs out, it starts over with a smaller batch."""
@@ -141,16 +141,16 @@ class UndisturbedTrainer(CompleteTrainer):
         """Halve the evaluation batch size after running out of memory, and leave that of training alone."""
         size, step = self.args.per_device_eval_batch_size, self.state.global_step
         if size == 1:
-            raise TrainingError(f"memory ran out in the evaluation after step {step}, at batch 1")
+            raise TrainingError(f"out of memory in the evaluation after step {step}, at batch 1")
         if why := self.retry.unrepeatable:
             raise OutOfMemoryError(
-                f"memory ran out in the evaluation after step {step}, and this attempt cannot do it again: {why}; the "
-                f"same command goes on from the last checkpoint, and evaluates {counted(size // 2, 'sequence')} at "
+                f"out of memory in the evaluation after step {step}, and this attempt cannot repeat it: {why}; the "
+                f"same command resumes from the last checkpoint, and evaluates {counted(size // 2, 'sequence')} at "
                 f"a time",
                 evaluation_sequences=size // 2,
             )
         self.args.per_device_eval_batch_size = size // 2
-        logging.getLogger("toolkit").info("memory ran out in an evaluation: it goes on with batches of %s", size // 2)
+        logging.getLogger("toolkit").info("out of memory in an evaluation: it continues with batches of %s", size // 2)
         free_memory()
 
 

@@ -35,7 +35,7 @@ class Samples(Callback):
     def callbacks(self, run: RunContext) -> list[TrainerCallback]:
         """One callback; none for masked-lm, whose models do not generate text."""
         if run.task != "causal-lm":
-            run.log.info("samples: a %s model fills in words and writes no text, so there are none", run.task)
+            run.log.info("samples: a %s model fills in words and writes no text, so it has no samples", run.task)
             return []
         return [_sampler(self, run)]
 

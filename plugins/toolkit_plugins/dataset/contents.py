@@ -150,7 +150,7 @@ def binary_fault(head: bytes) -> Fault:
     if max(even, odd) > len(head) / 4 > 8 * min(even, odd):
         order = "le" if odd > even else "be"
         return Fault(f"it looks like UTF-16 without a byte order mark; set encoding: utf-16-{order}", option="encoding")
-    return Fault("it holds NUL characters, so it is no text, or text in another encoding", option="encoding")
+    return Fault("it holds NUL characters, so it is not text, or it is in another encoding", option="encoding")
 
 
 def first_bad_byte(file: Path, compression: str, encoding: str) -> tuple[int, int]:

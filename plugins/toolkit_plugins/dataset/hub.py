@@ -196,7 +196,7 @@ def _check_cached_revision(path: str, revision: str | None, cached: str | None) 
     if commit != cached:
         raise UnavailableError(
             f"the Hub cannot be reached, and the cache holds {path} at commit {cached} where revision {revision!r} is "
-            f"asked for; go on where there is a network, or ask for that commit",
+            f"asked for; continue where there is a network, or ask for that commit",
             option="revision",
         )
 

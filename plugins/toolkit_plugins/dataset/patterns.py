@@ -42,7 +42,7 @@ def _matches(pattern: str, option: str) -> list[Path]:
         raise OptionError(f"{pattern} is a folder; name its files, as in {place / '**' / _usual(place)}", option=option)
     if place.exists():
         raise OptionError(
-            f"{pattern} is no regular file; write what comes out of a pipe or a device into one", option=option
+            f"{pattern} is not a regular file; write what comes out of a pipe or a device into one", option=option
         )
     raise OptionError(f"no file matches {pattern!r} (looked in {Path.cwd()})", option=option)
 

@@ -30,7 +30,7 @@ def samples(stream: IO[str], sample_by: SampleBy, characters: int = -1) -> Itera
     """The documents of a text; where one is the whole file, at most `characters` of it."""
     for sample in _cut(stream, sample_by, characters):
         if "\0" in sample:
-            raise Fault("it holds NUL characters, so it is no text, or text in another encoding", option="encoding")
+            raise Fault("it holds NUL characters, so it is not text, or it is in another encoding", option="encoding")
         yield sample
 
 

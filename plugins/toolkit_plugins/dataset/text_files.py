@@ -61,7 +61,7 @@ class TextFiles(Dataset):
             "".encode(encoding)
         except LookupError:
             raise ValueError(
-                f"{encoding!r} is no encoding of text that Python knows; try utf-8, utf-16 or cp1252"
+                f"{encoding!r} is not a text encoding that Python knows; try utf-8, utf-16 or cp1252"
             ) from None
         return encoding
 
@@ -69,7 +69,7 @@ class TextFiles(Dataset):
     @classmethod
     def _one_character(cls, delimiter: str | None) -> str | None:
         if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
-            raise ValueError(f'{delimiter!r} is no delimiter, which is a single character: "," or ";" or "|" or "\\t"')
+            raise ValueError(f'{delimiter!r} is not a single character; a delimiter is "," or ";" or "|" or "\\t"')
         return delimiter
 
     def load(self, run: RunContext) -> datasets.DatasetDict:

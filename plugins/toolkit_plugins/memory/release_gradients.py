@@ -27,4 +27,4 @@ class ReleaseGradients(Strategy):
 
     def changes(self, settings: Settings, device: Device) -> Mapping[str, Change]:
         """Turn it on; whether it goes with the other settings is checked once all of them are known."""
-        return {"release_gradients": Change(True, "no two gradients need to be there at a time")}
+        return {"release_gradients": Change(True, "each gradient is freed as soon as its weight is updated")}

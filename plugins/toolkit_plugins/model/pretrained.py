@@ -131,7 +131,7 @@ class PretrainedModel(Model):
                 f"a model that is a decoder (gpt2, llama) or an encoder (bert) alone"
             )
         if getattr(text, "vocab_size", None) is None:
-            raise self._refusal(f"a {config.model_type} is no language model: its config has no vocab_size")
+            raise self._refusal(f"a {config.model_type} is not a language model: its config has no vocab_size")
         if quantized := getattr(config, "quantization_config", None) or getattr(text, "quantization_config", None):
             how = quantized.get("quant_method") if isinstance(quantized, Mapping) else None
             raise self._refusal(

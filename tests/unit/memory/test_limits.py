@@ -66,9 +66,9 @@ def test_a_note_makes_batches_smaller_and_never_larger(noted: dict[str, Any], le
 @pytest.mark.parametrize(
     ("sizes", "told"),
     [
-        ({"sequences": 2}, "so this one trains on 2 sequences at a time; a step still has as many as before"),
-        ({"sequences": 1}, "so this one trains on 1 sequence at a time"),
-        ({"evaluation_sequences": 3}, "so this one evaluates 3 sequences at a time"),
+        ({"sequences": 2}, "so this one trains with micro-batches of 2 sequences; the global batch stays the same"),
+        ({"sequences": 1}, "so this one trains with micro-batches of 1 sequence"),
+        ({"evaluation_sequences": 3}, "so this one evaluates with micro-batches of 3 sequences"),
     ],
 )
 def test_what_is_remembered_is_told_in_the_next_attempt(run: RunDirectory, sizes: dict[str, int], told: str) -> None:
@@ -126,17 +126,17 @@ def test_a_kill_is_for_want_of_memory_if_a_process_held_nearly_all(
 @pytest.mark.parametrize(
     ("device", "overrides", "now", "left", "told"),
     [
-        ("cpu", (), (8, 4), (4, 2), "goes on with 4 sequences at a time; a step still has as many as before"),
-        ("cpu", (), (3, 1), (1, 1), "goes on with 1 sequence at a time"),
-        ("cpu", (), (1, 4), (1, 2), "goes on with 1 sequence at a time"),  # an evaluation may have been the cause
-        ("cpu", (), (1, 1), (1, 1), "one sequence at a time already; toolkit recipe plan shows"),
-        ("cuda", (), (8, 4), (8, 4), "of the host, where a run on a GPU has"),
+        ("cpu", (), (8, 4), (4, 2), "resumes with micro-batches of 4 sequences; the global batch stays the same"),
+        ("cpu", (), (3, 1), (1, 1), "resumes with micro-batches of 1 sequence"),
+        ("cpu", (), (1, 4), (1, 2), "resumes with micro-batches of 1 sequence"),  # perhaps the evaluation
+        ("cpu", (), (1, 1), (1, 1), "its micro-batch was one sequence already; toolkit recipe plan shows"),
+        ("cuda", (), (8, 4), (8, 4), "of host memory, where a run on a GPU keeps"),
         (
             "cpu",
             ("training.release_gradients=true", "training.max_grad_norm=0"),
             (4, 4),
             (4, 4),
-            "so it cannot go on with less at a time",
+            "so it cannot use smaller micro-batches",
         ),
     ],
 )

@@ -62,7 +62,7 @@ def test_all_of_the_step_is_repeated_with_the_same_random_numbers(tmp_path: Path
     assert loss.item() == pytest.approx(expected.total.item())
     assert of_run.state_dict() == {"sequences": 2}
     (told,) = [event.text for event in events if isinstance(event, Message)]
-    assert told.startswith("memory ran out in the forward or backward pass of step 7")
+    assert told.startswith("out of memory in the forward or backward pass of step 7")
     line = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert line == {"step": 7, "kind": "memory", "sequences": 2, "during": "the forward or backward pass"}
     # The next step begins with the smaller pieces.
@@ -77,10 +77,10 @@ def test_a_run_that_never_ran_out_leaves_a_resume_its_choice(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("sequences", "why", "error", "words"),
     [
-        (1, {}, TrainingError, "with a single sequence at a time"),
+        (1, {}, TrainingError, "with a micro-batch of one sequence"),
         (4, {"indivisible": "they cannot be cut"}, TrainingError, "they cannot be cut"),
-        (4, {"unrepeatable": "others wait"}, OutOfMemoryError, "others wait; .* with 2 sequences at a time"),
-        (4, {"unrepeatable_in_optimizer": "scaled"}, OutOfMemoryError, "scaled; .* with 2 sequences at a time"),
+        (4, {"unrepeatable": "others wait"}, OutOfMemoryError, "others wait; .* with micro-batches of 2 sequences"),
+        (4, {"unrepeatable_in_optimizer": "scaled"}, OutOfMemoryError, "scaled; .* with micro-batches of 2 sequences"),
     ],
 )
 def test_what_cannot_be_repeated_ends_the_attempt(

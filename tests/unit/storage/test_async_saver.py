@@ -68,7 +68,7 @@ def test_a_full_disk_is_told_and_another_save_is_due_in_a_minute(
         full.setattr(async_saver, "free_bytes", lambda folder: 0)
         made.save(4, content, last=False)
         (told,) = [event.text for event in events if isinstance(event, Message)]
-        assert told.endswith("training goes on (step 3 is saved); the next save is tried in a minute")
+        assert told.endswith("training continues (step 3 is saved); the next save is tried in a minute")
         assert made.failure is not None
         assert 0 < made.retry_at - time.monotonic() <= async_saver.SAVE_RETRY_SECONDS
         with pytest.raises(UnavailableError, match="a checkpoint needs"):
@@ -81,7 +81,7 @@ def test_a_full_disk_is_told_and_another_save_is_due_in_a_minute(
 @pytest.mark.parametrize("in_background", [False, True])
 def test_what_must_not_be_saved_leaves_nothing(run: RunDirectory, in_background: bool) -> None:
     def refuse(folder: Path) -> None:
-        raise ValueError("holds numbers that are not finite")
+        raise ValueError("contains non-finite values")
 
     def spoiled(copied: bool) -> Content:
         return Content(now=[], later=[refuse], state=STATE, expected_bytes=10)

@@ -150,7 +150,7 @@ BAD = [
     (
         "dataset",
         "return DatasetDict(train=Rows.from_dict({'text': [1, 2]}))",
-        "documents: the column text of train holds something that is no string: [1]",
+        "documents: the column text of train holds something that is not a string: [1]",
     ),
     (
         "dataset",
@@ -375,7 +375,7 @@ BAD = [
     (
         "memory",
         "def changes(self, settings, device):\n    return {'seed': Change(1)}",
-        "changes: it sets seed, which belongs to the recipe alone",
+        "changes: it sets seed, which only the recipe may set",
     ),
     (
         "memory",
@@ -535,7 +535,7 @@ BAD = [
     (
         "memory",
         "@classmethod\ndef candidates(cls, settings, device):\n    return [Change(1)]",
-        "candidates: candidates returns Change(value=1, why=''), which is no Bad",
+        "candidates: candidates returns Change(value=1, why=''), which is not a Bad",
     ),
     (
         "memory",
@@ -657,7 +657,7 @@ def test_options_that_change_on_the_way_through_a_file_fail(tmp_path: Path) -> N
 def test_rehearse_returns_the_same_component(tmp_path: Path) -> None:
     registry = written(tmp_path, "memory", "def rehearse(self):\n    return None")
     (failed,) = failures(check_plugin("memory", "bad", registry))
-    assert failed == "rehearse: returns None, which is no Bad"
+    assert failed == "rehearse: returns None, which is not a Bad"
 
 
 def test_a_strategy_that_needs_another_device_was_not_tried_and_fails(tmp_path: Path) -> None:
