@@ -153,5 +153,5 @@ def test_after_a_kill_it_goes_on_with_half_where_that_helps(
     events: list[Event] = []
     assert after_a_kill("9.00 of 10.00 GiB", BatchLimits(*now), asked, events.append) == BatchLimits(*left)
     (text,) = texts(events)
-    assert "when it held 9.00 of 10.00 GiB" in text
+    assert "it held 9.00 of 10.00 GiB" in text
     assert told in text
