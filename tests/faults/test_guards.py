@@ -79,7 +79,7 @@ def test_what_is_not_finite_stops_the_run_and_is_not_saved(
     # What a thread finds is looked at after the next step, whose loss shows bad weights before that.
     shown_by_the_loss = in_background and what.startswith("after step 6, transformer.wte.weight")
     assert ("the loss of step 7 is not a finite number" if shown_by_the_loss else what) in message
-    assert "the checkpoints before it stand" in message
+    assert "earlier checkpoints are unaffected" in message
     assert "learning_rate" in message
     assert steps_of(tmp_path / "runs" / "tiny") == {2, 4}
     found = re.search(r"documents (.+) of the training split \(blocks (.+)\), from: '(.+)'", message)
