@@ -68,7 +68,7 @@ def test_the_step_is_done_again_in_smaller_pieces(tmp_path: Path, undisturbed: P
     recipe = failing(tmp_path, PLACES[place], step=step, dataset={"max_samples": 40})
     survived, events = train(recipe, "callbacks=[failing]", name="survived")
     (told,) = [e.text for e in events if isinstance(e, Message) and "out of memory" in e.text]
-    assert f"of step {step + 1}: the step is done again" in told
+    assert f"of step {step + 1}: the step is repeated" in told
     assert "with micro-batches of 2 sequences" in told
     # The same settings up to that step, then half the micro-batch: the run that never ran out.
     smaller = smaller_from(write_recipe(undisturbed, dataset={"max_samples": 40}), step)
