@@ -116,7 +116,8 @@ class Strategy(Plugin):
     ) -> torch.optim.Optimizer:
         """Return the optimizer that the run uses, around the given one; the given one itself, unless overridden.
 
-        The wrapper shares the `param_groups` list of the inner optimizer, whose `lr` the learning-rate schedule sets,
-        and saves everything that it remembers in its `state_dict`, which a checkpoint holds and a resume loads.
+        The wrapper has the parameter groups of the inner optimizer, whose `lr` the learning-rate schedule sets, and
+        keeps everything that it remembers in `state` or `param_groups`, which a checkpoint holds and a resume loads.
+        With `release-gradients`, `step` is called once per parameter, while the others have no gradient.
         """
         return optimizer

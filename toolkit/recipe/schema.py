@@ -204,7 +204,7 @@ class _Validation:
             return model.model_validate(values)
         except ValidationError as errors:
             for error in errors.errors(include_url=False):
-                self._problem((*path, *error["loc"]), _message(error, model))
+                self._problem((*path, *error["loc"]), option_error(error, model))
         except OptionError as error:
             self._problem((*path, error.option) if error.option else path, error.message)
         return None
@@ -226,7 +226,7 @@ def plugin_paths(document: Document) -> tuple[str, ...]:
     return tuple(paths)
 
 
-def _message(error: ErrorDetails, model: type[BaseModel]) -> str:
+def option_error(error: ErrorDetails, model: type[BaseModel]) -> str:
     """A pydantic error, in the terms of a recipe."""
     field = str(error["loc"][-1]) if error["loc"] else ""
     given = error["input"]

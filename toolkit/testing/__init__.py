@@ -29,6 +29,7 @@ from pydantic import ValidationError
 
 from toolkit.api import Plugin
 from toolkit.errors import PluginError, ToolkitError
+from toolkit.recipe.schema import option_error
 from toolkit.registry import Offer, Registry
 from toolkit.system import environment_variables
 from toolkit.testing import callback, dataset, exporter, memory, model, objective, optimizer, tokenizer
@@ -122,7 +123,13 @@ def _with_options(loaded: type[Plugin], options: Mapping[str, Any] | None) -> tu
         plugin = loaded.model_validate(dict(options or {}))
         written = plugin.model_dump_json()
         again = loaded.model_validate(json.loads(written))
-    except (ValidationError, ToolkitError) as error:
+    except ValidationError as errors:
+        refused = [
+            f"{'.'.join(map(str, error['loc']))}: {option_error(error, loaded)}"
+            for error in errors.errors(include_url=False)
+        ]
+        return None, Check("options", False, "; ".join(refused))
+    except ToolkitError as error:
         return None, Check("options", False, described(error))
     except Exception as error:  # noqa: BLE001 - a plugin's validators may raise anything
         return None, Check("options", False, described(error, loaded))
