@@ -75,7 +75,7 @@ def test_a_lock_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     ],
 )
 def test_the_words_of_torch_and_safetensors_for_a_bad_disk_are_known(tmp_path: Path, words: str) -> None:
-    with pytest.raises(UnavailableError, match="give the same command"), disk_faults_named(tmp_path, "it"):
+    with pytest.raises(UnavailableError, match="run the same command again"), disk_faults_named(tmp_path, "it"):
         raise RuntimeError(words)
 
 

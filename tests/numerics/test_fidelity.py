@@ -18,7 +18,7 @@ def test_gradient_checkpointing_is_bit_identical(tmp_path: Path, every: int) -> 
 
 def test_every_other_layer_is_checkpointed(tmp_path: Path) -> None:
     from toolkit.testing.bench import Bench
-    from toolkit.training.components import _checkpoint
+    from toolkit.training.strategies import _checkpoint
 
     for family in ("gpt2", "llama", "bert"):
         model = Bench(tmp_path, rehearsal=False).model(family)

@@ -98,8 +98,8 @@ TROUBLED_MODELS: dict[str, tuple[Damage, str]] = {
     "gguf": (in_place_of_weights("model-q4.gguf"), "a format for inference"),
     "no weights": (without("*.safetensors*"), "no weights in the safetensors format"),
     "no config": (without("config.json"), "it has no config.json"),
-    "config that is no JSON": (writes("config.json", "{"), "config.json is no JSON"),
-    "config of two bytes a letter": (writes("config.json", "{}".encode("utf-16")), "config.json is no JSON"),
+    "config that is not JSON": (writes("config.json", "{"), "config.json is not JSON"),
+    "config of two bytes a letter": (writes("config.json", "{}".encode("utf-16")), "config.json is not JSON"),
     "config that is a list": (writes("config.json", "[]"), "config.json holds no JSON object"),
     "unknown architecture": (configured(model_type="of-next-year"), "pip install -U transformers"),
     "unknown number format": (configured(dtype="float7"), "float7"),
@@ -126,7 +126,7 @@ def test_a_model_that_cannot_be_used(
 
 TROUBLED_TOKENIZERS: dict[str, tuple[Damage, str]] = {
     "git-lfs": (writes("tokenizer.json", LFS_POINTER), "tokenizer.json is a git-lfs pointer"),
-    "damaged": (writes("tokenizer.json", "{bad"), "tokenizer.json is no JSON"),
+    "damaged": (writes("tokenizer.json", "{bad"), "tokenizer.json is not JSON"),
     "another format": (writes("tokenizer.json", "{}"), "its files are damaged"),
     "a newer format": (
         lambda folder: (folder / "tokenizer.json").write_text(

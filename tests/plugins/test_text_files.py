@@ -127,7 +127,7 @@ class TestTextFiles:
         _, message = refused(TextFiles(files="b.txt", encoding="utf-16"), run_context)
         assert "b.txt: line 1: byte 0 is not utf-16; it has no byte order mark, so try encoding: utf-16-le" in message
         for name in ("utf-17", "base64"):
-            with pytest.raises(ValidationError, match=f"'{name}' is no encoding of text"):
+            with pytest.raises(ValidationError, match=f"'{name}' is not a text encoding"):
                 TextFiles(files="a.txt", encoding=name)
 
     @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
@@ -327,7 +327,7 @@ class TestTables:
 
     def test_a_delimiter_is_one_character(self) -> None:
         for wrong in ("", "::", '"', "\n"):
-            with pytest.raises(ValidationError, match="is a single character"):
+            with pytest.raises(ValidationError, match="is not a single character"):
                 TextFiles(files="a.csv", delimiter=wrong)
         with pytest.raises(OptionError) as caught:
             list(TextFiles(files="a.csv", delimiter="~")._parts())
@@ -457,7 +457,7 @@ class TestOtherFiles:
             ("a\0.txt", ["'a\\x00.txt'"]),
             ("~nobody-of-this-name/a.txt", ["cannot be looked for"]),
             ("sub", ["sub is a folder; name its files, as in sub/**/*.jsonl"]),
-            ("pipe.txt", ["pipe.txt is no regular file"]),
+            ("pipe.txt", ["pipe.txt is not a regular file"]),
             ("gone.txt", ["no file matches 'gone.txt'"]),
             ("", ["names no file"]),
             ([], ["names no file"]),

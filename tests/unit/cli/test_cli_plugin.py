@@ -96,7 +96,7 @@ def test_show_tells_facts_types_defaults_and_what_is_required() -> None:
     ]
     assert account["example"] == "memory: [{plugin: my-strategy, size: <integer >= 3>, word: so}]"
     out = toolkit("plugin", "show", "memory", "my-strategy", "--plugins", "own").out
-    for words in ("Does nothing yet.", "requires    device cuda", "my_strategy.py:7", "required"):
+    for words in ("Does nothing yet.", "requires     device cuda", "my_strategy.py:7", "required"):
         assert words in out
 
 

@@ -47,8 +47,13 @@ def test_the_record_has_what_can_change_the_numbers_and_no_variable(
         (Device("mps", "Apple GPU", 2**33), 0, {}, None),
         (CARD, 2, {}, None),
         (CARD, 2, {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}, None),
-        (CARD, 0, {}, f"there is a NVIDIA X100, and torch {torch.__version__} cannot use it"),
-        (CARD, 2, {"WORLD_SIZE": "3", "RANK": "2", "LOCAL_RANK": "2"}, "LOCAL_RANK is set to 2, and there are 2 GPUs"),
+        (CARD, 0, {}, f"torch {torch.__version__} cannot use the NVIDIA X100 of this machine"),
+        (
+            CARD,
+            2,
+            {"WORLD_SIZE": "3", "RANK": "2", "LOCAL_RANK": "2"},
+            "LOCAL_RANK is set to 2, but this machine has 2 GPUs",
+        ),
     ],
     ids=["processor", "Apple's", "cards", "a process for each", "not for torch", "a process too many"],
 )
@@ -96,4 +101,4 @@ def test_cards_that_one_process_leaves_idle_are_told_of(
         monkeypatch.setenv(name, value)
     with caplog.at_level(logging.INFO, logger="toolkit"):
         check_device(replace(recipe, device=replace(CARD, count=count)))
-    assert [f"one of {count} GPUs is used" in line for line in caplog.messages] == [True] * told
+    assert [f"using one of {count} GPUs" in line for line in caplog.messages] == [True] * told

@@ -40,7 +40,7 @@ class Halved(Strategy):
 '''
 LOOKS = """
     def apply(self, model, run):
-        assert float(next(model.parameters()).sum()) != 0
+        assert float(next(model.parameters()).detach().sum()) != 0
         return model
 """
 LOOKING_MODEL = '''

@@ -79,7 +79,7 @@ def test_a_changed_default_is_named_as_that(begun: Path) -> None:
     install(begun.parent, FIRST.replace("share: float = 0.5", "share: float = 0.25"))
     assert found(begun) == {
         "memory.halving.share": (
-            "its default has changed from 0.5 to 0.25 since the run began; write share: 0.5 there to go on"
+            "its default has changed from 0.5 to 0.25 since the run began; to resume, write share: 0.5 there"
         )
     }
     assert found(begun, "memory=[{plugin: halving, share: 0.5}]") == {}

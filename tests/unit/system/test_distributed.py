@@ -60,7 +60,7 @@ def test_which_process_this_is(
         ({**FOUR, "RANK": "-1"}, "RANK is set to '-1', which is not a number"),
         ({**FOUR, "LOCAL_RANK": "one"}, "LOCAL_RANK is set to 'one', which is not a number"),
         ({**FOUR, "LOCAL_WORLD_SIZE": "all"}, "LOCAL_WORLD_SIZE is set to 'all', which is not a number"),
-        ({**FOUR, "RANK": "4"}, "RANK is set to 4, but of 4 processes the last is 3"),
+        ({**FOUR, "RANK": "4"}, "RANK is set to 4, but the ranks of 4 processes end at 3"),
         ({**FOUR, "MASTER_ADDR": ""}, ", but MASTER_ADDR is not set"),
         ({**FOUR, "MASTER_PORT": ""}, ", but MASTER_PORT is not set"),
         ({**FOUR, "MASTER_PORT": "a"}, "MASTER_PORT is set to 'a', which is not a port"),

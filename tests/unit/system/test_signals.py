@@ -126,7 +126,7 @@ def failed(stop: StopRequest) -> None:
     [
         (lambda stop: None, "stopped by SIGTERM; before training, so there was nothing to save"),
         (trained, "stopped by SIGTERM; after training, whose last step is saved; the same command resumes from there"),
-        (failed, "stopped by SIGTERM; after training had failed; the last checkpoint stands"),
+        (failed, "stopped by SIGTERM; after training had failed; the last checkpoint is intact"),
     ],
     ids=["before training", "after it", "after it has failed"],
 )
