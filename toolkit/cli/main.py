@@ -6,6 +6,8 @@ runs. So `--help` costs no more than click, and torch is imported only when trai
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import pwd
 import signal
@@ -88,6 +90,8 @@ def toolkit() -> None:
 def main() -> None:
     """Entry point of the console script."""
     output.install()
+    # At its end, the interpreter looks through all objects for garbage, which takes seconds once torch is imported.
+    atexit.register(gc.freeze)
     be_quiet()
     be_somebody()
     with signals.ending_the_process(), signals.at_forced_end(_say_at_forced_end):
