@@ -37,7 +37,8 @@ def assert_counted(told: Told, phase: str, size: int, *, total: int | None) -> N
     assert len(set(counts)) > 2
     assert counts == sorted(counts)
     assert size / 2 < counts[-1] <= size + 2 * SLICE  # some of it is the small files beside it
-    assert {expected for name, _, expected in told if name == phase} == {total}
+    # The end of a fast download may be seen together with its size.
+    assert {total} <= {expected for name, _, expected in told if name == phase} <= {total, size}
 
 
 def test_weights_are_counted_up_to_their_size(slow: HubServer, run_context: RunContext) -> None:
