@@ -66,7 +66,8 @@ def in_own_process(work: Callable[..., T], *args: Any, progress: Progress | None
             except (EOFError, ConnectionResetError):
                 raise _early_end(ended()) from None
             if kind == "returned":
-                return content  # type: ignore[no-any-return]  # what `work` has returned
+                returned: T = content
+                return returned
             if kind == "raised":
                 raise content
             if kind == "progress":
@@ -135,7 +136,8 @@ def serve_anew(descriptor: int) -> None:
     path, plugins, level = connection.recv()
     sys.path[:] = path
     for file in map(Path, plugins):
-        Offer(kind=file.parent.name, name=file.stem, distribution=str(file), target=file).load()
+        with contextlib.suppress(PluginError):  # the parent has refused it too, and asks for nothing of it
+            Offer(kind=file.parent.name, name=file.stem, distribution=str(file), target=file).load()
     logging.getLogger("toolkit").setLevel(level)
     _serve(connection)
 

@@ -17,6 +17,7 @@ from toolkit.api import Progress
 from toolkit.errors import Place, PlanTooLongError, PluginError, Problem, RecipeError, ToolkitError, UnavailableError
 from toolkit.planning import fake_step, own_process
 from toolkit.planning.own_process import in_own_process
+from toolkit.registry import Registry
 
 MODEL = '''
 """A model whose making is disturbed."""
@@ -119,6 +120,11 @@ def test_work_that_says_nothing_is_ended(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_started_anew_it_traces_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the parent cannot be forked, plugins of folders have to be found again."""
+    refused = tmp_path / "refused" / "memory" / "later.py"
+    refused.parent.mkdir(parents=True)
+    refused.write_text("from toolkit.api import Strategy\n\n\nclass Later(Strategy):\n    api_version = 2\n")
+    with pytest.raises(PluginError, match="upgrade"):  # what was refused here is not asked for there
+        Registry.discover([tmp_path / "refused"]).load("memory", "later")
     recipe = resolved(own_model(tmp_path, ""))
     forked = in_own_process(fake_step.trace, recipe, micro_batch_size=2, accumulation=2)
     monkeypatch.setattr(own_process, "_can_fork", lambda: False)
