@@ -71,7 +71,7 @@ def _libraries_are_no_garbage() -> None:
     """
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
-    import toolkit.training.trainer  # noqa: F401 - with torch and transformers
+    import toolkit.training.trainer  # noqa: F401 - imported for gc.freeze, along with torch and transformers
 
     gc.collect()
     gc.freeze()

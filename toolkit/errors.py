@@ -18,7 +18,6 @@ plugin, and keeps its traceback.
 
 from __future__ import annotations
 
-import copyreg
 import difflib
 import errno
 from collections.abc import Iterable
@@ -34,7 +33,7 @@ class ToolkitError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle it by what it holds: most subclasses are not made from their message."""
-        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]  # typeshed lacks it
+        return BaseException.__new__, (type(self), *self.args), vars(self)
 
 
 class UsageError(ToolkitError):

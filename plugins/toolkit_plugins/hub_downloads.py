@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from toolkit.api import Progress
+from toolkit.api import Progress, meanwhile
 from toolkit_plugins.hub_errors import Kind
-
-PROGRESS_SECONDS = 0.5
 
 
 @contextmanager
@@ -35,25 +32,19 @@ def shown(
     from huggingface_hub.file_download import repo_folder_name
 
     blobs = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=path, repo_type=kind), "blobs")
-    ended = threading.Event()
+    before, expected, here = _size(blobs), None, 0
 
     def tell() -> None:
-        before, expected, here = _size(blobs), None, 0
-        while not ended.wait(PROGRESS_SECONDS):
-            if (grown := _size(blobs) - before) > here:
-                expected = expected or total()
-                here = grown
-                progress(f"downloading {path}", here, expected if expected and expected >= here else None, unit="bytes")
-            elif then and (written := _size(then[1])):
-                progress(then[0], written, unit="bytes")
+        nonlocal expected, here
+        if (grown := _size(blobs) - before) > here:
+            expected = expected or total()
+            here = grown
+            progress(f"downloading {path}", here, expected if expected and expected >= here else None, unit="bytes")
+        elif then and (written := _size(then[1])):
+            progress(then[0], written, unit="bytes")
 
-    thread = threading.Thread(target=tell, name="download-progress", daemon=True)
-    thread.start()
-    try:
+    with meanwhile(tell, name="download-progress"):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def size_on_the_hub(path: str, names: Collection[str], *, revision: str | None) -> int | None:

@@ -26,7 +26,7 @@ class Told(list[tuple[str, int, int | None]]):
 def slow(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """The Hub behind a slow line."""
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", SLICE)
-    monkeypatch.setattr("toolkit_plugins.hub_downloads.PROGRESS_SECONDS", 0.02)
+    monkeypatch.setattr("toolkit.system.threads.PROGRESS_SECONDS", 0.02)
     hub.seconds_per_slice = 0.1
     yield hub
     hub.seconds_per_slice = 0.0

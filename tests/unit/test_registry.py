@@ -64,7 +64,7 @@ def test_a_name_that_the_api_does_not_have_is_explained_by_its_version(written: 
 def test_a_plugin_loads_as_before_when_its_contract_gains_an_optional_parameter(
     written: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def apply(self, model, run, *, verbose=False):  # type: ignore[no-untyped-def]
+    def apply(self, model, run, *, verbose=False):
         return model
 
     monkeypatch.setattr(Strategy, "apply", apply)

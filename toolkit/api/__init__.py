@@ -34,6 +34,7 @@ from toolkit.api.strategy import Change, Claim, Fidelity, Loss, Requirement, Str
 from toolkit.errors import OptionError, ToolkitError, UnavailableError
 from toolkit.system.cache import entry_made
 from toolkit.system.device import Device
+from toolkit.system.threads import meanwhile
 
 __all__ = [
     "API_VERSION",
@@ -72,6 +73,7 @@ __all__ = [
     "chunk_starts",
     "entry_made",
     "highest_id",
+    "meanwhile",
 ]
 
 KINDS: Mapping[str, type[Plugin]] = {

@@ -7,7 +7,6 @@ import hashlib
 import inspect
 import json
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from toolkit.api import Progress, RunContext, Tokenizer
 from toolkit.data import documents
 from toolkit.recipe.schema import Component
 from toolkit.system.cache import text_kept
+from toolkit.system.threads import meanwhile
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 TOKENIZER_TEXT_FORMAT = 1
 """Raise this when the cached text changes its meaning."""
-PROGRESS_SECONDS = 0.5
 
 
 class Corpus:
@@ -85,18 +84,11 @@ def _source(plugin: type) -> str:
 @contextlib.contextmanager
 def _shown(corpus: Corpus, progress: Progress) -> Iterator[None]:
     """Report how much of the corpus is read, and keep reporting after that, when most of the learning happens."""
-    ended = threading.Event()
 
     def tell() -> None:
-        while not ended.wait(PROGRESS_SECONDS):
-            if corpus.read:
-                progress("training the tokenizer", corpus.read, len(corpus.split), unit="documents")
+        if corpus.read:
+            progress("training the tokenizer", corpus.read, len(corpus.split), unit="documents")
 
     # From a thread: tokenizer training releases the GIL, but has no progress callback.
-    thread = threading.Thread(target=tell, name="tokenizer-progress", daemon=True)
-    thread.start()
-    try:
+    with meanwhile(tell, name="tokenizer-progress"):
         yield
-    finally:
-        ended.set()
-        thread.join()

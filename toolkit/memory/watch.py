@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import struct
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 from toolkit.memory.budget import is_ample
 from toolkit.system.files import where_supported
 from toolkit.system.host_memory import available_memory_bytes, resident_bytes
+from toolkit.system.threads import meanwhile
 
 READINGS_FILE = "memory"
 """File of the main process; the other ranks write `memory.1` and so on beside it."""
@@ -86,7 +86,6 @@ def watched(
     ample = planned is None or is_ample(planned, limit)
     if not ample:
         when_short()
-    done = threading.Event()
     path = folder / (f"{READINGS_FILE}.{rank}" if rank else READINGS_FILE)
     with path.open("w+b") as file:
         file.write(bytes(READING_LAYOUT.size))
@@ -95,28 +94,24 @@ def watched(
         with where_supported("the next start cannot tell whether memory ran out"):
             readings = mmap.mmap(file.fileno(), READING_LAYOUT.size)
 
-    def read() -> None:
-        fullest, watching = 0.0, ample
-        while True:
-            resident = resident_bytes()
-            within = resident + available_memory_bytes()
-            # The highest and not the last: the kernel kills at a peak, which may be shorter than the interval.
-            if resident / within >= fullest:
-                fullest = resident / within
-                READING_LAYOUT.pack_into(readings, 0, resident, within)
-            if watching and resident >= short_at * min(within, limit):
-                watching = False
-                when_short()
-            if done.wait(READING_INTERVAL_SECONDS):
-                return
+    fullest, watching = 0.0, ample
 
-    thread = threading.Thread(target=read, name="memory-watch", daemon=True)
-    thread.start()
+    def read() -> None:
+        nonlocal fullest, watching
+        resident = resident_bytes()
+        within = resident + available_memory_bytes()
+        # The highest and not the last: the kernel kills at a peak, which may be shorter than the interval.
+        if resident / within >= fullest:
+            fullest = resident / within
+            READING_LAYOUT.pack_into(readings, 0, resident, within)
+        if watching and resident >= short_at * min(within, limit):
+            watching = False
+            when_short()
+
     try:
-        yield
+        with meanwhile(read, seconds=READING_INTERVAL_SECONDS, name="memory-watch"):
+            yield
     finally:
-        done.set()
-        thread.join()
         readings.close()
         with contextlib.suppress(OSError):
             path.unlink()

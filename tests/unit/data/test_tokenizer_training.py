@@ -13,7 +13,6 @@ from datasets import Dataset, DatasetDict
 
 from tests.tiny import WORDS
 from toolkit.api import RunContext, Tokenizer
-from toolkit.data import tokenizer_training
 from toolkit.data.documents import contents_of
 from toolkit.data.tokenizer_training import tokenizer_of
 from toolkit.recipe.schema import Component
@@ -95,7 +94,7 @@ class Loaded(Tokenizer):
 def test_learning_is_shown_and_loading_is_not_taken_for_it(
     run_context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenizer_training, "PROGRESS_SECONDS", 0.01)
+    monkeypatch.setattr("toolkit.system.threads.PROGRESS_SECONDS", 0.01)
     told: list[tuple[Any, ...]] = []
 
     def progress(phase: str, done: int, total: int | None = None, *, unit: str) -> None:

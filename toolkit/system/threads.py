@@ -1,0 +1,32 @@
+"""Work beside that of the main thread."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+
+PROGRESS_SECONDS = 0.5
+"""How often progress is reported, unless told otherwise."""
+
+
+@contextlib.contextmanager
+def meanwhile(work: Callable[[], object], *, seconds: float | None = None, name: str = "progress") -> Iterator[None]:
+    """Call a function in a thread, at once and then every `seconds`, for as long as the block lasts.
+
+    It reports the progress of a library that does not, while that library releases the GIL.
+    """
+    ended = threading.Event()
+
+    def repeat() -> None:
+        work()
+        while not ended.wait(PROGRESS_SECONDS if seconds is None else seconds):
+            work()
+
+    thread = threading.Thread(target=repeat, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
