@@ -91,7 +91,7 @@ class Attempt:
             with self.stop.never_swallowed():
                 components = distributed.main_process_first(lambda: assemble(self.resolved, self.context))
                 distributed.by_main_process(lambda: self._check_data(components.data.account))
-                cadence = self._prepare(components)
+                intervals = self._prepare(components)
                 checkpoint_bytes = checkpoint.expected_bytes(components.model)
                 if start.folder and start.of_parent:
                     branch.check_fits(
@@ -99,16 +99,16 @@ class Attempt:
                         start.folder,
                         components.model,
                         components.tokenizer,
-                        total_steps=cadence.total_steps,
+                        total_steps=intervals.total_steps,
                     )
                 check_disk(self.directory.folder, checkpoint_bytes=checkpoint_bytes)
-                trainer = self._trainer(components, cadence, start, checkpoint_bytes)
-                if not self._is_over(cadence, start):
-                    context, steps = self.context, cadence.total_steps
+                trainer = self._trainer(components, intervals, start, checkpoint_bytes)
+                if not self._is_over(intervals, start):
+                    context, steps = self.context, intervals.total_steps
                     try_saving(self.resolved, components, trainer, self.directory, context, steps, self.listener)
-            self._train(trainer, cadence, start)
+            self._train(trainer, intervals, start)
             step = trainer.state.global_step or start.step
-            is_short = step < cadence.total_steps or trainer.status.evaluation_left_out
+            is_short = step < intervals.total_steps or trainer.status.evaluation_left_out
             if is_short and self.stop.signal_number is not None:
                 raise self.stop.error(f"step {step} is saved; the same command resumes from there")
             if distributed.is_main_process():
@@ -209,12 +209,12 @@ class Attempt:
                 callbacks += part.plugin.callbacks(self.context)
         return callbacks
 
-    def _is_over(self, cadence: Intervals, start: Start) -> bool:
+    def _is_over(self, intervals: Intervals, start: Start) -> bool:
         """Whether there is nothing left to train; the Trainer would take one more step."""
-        return start.folder is not None and (start.ended or start.step >= cadence.total_steps)
+        return start.folder is not None and (start.ended or start.step >= intervals.total_steps)
 
-    def _train(self, trainer: RecipeTrainer, cadence: Intervals, start: Start) -> None:
-        if start.folder and self._is_over(cadence, start):
+    def _train(self, trainer: RecipeTrainer, intervals: Intervals, start: Start) -> None:
+        if start.folder and self._is_over(intervals, start):
             trainer.load_end(start.folder)
             with self.stop.deferred(), libraries_quiet():
                 trainer.make_up_evaluation()
@@ -223,7 +223,7 @@ class Attempt:
         self.listener(
             TrainingStarted(
                 folder=self.directory.folder,
-                total_steps=cadence.total_steps,
+                total_steps=intervals.total_steps,
                 resumed_from=start.step if start.folder else None,
                 parameters=sum(parameter.numel() for parameter in parameters),
                 trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),

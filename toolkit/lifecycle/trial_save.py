@@ -171,17 +171,16 @@ def _save_and_load(
     """Write a checkpoint as the run's trainer does, verify it, and load it as a resume does."""
     import torch
 
-    recipe = subject.resolved.recipe
     from toolkit.training.checkpoint_weights import save_weights
 
+    recipe = subject.resolved.recipe
     trial = _trainer_like(trainer, subject, components, scratch, context)
     with _refused_at(recipe, ("optimizer",), "the optimizer cannot take a step"):
         trial.create_optimizer_and_scheduler(total_steps)
         _take_step(trial)
     with _refused_at(recipe, ("model",), "a checkpoint of this model cannot be written"):
-        if (
-            subject.is_whole and distributed.is_main_process()
-        ):  # a copy's weights share no memory that the model's may share
+        if subject.is_whole and distributed.is_main_process():
+            # The model itself, too: its weights may share memory, those of its copy do not.
             with disk_faults_named(scratch.folder, "a trial save"):
                 save_weights(trainer.components.model, scratch.folder / "weights")
         trial._save_checkpoint(subject.model, None)

@@ -71,17 +71,17 @@ class Pace:
         (since, before), (now, tokens) = self._recent[0], self._recent[-1]
         return (tokens - before) / (now - since) if now > since else 0.0
 
-    def remaining_seconds(self, cadence: Intervals, *, step: int, tokens_per_step: float) -> float | None:
+    def remaining_seconds(self, intervals: Intervals, *, step: int, tokens_per_step: float) -> float | None:
         """Time left after this step, including its own evaluation and save if they are due."""
         speed = self.tokens_per_second
         if not speed:
             return None
-        training = (cadence.total_steps - step) * tokens_per_step / speed
+        training = (intervals.total_steps - step) * tokens_per_step / speed
         evaluation = self.evaluation_seconds
         if evaluation is None:
             evaluation = FORWARD_SHARE * self.evaluation_tokens / speed
-        saves = cadence.saves_left(step) - 1 + training / (60 * (cadence.save_minutes or math.inf))
-        return training + cadence.evaluations_left(step) * evaluation + saves * self.stall_seconds + self.save_seconds
+        saves = intervals.saves_left(step) - 1 + training / (60 * (intervals.save_minutes or math.inf))
+        return training + intervals.evaluations_left(step) * evaluation + saves * self.stall_seconds + self.save_seconds
 
     def measured_step_seconds(self) -> float | None:
         """Median step time, once: after the step at which it becomes known; None after all others."""
