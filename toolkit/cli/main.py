@@ -10,7 +10,6 @@ import atexit
 import gc
 import os
 import pwd
-import signal
 import sys
 import tempfile
 import warnings
@@ -65,9 +64,6 @@ class LazyGroup(NamingGroup):
                 raise
             render.error(in_words)
             ctx.exit(in_words.exit_status)
-        except KeyboardInterrupt as interrupt:
-            render.note(INTERRUPTED)
-            ctx.exit(128 + getattr(interrupt, "signal_number", signal.SIGINT))
 
 
 @click.group(
@@ -100,6 +96,9 @@ def main() -> None:
         except ToolkitError as error:  # a help text could not be written: no command has started
             render.error(error)
             sys.exit(error.exit_status)
+        except signals.Interrupt:
+            render.note(INTERRUPTED)
+            raise
 
 
 def _say_at_forced_end(reason: str) -> None:

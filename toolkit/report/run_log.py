@@ -60,7 +60,7 @@ class RunLog:
         except ToolkitError as error:
             self.end(f"error: {error}")
             raise
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, signals.Interrupt):
             self.end("interrupted")
             raise
         except BaseException:

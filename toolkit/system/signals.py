@@ -31,12 +31,14 @@ DUPLICATE_SECONDS = 0.5
 Farewell = Callable[[str], object]
 
 
-class Interrupt(KeyboardInterrupt):
-    """A signal to stop came while no run was in progress."""
+class Interrupt(SystemExit):
+    """A signal to stop came while no run was in progress.
+
+    Not a KeyboardInterrupt: before a command has started, click turns that into its own "Aborted!" with status 1.
+    """
 
     def __init__(self, signal_number: int) -> None:
-        super().__init__()
-        self.signal_number = signal_number
+        super().__init__(128 + signal_number)
 
 
 class _Process:

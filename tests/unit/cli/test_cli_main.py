@@ -101,12 +101,18 @@ def test_an_error_for_a_person_is_words_and_a_status(
     assert toolkit("run", "list", status=status).err == f"error: {error}\n"
 
 
-def test_the_interrupt_key_outside_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*words: object, **more: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("toolkit.storage.runs_folder.all_runs", interrupt)
-    assert toolkit("run", "list", status=130).err == "interrupted\n"
+@pytest.mark.parametrize("place", ["make_context", "invoke"])
+def test_a_signal_outside_a_run_is_one_word_at_any_moment(tmp_path: Path, place: str) -> None:
+    """Also while click still reads the command line."""
+    program = f"""
+import os, signal
+from toolkit.cli import main
+main.LazyGroup.{place} = lambda *words, **more: os.kill(os.getpid(), signal.SIGTERM)
+main.main()
+"""
+    words = [sys.executable, "-c", program, "run", "list"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stderr) == (143, "interrupted\n")
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

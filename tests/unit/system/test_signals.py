@@ -74,7 +74,7 @@ def test_a_command_that_acts_on_the_signal_is_left_in_peace(tmp_path: Path) -> N
         f"""
     try:
         print('here', flush=True); time.sleep(60)
-    except KeyboardInterrupt:
+    except SystemExit:
         {cleaning}
 """,
         cwd=tmp_path,
