@@ -12,13 +12,16 @@ from typing import Any
 NOTED = "peak"
 COMMAND = f"""
 import atexit, pathlib
-from toolkit.memory.watch import peak_resident_bytes
-atexit.register(lambda: pathlib.Path({NOTED!r}).write_text(str(peak_resident_bytes())))
+from toolkit.system.host_memory import peak_resident_bytes
+def peak():
+    import torch
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else peak_resident_bytes()
+atexit.register(lambda: pathlib.Path({NOTED!r}).write_text(str(peak())))
 from toolkit.cli.main import main
 main()
 """
-"""The toolkit, which notes at its end what it held at most (VmHWM). Not what wait4 says of it (ru_maxrss): there the
-kernel counts the memory that this process had when it began that one, too."""
+"""The toolkit, which notes at its end what it held at most: its tensors on a GPU, else VmHWM. Not what wait4 says of it
+(ru_maxrss): there the kernel counts the memory that this process had when it began that one, too."""
 AS_WHERE_MEMORY_IS_SHORT = f"from toolkit.memory.allocator import give_memory_back; give_memory_back()\n{COMMAND}"
 """A run does this by itself where its plan comes near its limit; here there is more than that."""
 

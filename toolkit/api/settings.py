@@ -51,6 +51,9 @@ class Settings(BaseModel):
     """Seed of the weights, of dropout and of the data order."""
     precision: Precision = "fp32"
     """Number format of the matrix multiplications; the weights and the optimizer state stay in float32."""
+    deterministic: bool = False
+    """Use only kernels whose results never vary from run to run, so that a resume on a GPU is exact to the bit
+    (`torch.use_deterministic_algorithms`); some are slower. On a CPU all of them are."""
     gradient_checkpointing: bool = False
     """Keep only the activations between layers and recompute those inside: less memory, same numbers."""
     gradient_checkpointing_every: int = Field(default=1, ge=1)

@@ -90,7 +90,8 @@ def content_key(contents: Mapping[str, Contents], tokenizer: PreTrainedTokenizer
 
     before, after = objective.block_frame(tokenizer)
     rules = [objective.block_size, before, after, objective.document_end(tokenizer)]
-    digest = xxhash.xxh3_128(json.dumps([rules, {split: contents[split].digest for split in sorted(contents)}]))
+    digests = {split: contents[split].digest for split in sorted(contents)}
+    digest = xxhash.xxh3_128(json.dumps([rules, digests]).encode())
     digest.update(_tokenizer_content(tokenizer))
     return f"{BLOCK_FORMAT}-{digest.hexdigest()}"
 

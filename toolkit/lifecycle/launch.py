@@ -29,6 +29,7 @@ from toolkit.recipe.resolve import ResolvedRecipe, check_trackers
 from toolkit.storage import run_directory, runs_folder
 from toolkit.storage.run_directory import RunDirectory
 from toolkit.system import distributed, environment_variables
+from toolkit.system.deterministic import deterministic_algorithms
 from toolkit.system.disk import DISK_FAULTS
 from toolkit.system.signals import StopRequest
 from toolkit.training.components import context_of, load_documents
@@ -81,6 +82,7 @@ def run(
         plugin_messages_told(listener),
         environment_variables.set_aside(),
         _refusals_of_the_disk_told(runs),
+        deterministic_algorithms(resolved.training.deterministic),
     ):
         check_device(resolved)
         _meet(on_cpu=resolved.device.kind == "cpu", listener=everybodys)

@@ -11,6 +11,17 @@ if TYPE_CHECKING:
 
     from toolkit.planning.tracker import StorageTracker
 
+# fmt: off
+FLOAT32_IN_CUDA_AUTOCAST = frozenset({
+    "__pow__", "__rpow__", "pow", "exp", "expm1", "log", "log2", "log10", "log1p", "reciprocal", "rsqrt", "tan",
+    "cosh", "sinh", "layer_norm", "group_norm", "norm", "dist", "cosine_similarity", "nll_loss", "cross_entropy",
+    "kl_div", "l1_loss", "smooth_l1_loss", "huber_loss", "logsumexp", "renorm", "softmax", "log_softmax", "prod",
+    "cumsum", "cumprod", "sum",
+})
+# fmt: on
+"""What autocast computes in float32 on CUDA, but not on a CPU: the `pow` in GPT-2's GELU makes it and all that is kept
+of it twice as large. https://docs.pytorch.org/docs/stable/amp.html#cuda-ops-that-autocast-to-float32"""
+
 
 @contextlib.contextmanager
 def as_on(device_kind: str, *, documents_masked: bool) -> Iterator[None]:
@@ -21,12 +32,15 @@ def as_on(device_kind: str, *, documents_masked: bool) -> Iterator[None]:
         documents_masked: whether the position ids of a batch restart at each document.
     """
     from torch.overrides import TorchFunctionMode
+    from torch.utils._pytree import tree_map_only
 
     class Kernels(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             import torch
 
             kwargs = dict(kwargs or {})
+            if device_kind == "cuda" and torch.is_autocast_enabled("cpu") and func.__name__ in FLOAT32_IN_CUDA_AUTOCAST:
+                args, kwargs = tree_map_only(torch.Tensor, _in_float32, (args, kwargs))
             if func is torch.nn.functional.scaled_dot_product_attention and device_kind == "cuda":
                 # With dropout, torch has no fused attention on a CPU and materializes all scores; CUDA's fused kernels
                 # support dropout. A fake CUDA tensor would know, but cannot be made where torch has no CUDA.
@@ -37,6 +51,10 @@ def as_on(device_kind: str, *, documents_masked: bool) -> Iterator[None]:
 
     with Kernels(), _positions_believed(documents_masked):
         yield
+
+
+def _in_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _through_one_expert(tokens: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +34,8 @@ T = TypeVar("T")
 MAX_SECONDS_BETWEEN_MESSAGES = 330.0
 """Limit on processor time without a word from the work; a trace that dispatches operations ends itself before that."""
 START = "from toolkit.planning.own_process import serve_anew; serve_anew({})"
+
+BAD_FORK = "Unable to handle autograd's threading in combination with fork-based multiprocessing"
 
 _is_own = False
 """Whether this process was made for a plan."""
@@ -57,7 +60,25 @@ def in_own_process(work: Callable[..., T], *args: Any, progress: Progress | None
     reported: dict[str, Any] = {} if progress is None else {"progress": progress}
     if _is_own:
         return work(*args, **options, **reported)
-    with _started() as (connection, ended):
+    if sys.platform == "linux":  # elsewhere the system's libraries start threads, which a fork breaks
+        with contextlib.suppress(_ForkFailedError):
+            return _result(_forked(), work, args, options, progress)
+    return _result(_started_anew(), work, args, options, progress)
+
+
+class _ForkFailedError(Exception):
+    """Autograd refuses to work in the fork of a process that has trained where there is a GPU."""
+
+
+def _result(
+    process: AbstractContextManager[tuple[Connection, Callable[[], int]]],
+    work: Callable[..., T],
+    args: tuple[Any, ...],
+    options: dict[str, Any],
+    progress: Progress | None,
+) -> T:
+    """Have the process do the work."""
+    with process as (connection, ended):
         with contextlib.suppress(BrokenPipeError):  # it has ended already: the next line says how
             connection.send((work, args, options, progress is not None))
         while True:
@@ -69,7 +90,7 @@ def in_own_process(work: Callable[..., T], *args: Any, progress: Progress | None
                 returned: T = content
                 return returned
             if kind == "raised":
-                raise content
+                raise _ForkFailedError if BAD_FORK in str(content) else content
             if kind == "progress":
                 (progress or nobody_watches)(*content[0], **content[1])
             else:
@@ -78,24 +99,28 @@ def in_own_process(work: Callable[..., T], *args: Any, progress: Progress | None
 
 
 @contextlib.contextmanager
-def _started() -> Iterator[tuple[Connection, Callable[[], int]]]:
-    """Start the process; yields the connection to it, and a function that waits for its end and gives its status.
+def _started_anew() -> Iterator[tuple[Connection, Callable[[], int]]]:
+    """Start a new interpreter; yields the connection to it, and a function that waits for its end and gives its status.
 
     The status is negative for a signal. The process does not outlive the context.
     """
     here, there = multiprocessing.Pipe()
-    if not _can_fork():
-        # Not multiprocessing's "spawn", which would run a user's script again that has no `if __name__ == ...`.
-        command = [sys.executable, "-P", "-c", START.format(there.fileno())]  # -P: no modules of the current folder
-        with here, subprocess.Popen(command, pass_fds=[there.fileno()]) as fresh:
-            there.close()
-            try:
-                with contextlib.suppress(BrokenPipeError):
-                    here.send((sys.path, _local_plugins(), logging.getLogger("toolkit").level))
-                yield here, fresh.wait
-            finally:
-                fresh.kill()
-        return
+    # Not multiprocessing's "spawn", which would run a user's script again that has no `if __name__ == ...`.
+    command = [sys.executable, "-P", "-c", START.format(there.fileno())]  # -P: no modules of the current folder
+    with here, subprocess.Popen(command, pass_fds=[there.fileno()]) as fresh:
+        there.close()
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                here.send((sys.path, _local_plugins(), logging.getLogger("toolkit").level))
+            yield here, fresh.wait
+        finally:
+            fresh.kill()
+
+
+@contextlib.contextmanager
+def _forked() -> Iterator[tuple[Connection, Callable[[], int]]]:
+    """The same by a fork of this process, which has imported everything."""
+    here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("fork").Process(target=_serve_forked, args=(here, there))
     with warnings.catch_warnings():
         # Python 3.12 warns of every fork beside threads. Ours wait and print; torch's are not used in the child.
@@ -113,13 +138,6 @@ def _started() -> Iterator[tuple[Connection, Callable[[], int]]]:
         finally:
             process.kill()
             process.join()
-
-
-def _can_fork() -> bool:
-    """Whether a forked process can work: not with CUDA's driver in the parent, nor with the libraries of macOS."""
-    import torch
-
-    return sys.platform == "linux" and not torch.cuda.is_available()
 
 
 def _local_plugins() -> list[str]:
@@ -148,6 +166,7 @@ def _serve_forked(parents: Connection, connection: Connection) -> None:
     parents.close()  # or the end of the parent would not show
     torch.set_num_threads(1)  # the threads of OpenMP are the parent's, and waiting for them would never end
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the same, for those of tokenizers
+    torch.cuda.is_available = lambda: False  # CUDA cannot be used in a fork, and fake tensors do not need it
     _serve(connection)
 
 

@@ -30,13 +30,17 @@ SECONDS_PER_KERNEL = {"cuda": 5e-6, "mps": 1e-5, "cpu": 1e-5}
 SECONDS_PER_FRESH_BYTE = 2e-10
 """Page-fault cost on a CPU that cannot be measured here: just under a microsecond per 4 KiB page."""
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-PROBE_SIDE, PROBE_BYTES, PROBE_SECONDS = 1024, 64 * 2**20, 0.2
+PROBE_SIDE = {"cuda": 8192, "mps": 4096, "cpu": 1024}
+"""Side of the matrices of the probe: on a GPU, smaller ones measure the launch."""
+PROBE_BYTES = {"cuda": 2**30, "mps": 2**28, "cpu": 2**26}
+"""Bytes read and written by the probe of the bandwidth: several times the cache."""
+PROBE_SECONDS = 0.2
 BUSY, BUSY_PROBE_SECONDS = 0.5, 0.6
 """At or above this load of other programs per CPU, the probe runs longer, to find a moment without them."""
 LOAD_OF_THIS_PROCESS = 1.0
 """The part of the load average that this process has just caused with its imports."""
 EMULATED_PROBE_SIDE = 128
-"""Probe size where the hardware has no bfloat16: a product of PROBE_SIDE may take seconds there."""
+"""Probe size where the hardware has no bfloat16: a full-sized product may take seconds there."""
 
 
 @dataclass(frozen=True)
@@ -85,21 +89,23 @@ def measured(device: Device) -> Rates:
 
     busy = _others_load()
     seconds = PROBE_SECONDS if busy < BUSY else BUSY_PROBE_SECONDS
+    side = PROBE_SIDE[device.kind]
     flops = {
-        "fp32": _product_rate(torch.float32, PROBE_SIDE, device, seconds),
-        "bf16": _product_rate(torch.bfloat16, PROBE_SIDE if device.bf16 else EMULATED_PROBE_SIDE, device, seconds),
+        "fp32": _product_rate(torch.float32, side, device, seconds),
+        "bf16": _product_rate(torch.bfloat16, side if device.bf16 else EMULATED_PROBE_SIDE, device, seconds),
     }
     if device.kind == "cuda":
-        flops["fp16"] = _product_rate(torch.float16, PROBE_SIDE, device, seconds)
-    many = torch.ones(PROBE_BYTES // 4, device=device.kind)
+        flops["fp16"] = _product_rate(torch.float16, side, device, seconds)
+    size = PROBE_BYTES[device.kind]
+    many = torch.ones(size // 4, device=device.kind)
     in_place, to_fresh = _seconds(lambda: many.add_(1), device, seconds), _seconds(lambda: many + 1, device, seconds)
-    bandwidth = 2 * PROBE_BYTES / in_place
+    bandwidth = 2 * size / in_place
     shown = ", ".join(f"{_rate(rate)} in {name}" for name, rate in flops.items())
     return Rates(
         flops=flops,
         bandwidth=bandwidth,
         seconds_per_kernel=SECONDS_PER_KERNEL[device.kind],
-        seconds_per_fresh_byte=max(0.0, to_fresh - in_place) / PROBE_BYTES if device.kind == "cpu" else 0.0,
+        seconds_per_fresh_byte=max(0.0, to_fresh - in_place) / size if device.kind == "cpu" else 0.0,
         source=f"measured here: {shown}, {bandwidth / GIGA:.1f} GB/s" + _caution(busy, device),
     )
 
@@ -120,7 +126,9 @@ def _product_rate(dtype: torch.dtype, side: int, device: Device, seconds: float)
     """FLOP/s in the product of two square matrices."""
     import torch
 
-    square = torch.ones(side, side, dtype=dtype, device=device.kind)
+    # Random: of ones or zeros, a GPU draws less power and keeps a higher clock.
+    own = torch.Generator(device.kind).manual_seed(0)
+    square = torch.rand(side, side, generator=own, device=device.kind).to(dtype)
     return 2 * side**3 / _seconds(lambda: square @ square, device, seconds)
 
 

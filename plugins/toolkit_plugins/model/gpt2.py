@@ -98,6 +98,8 @@ class GPT2(Model):
             resid_pdrop=self.dropout,
             embd_pdrop=self.dropout,
             attn_pdrop=self.dropout,
+            # GPT-2's own function, in one kernel that keeps its input alone: "gelu_new" keeps five tensors of its size.
+            activation_function="gelu_pytorch_tanh",
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,

@@ -127,7 +127,7 @@ def test_started_anew_it_traces_the_same(tmp_path: Path, monkeypatch: pytest.Mon
         Registry.discover([tmp_path / "refused"]).load("memory", "later")
     recipe = resolved(own_model(tmp_path, ""))
     forked = in_own_process(fake_step.trace, recipe, micro_batch_size=2, accumulation=2)
-    monkeypatch.setattr(own_process, "_can_fork", lambda: False)
+    monkeypatch.setattr(own_process, "_forked", own_process._started_anew)
     assert in_own_process(fake_step.trace, recipe, micro_batch_size=2, accumulation=2) == forked
 
 

@@ -1,0 +1,351 @@
+"""Tokens per second of a training step: the toolkit against the Trainer and against a bare loop, on this machine.
+
+    python tests/benchmarks/throughput.py                                     # GPT-2 124M, chosen for this device
+    python tests/benchmarks/throughput.py --model llama-1B --block-size 2048 --micro-batch-size 4
+    python tests/benchmarks/throughput.py --contenders bare "toolkit, compiled" --output results.txt
+
+Each contender trains the same model, without dropout, on random tokens, in a process of its own, one after the other.
+The rate is that of the steps after the warm-up, between two synchronizations of the device. MFU is model FLOPs
+(6 per parameter and token, attention 12 x layers x width x block; Chowdhery and others 2022, appendix B,
+https://arxiv.org/abs/2204.02311) over the rate of a large matrix product, measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from tests.benchmarks.random_models import tokenizer_folder
+
+ROOT = Path(__file__).resolve().parents[2]
+VOCABULARY = 50257
+LEARNING_RATE, WEIGHT_DECAY, CLIP = 1e-4, 0.1, 1.0
+MODELS: dict[str, dict[str, Any]] = {
+    "gpt2-11M": {"plugin": "gpt2", "num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 6},
+    "gpt2-124M": {"plugin": "gpt2", "num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12},
+    "gpt2-350M": {"plugin": "gpt2", "num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16},
+    "llama-1B": {
+        "plugin": "llama",
+        "num_hidden_layers": 20,
+        "hidden_size": 2048,
+        "num_attention_heads": 16,
+        "intermediate_size": 5632,
+        "tie_word_embeddings": True,
+    },
+}
+TOOLKIT: dict[str, dict[str, Any]] = {
+    "toolkit": {},
+    "toolkit, compiled": {"training": {"torch_compile": True}},
+    "toolkit, chunked loss": {"memory": ["chunked-loss"]},
+    "toolkit, deterministic": {"training": {"deterministic": True}},
+}
+"""What a recipe has beside the model and mixed precision."""
+TRAINER = {
+    "Trainer": {},
+    "Trainer, compiled": {"torch_compile": True},
+}
+"""Flags beside bf16 and the fused AdamW."""
+BARE = {"bare": True, "bare, not compiled": False}
+
+
+@dataclass
+class Clock:
+    """Times the steps between the warm-up and the end."""
+
+    first: int
+    last: int
+    output: Path
+    begun: float = 0.0
+    created: float = 0.0
+
+    def after(self, step: int, loss: Callable[[], float]) -> None:
+        """Called after each step."""
+        if step == 1:
+            self._synchronized()
+            self.created = time.time()
+        if step == self.first:
+            self.begun = self._synchronized()
+        if step == self.last:
+            seconds = (self._synchronized() - self.begun) / (self.last - self.first)
+            peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident()
+            found = {"seconds": seconds, "peak": peak, "loss": loss(), "first_step": self.created}
+            self.output.write_text(json.dumps(found), encoding="utf-8")
+
+    @staticmethod
+    def _synchronized() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+class ClockCallback(TrainerCallback):
+    """The clock of a Trainer."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.clock.after(state.global_step, lambda: float("nan"))
+
+
+PLUGIN = '''
+"""Times the steps."""
+
+from toolkit.api import Callback
+
+
+class Timed(Callback):
+    """Times the steps."""
+
+    def callbacks(self, run):
+        from pathlib import Path
+
+        from tests.benchmarks.throughput import Clock, ClockCallback
+
+        return [ClockCallback(Clock({first}, {last}, Path({output!r})))]
+'''
+
+
+def _resident() -> int:
+    from toolkit.system.host_memory import peak_resident_bytes
+
+    return peak_resident_bytes()
+
+
+def inputs(work: Path, asked: argparse.Namespace) -> None:
+    """Write a tokenizer, and texts of random letters, each of which is a token."""
+    tokenizer_folder(work / "tokenizer", VOCABULARY)
+    draw, letters = random.Random(0), "abcdefghijklmnopqrstuvwxyz"
+    count = asked.steps * asked.micro_batch_size + 8
+    texts = ("".join(draw.choices(letters, k=asked.block_size)) for _ in range(count))
+    (work / "texts.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+
+
+def run_toolkit(name: str, work: Path, asked: argparse.Namespace) -> None:
+    """Train by a recipe."""
+    sections = TOOLKIT[name]
+    (work / "plugins" / "callback").mkdir(parents=True)
+    plugin = PLUGIN.format(first=asked.warmup, last=asked.steps, output=str(work / f"{name}.json"))
+    (work / "plugins" / "callback" / "timed.py").write_text(plugin, encoding="utf-8")
+    count = asked.steps * asked.micro_batch_size + 8
+    recipe = {
+        "recipe": 1,
+        "plugin_paths": ["plugins"],
+        "dataset": {
+            "plugin": "text-files",
+            "files": str(work / "texts.txt"),
+            "sample_by": "line",
+            "eval_fraction": 4 / count,
+        },
+        "tokenizer": {"plugin": "pretrained", "path": str(work / "tokenizer")},
+        "model": _model(asked),
+        "objective": {"plugin": "causal-lm", "block_size": asked.block_size},
+        "memory": [*(["mixed-precision"] if asked.bf16 else []), *sections.get("memory", [])],
+        "callbacks": ["timed"],
+        "training": {
+            "max_steps": asked.steps,
+            "global_batch_size": asked.micro_batch_size,
+            "learning_rate": LEARNING_RATE,
+            "weight_decay": WEIGHT_DECAY,
+            "max_grad_norm": CLIP,
+            **sections.get("training", {}),
+        },
+    }
+    file = work / "timed.yaml"
+    file.write_text(json.dumps(recipe), encoding="utf-8")
+    from toolkit.cli.main import main
+
+    sys.argv = ["toolkit", "recipe", "run", str(file)]
+    os.chdir(work)
+    main()
+
+
+def _model(asked: argparse.Namespace) -> dict[str, Any]:
+    model = dict(MODELS[asked.model])
+    return model if model["plugin"] == "llama" else {**model, "dropout": 0.0}
+
+
+def model_of(asked: argparse.Namespace) -> Any:
+    """The model that the recipe has, built without the toolkit."""
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(42)
+    shape = MODELS[asked.model]
+    layers, width, heads = (shape[name] for name in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
+    if shape["plugin"] == "gpt2":
+        dropouts = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        config = GPT2Config(
+            vocab_size=VOCABULARY, n_layer=layers, n_embd=width, n_head=heads, n_positions=asked.block_size, **dropouts
+        )
+        return GPT2LMHeadModel(config)
+    sizes = {name: value for name, value in shape.items() if name != "plugin"}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=asked.block_size, **sizes))
+
+
+def blocks(asked: argparse.Namespace) -> torch.Tensor:
+    """Random tokens, (steps x batch, block)."""
+    drawn = torch.Generator().manual_seed(0)
+    return torch.randint(6, 262, (asked.steps * asked.micro_batch_size, asked.block_size), generator=drawn)
+
+
+def run_trainer(name: str, work: Path, asked: argparse.Namespace) -> None:
+    """Train by transformers' Trainer alone."""
+    from transformers import Trainer, TrainingArguments, default_data_collator
+
+    arguments = TrainingArguments(
+        output_dir=str(work / "trainer"),
+        per_device_train_batch_size=asked.micro_batch_size,
+        max_steps=asked.steps,
+        learning_rate=LEARNING_RATE,
+        weight_decay=WEIGHT_DECAY,
+        max_grad_norm=CLIP,
+        bf16=asked.bf16,
+        optim="adamw_torch_fused",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        **TRAINER[name],
+    )
+    data = [{"input_ids": block, "labels": block} for block in blocks(asked)]
+    trainer = Trainer(
+        model=model_of(asked),
+        args=arguments,
+        train_dataset=data,  # type: ignore[arg-type]  # a list is what its DataLoader takes
+        data_collator=default_data_collator,
+        callbacks=[ClockCallback(Clock(asked.warmup, asked.steps, work / f"{name}.json"))],
+    )
+    trainer.train()
+
+
+def run_bare(name: str, work: Path, asked: argparse.Namespace) -> None:
+    """Train by the loop that people write by hand."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model_of(asked).to(device)
+    step_of = torch.compile(model) if BARE[name] else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
+    clock = Clock(asked.warmup, asked.steps, work / f"{name}.json")
+    for step, batch in enumerate(blocks(asked).to(device).split(asked.micro_batch_size), start=1):
+        with torch.autocast(device, torch.bfloat16, enabled=asked.bf16):
+            loss = step_of(input_ids=batch, labels=batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        clock.after(step, lambda loss=loss: float(loss.detach()))  # type: ignore[misc]  # bound now, used now
+
+
+def model_flops(asked: argparse.Namespace) -> float:
+    """FLOPs of a token, forward and backward; the position embedding is no product."""
+    with torch.device("meta"):
+        model = model_of(asked)
+    counted = {id(p): p.numel() for name, p in model.named_parameters() if ".wpe." not in name}
+    tied = model.config.tie_word_embeddings
+    embedding = 0 if tied else model.get_input_embeddings().weight.numel()
+    shape = MODELS[asked.model]
+    attention = 12 * shape["num_hidden_layers"] * shape["hidden_size"] * asked.block_size
+    return float(6 * (sum(counted.values()) - embedding) + attention)
+
+
+RUNNERS: tuple[tuple[Mapping[str, Any], Callable[[str, Path, argparse.Namespace], None]], ...] = (
+    (TRAINER, run_trainer),
+    (BARE, run_bare),
+    (TOOLKIT, run_toolkit),
+)
+CONTENDERS = [name for names, _ in RUNNERS for name in names]
+
+
+def main() -> None:
+    cuda = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=list(MODELS), default="gpt2-124M")
+    parser.add_argument("--block-size", type=int, default=1024)
+    parser.add_argument("--micro-batch-size", type=int, default=32 if cuda else 4, help="all of a step")
+    parser.add_argument("--steps", type=int, default=60 if cuda else 6)
+    parser.add_argument("--warmup", type=int, default=20 if cuda else 2, help="steps that are not timed")
+    parser.add_argument("--fp32", dest="bf16", action="store_false")
+    parser.add_argument("--contenders", nargs="*", choices=CONTENDERS, default=CONTENDERS, metavar="CONTENDER")
+    parser.add_argument("--baseline", choices=CONTENDERS, default="bare")
+    parser.add_argument("--output", type=Path, help="append the table to this file")
+    parser.add_argument("--only-here", help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.only_here:
+        (run,) = (runner for names, runner in RUNNERS if asked.only_here in names)
+        run(asked.only_here, asked.work, asked)
+        return
+    for line in table(asked):
+        print(line, flush=True)
+        if asked.output:
+            with asked.output.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+
+def table(asked: argparse.Namespace) -> Any:
+    """The lines of the table, as they come."""
+    import transformers
+
+    from toolkit.planning.roofline import measured
+    from toolkit.system.device import detect
+
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    peak, flops = measured(detect()).flops["bf16" if asked.bf16 else "fp32"], model_flops(asked)
+    precision = "bf16" if asked.bf16 else "fp32"
+    yield f"{asked.model}, {asked.micro_batch_size} x {asked.block_size} tokens a step, {precision}"
+    yield f"{name}; torch {torch.__version__}, transformers {transformers.__version__}; {time.strftime('%Y-%m-%d')}"
+    yield f"a large matrix product: {peak / 1e12:.3g} TFLOP/s; the model: {flops / 1e9:.3g} GFLOP a token"
+    yield f"{'':24} {'tokens/s':>9} {'MFU':>6} {'ratio':>6} {'peak GB':>8} {'first step':>10}"
+    rates: dict[str, float] = {}
+    order = sorted(asked.contenders, key=lambda each: each != asked.baseline)
+    with tempfile.TemporaryDirectory() as folder:
+        inputs(Path(folder), asked)
+        for each in order:
+            found = _measured(each, Path(folder), asked)
+            if isinstance(found, str):
+                yield f"{each:24} failed: {found}"
+                continue
+            rates[each] = asked.micro_batch_size * asked.block_size / found["seconds"]
+            ratio = f"{rates[each] / rates[asked.baseline]:6.2f}" if asked.baseline in rates else " " * 6
+            yield (
+                f"{each:24} {rates[each]:9,.0f} {rates[each] * flops / peak:6.1%} {ratio} "
+                f"{found['peak'] / 1e9:8.2f} {found['first_step']:8.1f} s"
+            )
+
+
+def _measured(name: str, shared: Path, asked: argparse.Namespace) -> dict[str, float] | str:
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        for each in ("tokenizer", "texts.txt"):
+            (work / each).symlink_to(shared / each)
+        words = [sys.executable, __file__, "--only-here", name, "--work", folder, "--model", asked.model]
+        for option in ("block_size", "micro_batch_size", "steps", "warmup"):
+            words += [f"--{option.replace('_', '-')}", str(getattr(asked, option))]
+        begun = time.time()
+        environment = {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}", "TOOLKIT_CACHE": folder}
+        done = subprocess.run(
+            [*words, *([] if asked.bf16 else ["--fp32"])],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, **environment},
+        )
+        if done.returncode:
+            return done.stderr[-3000:]
+        found: dict[str, float] = json.loads((work / f"{name}.json").read_text(encoding="utf-8"))
+        return found | {"first_step": found["first_step"] - begun}
+
+
+if __name__ == "__main__":
+    main()
