@@ -16,9 +16,12 @@ PROCESSES := --numprocesses auto --maxprocesses 4
 # long again, so there it is asked for: make test COVERAGE=--cov
 COVERAGE ?= $(shell $(BIN)/python -c 'import sys; print("--cov" * (sys.version_info >= (3, 12)))')
 
+# What only a GPU can show is run where somebody has installed a torch for it.
+PYTHON_HERE = $(or $(wildcard $(BIN)/python),python3)
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart install test test-slow test-oldest benchmark check format docs clean
+.PHONY: help quickstart install test test-slow test-oldest gpu benchmark check format docs clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -38,6 +41,13 @@ test-oldest: $(OLDEST)/.installed-dev ## The tests with the oldest dependencies 
 	@# datasets before 5.2 leaves an empty CSV file open, which nobody can catch. The anyio of these versions brings a
 	@# plugin that imports a deprecated name from pytest.
 	$(OLDEST)/bin/pytest $(PROCESSES) -p no:anyio -W ignore::pytest.PytestUnraisableExceptionWarning
+
+gpu: ## The tests and figures that need a GPU, into tests/benchmarks/results/gpu-*.txt; with the environment at hand
+	$(PYTHON_HERE) -m pytest tests/gpu --numprocesses 6
+	$(PYTHON_HERE) -m tests.benchmarks.throughput --output tests/benchmarks/results/gpu-throughput.txt
+	$(PYTHON_HERE) -m tests.benchmarks.throughput --model llama-1B --block-size 2048 --micro-batch-size 4 \
+		--output tests/benchmarks/results/gpu-throughput.txt
+	$(PYTHON_HERE) -m tests.benchmarks.planned_memory --parallel 6 --output tests/benchmarks/results/gpu-planned-memory.txt
 
 benchmark: $(VENV)/.installed-dev ## What is fast, against a baseline in the same run
 	$(BIN)/pytest tests/benchmarks --benchmark-only --benchmark-columns=min,median,rounds

@@ -61,6 +61,7 @@ def run(
     name: str | None = None,
     fresh: bool = False,
     from_checkpoint: str | None = None,
+    profile_steps: int | None = None,
     plugin_folders: Iterable[FilePath] = (),
     listener: Listener | None = None,
 ) -> RunResult:
@@ -75,6 +76,8 @@ def run(
         name: the name of the run and its folder; the recipe's, if not given.
         fresh: start over in a folder beside the old run, which stays as it is.
         from_checkpoint: begin a new run at this checkpoint of another, "RUN@STEP"; without @STEP at the newest.
+        profile_steps: profile this many steps and tell the listener where their time goes; the whole profile is
+            profile.json.gz in the run's folder.
         plugin_folders: find plugins in these folders too.
         listener: is called with each event (`toolkit.events`), in this thread or another. Nothing is shown without
             one; `toolkit.LogLines(print)` is one that prints lines.
@@ -91,6 +94,7 @@ def run(
     """
     from toolkit.report.run_log import logged
 
+    _at_least_one(profile_steps=profile_steps)
     folder = _folder_of(runs)
     if name is not None:
         from toolkit.storage.runs_folder import check_name
@@ -101,7 +105,15 @@ def run(
         from toolkit.lifecycle import branch, launch
 
         parent = branch.parent(from_checkpoint, folder) if from_checkpoint else None
-        return launch.run(resolved, runs=folder, name=name, fresh=fresh, parent=parent, listener=tell)
+        return launch.run(
+            resolved,
+            runs=folder,
+            name=name,
+            fresh=fresh,
+            parent=parent,
+            profile_steps=profile_steps,
+            listener=tell,
+        )
 
 
 def rehearse(

@@ -91,7 +91,9 @@ class StepDone:
     total_steps: int
     tokens_seen: int
     tokens_per_second: float
-    """Of training alone, excluding evaluations and saves."""
+    """Of training alone, excluding evaluations and saves; over the last steps."""
+    mfu: float | None
+    """Model FLOPs utilization, over the last steps; None if the device's rate is unknown."""
     remaining_seconds: float | None
     """Of the run, including the evaluations and saves still to come; None while unknown."""
     loss: float | None

@@ -195,7 +195,7 @@ RANDOM_NAME = re.compile(
 CHANCE = re.compile(
     rb"[0-9a-f]{32}(?![0-9a-f])"  # a run's id
     rb"|\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"
-    rb'|"(seconds|seconds_trained|tokens_per_second|process)": [-+.e\d]+'
+    rb'|"(seconds|seconds_trained|tokens_per_second|mfu|process)": [-+.e\d]+'
     rb'|"toolkit_state.json": \{[^}]*\}'  # its size and checksum, since it holds a time
 )
 

@@ -135,5 +135,6 @@ def be_quiet() -> None:
         "HF_HUB_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "KINETO_LOG_LEVEL": "5",  # of torch's profiler
     }.items():
         os.environ.setdefault(name, value)

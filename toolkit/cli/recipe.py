@@ -114,6 +114,7 @@ def new(new_name: str, origin: str) -> None:
         "toolkit recipe run ./mine.yaml --rehearse",
         "toolkit recipe run ./mine.yaml --set training.learning_rate=3e-4 --name faster",
         "toolkit recipe run ./mine.yaml --from mine@8000 --set training.learning_rate=1e-5",
+        "toolkit recipe run ./mine.yaml --profile 10",
         "toolkit recipe run ./mine.yaml --json > result.json",
     )
 )
@@ -128,6 +129,10 @@ def new(new_name: str, origin: str) -> None:
     "--rehearse", is_flag=True, help="Test the whole pipeline in seconds, without a network: a tiny model, a few steps."
 )
 @click.option("--name", "run_name", metavar="RUN", help="Name of the run and its folder; by default the recipe's.")
+@click.option(
+    "--profile", "profile_steps", type=click.IntRange(1), metavar="STEPS",
+    help="Profile so many steps, and say where their time goes and which option would help.",
+)  # fmt: skip
 @options.runs
 @options.plugin_folders
 @options.as_json
@@ -139,6 +144,7 @@ def run(
     parent: str | None,
     rehearse: bool,
     run_name: str | None,
+    profile_steps: int | None,
     runs: Path,
     plugin_folders: tuple[Path, ...],
     as_json: bool,
@@ -173,6 +179,7 @@ def run(
                 name=run_name,
                 fresh=fresh,
                 from_checkpoint=parent,
+                profile_steps=profile_steps,
                 plugin_folders=plugin_folders,
                 listener=listener,
             )

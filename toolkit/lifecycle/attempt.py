@@ -52,12 +52,14 @@ class Attempt:
         *,
         rehearsal: bool,
         stop_after: int | None,
+        profile_steps: int | None,
     ) -> None:
         self.resolved = resolved
         self.directory = directory
         self.stop = stop
         self.listener = listener
         self.stop_after = stop_after
+        self.profile_steps = profile_steps
         self.memory_was_short = False
         self.sizes = BatchSplit.of(resolved, processes=distributed.world_size())
         self.context = context_of(resolved, directory.folder, rehearsal=rehearsal, progress=ProgressReporter(listener))
@@ -146,12 +148,14 @@ class Attempt:
     def _trainer(
         self, components: Components, intervals: Intervals, start: Start, checkpoint_bytes: int
     ) -> RecipeTrainer:
+        from toolkit.planning.roofline import product_rate
         from toolkit.training.build import build_trainer
+        from toolkit.training.model_flops import flops_per_token
         from toolkit.training.pace import Pace
         from toolkit.training.run_callback import RunCallback
         from toolkit.training.status import TrainingStatus
 
-        log = MetricsLog(self.directory, self.listener)
+        device, log = self.resolved.device, MetricsLog(self.directory, self.listener)
         saver = self._saver(components, start, log)
         save_seconds = distributed.by_main_process(
             lambda: seconds_to_write(self.directory.checkpoints, checkpoint_bytes)
@@ -160,6 +164,8 @@ class Attempt:
             save_seconds=save_seconds,
             stall_seconds=0.0 if saver.in_background else save_seconds,
             evaluation_tokens=len(components.data.validation or ()) * self.context.block_size,
+            flops_per_token=flops_per_token(components.model, self.context.block_size),
+            device_flops=distributed.world_size() * product_rate(device, self.resolved.training.precision),
         )
         # A run that starts from another's checkpoint evaluates there first, as its parent did.
         begins = start.of_parent and not self.directory.metrics()
@@ -177,7 +183,7 @@ class Attempt:
             log=log,
             status=status,
             stop=self.stop,
-            callbacks=[*self._plugin_callbacks(), flow],  # last, to see their decisions
+            callbacks=[*self._plugin_callbacks(), flow, *self._profile()],  # flow after all that decide
             sequences=start.sequences,
             evaluation_sequences=start.evaluation_sequences,
             with_new_settings=start.of_parent,
@@ -208,6 +214,21 @@ class Attempt:
             with refusals_placed(recipe, part.path):
                 callbacks += part.plugin.callbacks(self.context)
         return callbacks
+
+    def _profile(self) -> list[TrainerCallback]:
+        from toolkit.training.step_profile import TRACE_FILE, StepProfile
+
+        if self.profile_steps is None or not distributed.is_main_process():
+            return []
+        return [
+            StepProfile(
+                self.profile_steps,
+                trace=self.directory.folder / TRACE_FILE,
+                settings=self.resolved.training,
+                device=self.resolved.device,
+                tell=lambda words: self.listener(Message(words)),
+            )
+        ]
 
     def _is_over(self, intervals: Intervals, start: Start) -> bool:
         """Whether there is nothing left to train; the Trainer would take one more step."""

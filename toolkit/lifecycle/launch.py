@@ -52,6 +52,7 @@ def run(
     parent: Parent | None = None,
     rehearsal: bool = False,
     stop_after: int | None = None,
+    profile_steps: int | None = None,
     listener: Listener,
 ) -> RunResult:
     """Train the recipe to its end, from the beginning or from the newest intact checkpoint.
@@ -64,6 +65,7 @@ def run(
         parent: begin a new run at this checkpoint of another, unless the newest run of this name already did.
         rehearsal: this is a rehearsal: plugins may not upload anything, and nothing is planned.
         stop_after: end this attempt after this step of the run, as a signal would.
+        profile_steps: profile this many steps, and say where their time goes.
         listener: is told what happens.
 
     Raises:
@@ -98,7 +100,15 @@ def run(
                 exporters = tuple(not_exported(directory, resolved))
                 return replace(_result(directory, already_finished=True), not_exported=exporters)
             listener(AttemptBegun(directory.log))
-            Attempt(resolved, directory, stop, listener, rehearsal=rehearsal, stop_after=stop_after).run()
+            Attempt(
+                resolved,
+                directory,
+                stop,
+                listener,
+                rehearsal=rehearsal,
+                stop_after=stop_after,
+                profile_steps=profile_steps,
+            ).run()
             return _result(directory, already_finished=False)
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from toolkit.api import Device
+from toolkit.api.context import Precision
 from toolkit.formatting import counted
 from toolkit.planning.devices import GIGA, TERA, Published
 from toolkit.planning.trace import Work
@@ -85,29 +86,55 @@ def published(entry: Published) -> Rates:
 @functools.lru_cache(maxsize=2)
 def measured(device: Device) -> Rates:
     """The rates of this machine's device, from a benchmark of about a second."""
-    import torch
-
-    busy = _others_load()
-    seconds = PROBE_SECONDS if busy < BUSY else BUSY_PROBE_SECONDS
-    side = PROBE_SIDE[device.kind]
-    flops = {
-        "fp32": _product_rate(torch.float32, side, device, seconds),
-        "bf16": _product_rate(torch.bfloat16, side if device.bf16 else EMULATED_PROBE_SIDE, device, seconds),
-    }
-    if device.kind == "cuda":
-        flops["fp16"] = _product_rate(torch.float16, side, device, seconds)
+    precisions: tuple[Precision, ...] = ("fp32", "bf16", "fp16") if device.kind == "cuda" else ("fp32", "bf16")
+    busy, seconds = _others_load(), _probe_seconds()
+    flops: dict[str, float] = {precision: product_rate(device, precision) for precision in precisions}
     size = PROBE_BYTES[device.kind]
-    many = torch.ones(size // 4, device=device.kind)
-    in_place, to_fresh = _seconds(lambda: many.add_(1), device, seconds), _seconds(lambda: many + 1, device, seconds)
-    bandwidth = 2 * size / in_place
+    bandwidth, fresh = _memory_rates(size, device, seconds)
+    _forget_probe(device)
     shown = ", ".join(f"{_rate(rate)} in {name}" for name, rate in flops.items())
     return Rates(
         flops=flops,
         bandwidth=bandwidth,
         seconds_per_kernel=SECONDS_PER_KERNEL[device.kind],
-        seconds_per_fresh_byte=max(0.0, to_fresh - in_place) / size if device.kind == "cpu" else 0.0,
+        seconds_per_fresh_byte=fresh if device.kind == "cpu" else 0.0,
         source=f"measured here: {shown}, {bandwidth / GIGA:.1f} GB/s" + _caution(busy, device),
     )
+
+
+@functools.lru_cache(maxsize=8)
+def product_rate(device: Device, precision: Precision) -> float:
+    """FLOP/s in the product of two large matrices, measured in a fraction of a second."""
+    import torch
+
+    emulated = precision != "fp32" and device.kind == "cpu" and not device.bf16
+    side = EMULATED_PROBE_SIDE if emulated else PROBE_SIDE[device.kind]
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    rate = _product_rate(dtype, side, device, _probe_seconds())
+    _forget_probe(device)
+    return rate
+
+
+def _forget_probe(device: Device) -> None:
+    """Give the probe's memory back, so that it is not part of the peak of a run."""
+    import torch
+
+    if device.kind == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _memory_rates(size: int, device: Device, seconds: float) -> tuple[float, float]:
+    """Bytes per second that are read or written, and what a byte of newly allocated memory costs beside that."""
+    import torch
+
+    many = torch.ones(size // 4, device=device.kind)
+    in_place, to_fresh = _seconds(lambda: many.add_(1), device, seconds), _seconds(lambda: many + 1, device, seconds)
+    return 2 * size / in_place, max(0.0, to_fresh - in_place) / size
+
+
+def _probe_seconds() -> float:
+    return PROBE_SECONDS if _others_load() < BUSY else BUSY_PROBE_SECONDS
 
 
 def _others_load() -> float:

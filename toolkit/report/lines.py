@@ -44,6 +44,8 @@ def progress(step: StepDone, loss: float | None) -> list[str]:
     if loss is not None:
         parts.append(f"loss {formatting.loss(loss)}")
     parts.append(f"{formatting.compact(step.tokens_per_second)} tokens/s")
+    if step.mfu is not None:
+        parts.append(f"{step.mfu:.0%} MFU")
     if step.remaining_seconds is not None:
         parts.append(f"{formatting.duration(math.ceil(step.remaining_seconds))} left")
     if step.last_save_step is not None:

@@ -29,9 +29,13 @@ class Pace:
         save_seconds: float,
         stall_seconds: float = 0.0,
         evaluation_tokens: int = 0,
+        flops_per_token: float = 0.0,
+        device_flops: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`flops_per_token` are the model's, and `device_flops` those per second of all devices."""
         self.evaluation_tokens = evaluation_tokens
+        self._flops_per_token, self._device_flops = flops_per_token, device_flops
         self.evaluation_seconds: float | None = None
         """Duration of the last evaluation; until there is one, it is estimated from `evaluation_tokens`."""
         self.save_seconds = save_seconds
@@ -70,6 +74,11 @@ class Pace:
             return 0.0
         (since, before), (now, tokens) = self._recent[0], self._recent[-1]
         return (tokens - before) / (now - since) if now > since else 0.0
+
+    @property
+    def mfu(self) -> float | None:
+        """Model FLOPs utilization over the last steps; None if the device's rate is unknown."""
+        return self.tokens_per_second * self._flops_per_token / self._device_flops if self._device_flops else None
 
     def remaining_seconds(self, intervals: Intervals, *, step: int, tokens_per_step: float) -> float | None:
         """Time left after this step, including its own evaluation and save if they are due."""

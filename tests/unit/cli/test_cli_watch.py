@@ -76,6 +76,7 @@ STEP = StepDone(
     total_steps=1000,
     tokens_seen=1_720_320,
     tokens_per_second=12_345.6,
+    mfu=0.412,
     remaining_seconds=193.0,
     loss=3.21456,
     learning_rate=1e-3,
@@ -114,10 +115,11 @@ def every_event() -> list[object]:
 
 
 def test_a_step_in_words() -> None:
-    parts = ["step 420/1,000", "loss 3.2146", "12.3K tokens/s", "3 min 13 s left", "saved at 400"]
+    parts = ["step 420/1,000", "loss 3.2146", "12.3K tokens/s", "41% MFU", "3 min 13 s left", "saved at 400"]
     assert lines.progress(STEP, STEP.loss) == parts
     first = replace(STEP, loss=None, last_save_step=None)
-    assert lines.progress(first, None) == [parts[0], parts[2], parts[3]]
+    assert lines.progress(first, None) == [parts[0], *parts[2:5]]
+    assert lines.progress(replace(first, mfu=None), None) == [parts[0], parts[2], parts[4]]
 
 
 def test_the_account_of_the_data_adds_up() -> None:

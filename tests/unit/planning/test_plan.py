@@ -15,6 +15,7 @@ from tests.tiny import command, resolved, write_recipe
 from toolkit.api import Device
 from toolkit.errors import PluginError, RecipeError
 from toolkit.planning.fake_step import trace
+from toolkit.planning.kernels import as_on
 from toolkit.planning.plan import Plan, make_plan
 from toolkit.planning.trace import Trace
 from toolkit.recipe.batch import BatchSplit
@@ -373,3 +374,16 @@ def test_a_plan_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (os.environ["WORLD_SIZE"], os.environ["RANK"]) == ("4", "1")
     assert isinstance(torch.zeros(1), torch.Tensor)
     assert type(torch.zeros(1)) is torch.Tensor
+
+
+@pytest.mark.parametrize(("device_kind", "dtype"), [("cpu", "bfloat16"), ("cuda", "float32")])
+def test_autocast_keeps_what_it_keeps_on_the_device_of_the_run(device_kind: str, dtype: str) -> None:
+    """GPT-2's GELU has a power in it, which CUDA's autocast computes in float32."""
+    import torch
+
+    half = torch.ones(4, dtype=torch.bfloat16)
+    with as_on(device_kind, documents_masked=False), torch.autocast("cpu", torch.bfloat16):
+        assert str((half**3).dtype) == str(torch.pow(half, 3.0).dtype) == f"torch.{dtype}"
+        assert torch.tanh(half).dtype == torch.bfloat16
+    with as_on(device_kind, documents_masked=False):
+        assert torch.pow(half, 3.0).dtype == torch.bfloat16
