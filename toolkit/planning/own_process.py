@@ -35,7 +35,12 @@ MAX_SECONDS_BETWEEN_MESSAGES = 330.0
 """Limit on processor time without a word from the work; a trace that dispatches operations ends itself before that."""
 START = "from toolkit.planning.own_process import serve_anew; serve_anew({})"
 
-BAD_FORK = "Unable to handle autograd's threading in combination with fork-based multiprocessing"
+FAULTS_OF_A_FORK = (
+    "Unable to handle autograd's threading in combination with fork-based multiprocessing",
+    "Cannot re-initialize CUDA in forked subprocess",
+    "CUDA error: initialization error",
+)
+"""What torch says in a fork of a process that has used a GPU, where it cannot work there."""
 
 _is_own = False
 """Whether this process was made for a plan."""
@@ -67,7 +72,7 @@ def in_own_process(work: Callable[..., T], *args: Any, progress: Progress | None
 
 
 class _ForkFailedError(Exception):
-    """Autograd refuses to work in the fork of a process that has trained where there is a GPU."""
+    """torch cannot work in the fork of this process, because it has used a GPU."""
 
 
 def _result(
@@ -90,7 +95,8 @@ def _result(
                 returned: T = content
                 return returned
             if kind == "raised":
-                raise _ForkFailedError if BAD_FORK in str(content) else content
+                is_of_the_fork = any(fault in str(content) for fault in FAULTS_OF_A_FORK)
+                raise _ForkFailedError if is_of_the_fork else content
             if kind == "progress":
                 (progress or nobody_watches)(*content[0], **content[1])
             else:

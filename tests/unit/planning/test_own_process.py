@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from tests.tiny import command, resolved, write_recipe
 from toolkit.api import Progress
 from toolkit.errors import Place, PlanTooLongError, PluginError, Problem, RecipeError, ToolkitError, UnavailableError
 from toolkit.planning import fake_step, own_process
-from toolkit.planning.own_process import in_own_process
+from toolkit.planning.own_process import FAULTS_OF_A_FORK, in_own_process
 from toolkit.registry import Registry
 
 MODEL = '''
@@ -54,6 +55,13 @@ def failing(error: Exception) -> None:
 def telling(progress: Progress) -> None:
     progress("planning memory", 3, unit="tried")
     logging.getLogger("toolkit.of-a-plugin").warning("%s is odd", "this")
+
+
+def refusing_a_fork() -> str:
+    """As autograd does in the fork of a process that has trained beside a GPU."""
+    if multiprocessing.parent_process() is not None:
+        raise RuntimeError(FAULTS_OF_A_FORK[0])
+    return "not in a fork"
 
 
 def ending(number: int) -> None:
@@ -129,6 +137,10 @@ def test_started_anew_it_traces_the_same(tmp_path: Path, monkeypatch: pytest.Mon
     forked = in_own_process(fake_step.trace, recipe, micro_batch_size=2, accumulation=2)
     monkeypatch.setattr(own_process, "_forked", own_process._started_anew)
     assert in_own_process(fake_step.trace, recipe, micro_batch_size=2, accumulation=2) == forked
+
+
+def test_what_torch_refuses_in_a_fork_is_started_anew() -> None:
+    assert in_own_process(refusing_a_fork) == "not in a fork"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
