@@ -131,7 +131,7 @@ def test_a_batch_with_a_spike_is_left_out(tmp_path: Path) -> None:
     assert any(bool((before[name] != weights(taken.folder)[name]).any()) for name in before)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_left_out_batches_resume_exactly(tmp_path: Path, optimizer: str) -> None:
     body = JUMP.format(steps={21, 24}, factor=50)
     recipe = recipe_with(tmp_path, body, on_spike="skip-batch", save_in_background=True, save_steps=5)

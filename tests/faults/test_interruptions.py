@@ -30,7 +30,7 @@ def test_killed_between_saves_it_goes_on_from_the_last_one(tmp_path: Path) -> No
     assert [step for step, *_ in losses(run)] == list(range(1, saved + 4))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_ends_the_step_saves_and_says_so(tmp_path: Path, number: signal.Signals) -> None:
     recipe = write_recipe(tmp_path, training={"max_steps": 3000, "eval_steps": 3000})
     process = command("recipe", "run", str(recipe), cwd=tmp_path)

@@ -56,11 +56,11 @@ def test_enough_of_them_are_tried() -> None:
     assert len(HERE) >= 9
 
 
-EVERY_NTH = 5
+EVERY_NTH = 12
 
 
 def pairs() -> Iterator[ParameterSet]:
-    """Every two that go together; slow but for every fifth, and with auto, which makes some forty plans an order."""
+    """Every two that go together; slow but for every twelfth, and with auto, which makes some forty plans an order."""
     together = [names for names in itertools.combinations(HERE, 2) if names not in EXCLUSIVE]
     for number, names in enumerate(together):
         is_slow = "auto" in names or number % EVERY_NTH > 0

@@ -38,7 +38,7 @@ def test_it_is_the_mean_over_the_predicted_tokens(tmp_path: Path) -> None:
     assert result.eval_loss == pytest.approx(total / tokens, rel=1e-5)
 
 
-@pytest.mark.parametrize("block_size", [8, 32])
+@pytest.mark.parametrize("block_size", [8, pytest.param(32, marks=pytest.mark.slow)])
 def test_of_masked_tokens_too_which_differ_from_batch_to_batch(tmp_path: Path, block_size: int) -> None:
     (tmp_path / "plugins/model").mkdir(parents=True)
     (tmp_path / "plugins/model/tiny_bert.py").write_text(TINY_BERT.format(dropout=0.0), encoding="utf-8")

@@ -52,7 +52,17 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("sections", RECIPES.values(), ids=RECIPES)
+SLOW = {"adafactor", "weights in bf16", "frozen layers", "muon", "samples", "document mask", "bf16"}
+"""A part of what others among them have as well."""
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        pytest.param(sections, id=name, marks=pytest.mark.slow if name in SLOW else ())
+        for name, sections in RECIPES.items()
+    ],
+)
 def test_stopped_and_resumed_is_never_stopped(folder: Path, sections: dict[str, Any]) -> None:
     # 20 blocks make an epoch of 5 steps, the last one not full: the stop is in the second epoch.
     recipe = write_recipe(folder, plugin_paths=["plugins"], dataset={"max_samples": 40}, **sections)

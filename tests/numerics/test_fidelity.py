@@ -8,7 +8,7 @@ from tests.tiny import SUM_ORDER, assert_same_run, losses, train, weights, write
 from toolkit_plugins.memory.frozen_layers import layers_of
 
 
-@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_gradient_checkpointing_is_bit_identical(tmp_path: Path, every: int) -> None:
     recipe = write_recipe(tmp_path)
     plain, _ = train(recipe, name="plain")

@@ -14,7 +14,7 @@ from toolkit.training.optimizer_in_backward import OptimizerInBackward
 UNCLIPPED = {"max_grad_norm": 0}
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_a_run_is_bit_identical(tmp_path: Path, optimizer: str) -> None:
     recipe = write_recipe(tmp_path, optimizer=optimizer, training=UNCLIPPED)
     plain, _ = train(recipe, name="plain")

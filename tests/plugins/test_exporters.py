@@ -152,7 +152,7 @@ class TestModelFolder:
     ) -> None:
         def lose(written: Path) -> None:
             config = written / "config.json"
-            config.write_text(config.read_text().replace('"gelu_new"', '"relu"'))
+            config.write_text(config.read_text().replace('"gelu_pytorch_tanh"', '"relu"'))
 
         monkeypatch.setattr(model_files, "readable", lose)
         with pytest.raises(ToolkitError, match="does not compute what the trained one does"):

@@ -132,7 +132,7 @@ def test_the_order_of_the_choice(tmp_path: Path) -> None:
     assert choose(every, limit_bytes=20, fidelity="approximate") is None
 
 
-@pytest.mark.parametrize("share", [1.2, pytest.param(0.8, marks=pytest.mark.slow), 0.5, 0.35])
+@pytest.mark.parametrize("share", [1.2, *(pytest.param(share, marks=pytest.mark.slow) for share in (0.8, 0.5)), 0.35])
 def test_it_is_never_over_the_budget_and_keeps_the_global_batch(share: float, tmp_path: Path) -> None:
     recipe = auto(tmp_path)
     budget = budget_for(plain(recipe), share)

@@ -143,20 +143,29 @@ def test_what_torch_refuses_in_a_fork_is_started_anew() -> None:
     assert in_own_process(refusing_a_fork) == "not in a fork"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-@pytest.mark.parametrize("words", [("recipe", "run"), ("recipe", "plan")], ids="-".join)
-def test_a_signal_ends_the_plan_at_once(words: tuple[str, ...], number: signal.Signals, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("word", "number"),
+    [
+        ("run", signal.SIGTERM),
+        pytest.param("run", signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param("run", signal.SIGHUP, marks=pytest.mark.slow),
+        pytest.param("plan", signal.SIGTERM, marks=pytest.mark.slow),
+        ("plan", signal.SIGINT),
+        pytest.param("plan", signal.SIGHUP, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_ends_the_plan_at_once(word: str, number: signal.Signals, tmp_path: Path) -> None:
     """The model never comes, so the command ends only if the plan does not have to."""
     note = tmp_path / "planning"
     recipe = own_model(tmp_path, f"pathlib.Path({str(note)!r}).write_text(str(os.getpid())); time.sleep(3600)")
-    process = command(*words, str(recipe), cwd=tmp_path)
+    process = command("recipe", word, str(recipe), cwd=tmp_path)
     planning = int(_written(note, process))
     assert planning != process.pid
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     run = f"error: stopped by {number.name}; before training, so there was nothing to save"
-    assert err.splitlines()[-1] == (run if words[-1] == "run" else "interrupted")
+    assert err.splitlines()[-1] == (run if word == "run" else "interrupted")
     with pytest.raises(ProcessLookupError):
         os.kill(planning, 0)
 

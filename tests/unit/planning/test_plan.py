@@ -222,8 +222,14 @@ def test_two_sizes_of_micro_batch_give_all_others(tmp_path: Path) -> None:
     assert line.work == five.work
 
 
-@pytest.mark.parametrize("tokens", [31, 40, 62])  # of 2 x 31 predicted ones, and of 4 x 31 in an evaluation
-@pytest.mark.parametrize("chunk", [4, 10])
+@pytest.mark.parametrize(
+    ("tokens", "chunk"),  # of 2 x 31 predicted ones, and of 4 x 31 in an evaluation
+    [
+        (40, 4),
+        (31, 10),
+        *(pytest.param(*both, marks=pytest.mark.slow) for both in ((31, 4), (62, 4), (40, 10), (62, 10))),
+    ],
+)
 def test_the_chunks_of_a_loss_are_alike(
     chunk: int, tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
