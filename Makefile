@@ -51,6 +51,9 @@ gpu: ## The tests and figures that need a GPU, into tests/benchmarks/results/gpu
 
 benchmark: $(VENV)/.installed-dev ## What is fast, against a baseline in the same run
 	$(BIN)/pytest tests/benchmarks --benchmark-only --benchmark-columns=min,median,rounds
+	$(BIN)/python -m tests.benchmarks.throughput
+	$(BIN)/python -m tests.benchmarks.throughput --model gpt2-1M --steps 60 --baseline "bare, not compiled" \
+		--contenders "bare, not compiled" Trainer toolkit
 
 check: $(VENV)/.installed-dev ## Style, types and layers
 	$(BIN)/ruff check

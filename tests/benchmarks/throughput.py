@@ -1,6 +1,7 @@
 """Tokens per second of a training step: the toolkit against the Trainer and against a bare loop, on this machine.
 
-    python tests/benchmarks/throughput.py                                     # GPT-2 124M, chosen for this device
+    python tests/benchmarks/throughput.py                                     # on a GPU GPT-2 124M, on a CPU 12M
+    python tests/benchmarks/throughput.py --model gpt2-1M --steps 100         # where overhead shows
     python tests/benchmarks/throughput.py --model llama-1B --block-size 2048 --micro-batch-size 4
     python tests/benchmarks/throughput.py --contenders bare "toolkit, compiled" --output results.txt
 
@@ -29,12 +30,16 @@ import torch
 from transformers import TrainerCallback
 
 from tests.benchmarks.random_models import tokenizer_folder
+from toolkit.api.context import Precision
+from toolkit.system.device import detect
 
 ROOT = Path(__file__).resolve().parents[2]
 VOCABULARY = 50257
+SMALL_VOCABULARY = 4096
 LEARNING_RATE, WEIGHT_DECAY, CLIP = 1e-4, 0.1, 1.0
 MODELS: dict[str, dict[str, Any]] = {
-    "gpt2-11M": {"plugin": "gpt2", "num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 6},
+    "gpt2-1M": {"plugin": "gpt2", "num_hidden_layers": 3, "hidden_size": 128, "num_attention_heads": 4},
+    "gpt2-12M": {"plugin": "gpt2", "num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 6},
     "gpt2-124M": {"plugin": "gpt2", "num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12},
     "gpt2-350M": {"plugin": "gpt2", "num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16},
     "llama-1B": {
@@ -119,6 +124,11 @@ class Timed(Callback):
 '''
 
 
+def vocabulary_of(model: str) -> int:
+    """Rows of the embedding: those of GPT-2's tokenizer, except where they would be most of the model."""
+    return SMALL_VOCABULARY if model in ("gpt2-1M", "gpt2-12M") else VOCABULARY
+
+
 def _resident() -> int:
     from toolkit.system.host_memory import peak_resident_bytes
 
@@ -127,7 +137,7 @@ def _resident() -> int:
 
 def inputs(work: Path, asked: argparse.Namespace) -> None:
     """Write a tokenizer, and texts of random letters, each of which is a token."""
-    tokenizer_folder(work / "tokenizer", VOCABULARY)
+    tokenizer_folder(work / "tokenizer", vocabulary_of(asked.model))
     draw, letters = random.Random(0), "abcdefghijklmnopqrstuvwxyz"
     count = asked.steps * asked.micro_batch_size + 8
     texts = ("".join(draw.choices(letters, k=asked.block_size)) for _ in range(count))
@@ -183,16 +193,16 @@ def model_of(asked: argparse.Namespace) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(42)
-    shape = MODELS[asked.model]
+    shape, vocabulary = MODELS[asked.model], vocabulary_of(asked.model)
     layers, width, heads = (shape[name] for name in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
     if shape["plugin"] == "gpt2":
         dropouts = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
         config = GPT2Config(
-            vocab_size=VOCABULARY, n_layer=layers, n_embd=width, n_head=heads, n_positions=asked.block_size, **dropouts
+            vocab_size=vocabulary, n_layer=layers, n_embd=width, n_head=heads, n_positions=asked.block_size, **dropouts
         )
         return GPT2LMHeadModel(config)
     sizes = {name: value for name, value in shape.items() if name != "plugin"}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=asked.block_size, **sizes))
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, max_position_embeddings=asked.block_size, **sizes))
 
 
 def blocks(asked: argparse.Namespace) -> torch.Tensor:
@@ -248,15 +258,11 @@ def run_bare(name: str, work: Path, asked: argparse.Namespace) -> None:
 
 
 def model_flops(asked: argparse.Namespace) -> float:
-    """FLOPs of a token, forward and backward; the position embedding is no product."""
+    """FLOPs of a token, forward and backward."""
+    from toolkit.training.model_flops import flops_per_token
+
     with torch.device("meta"):
-        model = model_of(asked)
-    counted = {id(p): p.numel() for name, p in model.named_parameters() if ".wpe." not in name}
-    tied = model.config.tie_word_embeddings
-    embedding = 0 if tied else model.get_input_embeddings().weight.numel()
-    shape = MODELS[asked.model]
-    attention = 12 * shape["num_hidden_layers"] * shape["hidden_size"] * asked.block_size
-    return float(6 * (sum(counted.values()) - embedding) + attention)
+        return flops_per_token(model_of(asked), asked.block_size)
 
 
 RUNNERS: tuple[tuple[Mapping[str, Any], Callable[[str, Path, argparse.Namespace], None]], ...] = (
@@ -270,12 +276,12 @@ CONTENDERS = [name for names, _ in RUNNERS for name in names]
 def main() -> None:
     cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=list(MODELS), default="gpt2-124M")
-    parser.add_argument("--block-size", type=int, default=1024)
-    parser.add_argument("--micro-batch-size", type=int, default=32 if cuda else 4, help="all of a step")
-    parser.add_argument("--steps", type=int, default=60 if cuda else 6)
-    parser.add_argument("--warmup", type=int, default=20 if cuda else 2, help="steps that are not timed")
-    parser.add_argument("--fp32", dest="bf16", action="store_false")
+    parser.add_argument("--model", choices=list(MODELS), default="gpt2-124M" if cuda else "gpt2-12M")
+    parser.add_argument("--block-size", type=int, default=1024 if cuda else 256)
+    parser.add_argument("--micro-batch-size", type=int, default=32 if cuda else 8, help="all of a step")
+    parser.add_argument("--steps", type=int, default=60 if cuda else 30)
+    parser.add_argument("--warmup", type=int, default=20 if cuda else 10, help="steps that are not timed")
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=detect().bf16)
     parser.add_argument("--contenders", nargs="*", choices=CONTENDERS, default=CONTENDERS, metavar="CONTENDER")
     parser.add_argument("--baseline", choices=CONTENDERS, default="bare")
     parser.add_argument("--output", type=Path, help="append the table to this file")
@@ -297,12 +303,11 @@ def table(asked: argparse.Namespace) -> Any:
     """The lines of the table, as they come."""
     import transformers
 
-    from toolkit.planning.roofline import measured
-    from toolkit.system.device import detect
+    from toolkit.planning.roofline import product_rate
 
+    precision: Precision = "bf16" if asked.bf16 else "fp32"
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    peak, flops = measured(detect()).flops["bf16" if asked.bf16 else "fp32"], model_flops(asked)
-    precision = "bf16" if asked.bf16 else "fp32"
+    peak, flops = product_rate(detect(), precision), model_flops(asked)
     yield f"{asked.model}, {asked.micro_batch_size} x {asked.block_size} tokens a step, {precision}"
     yield f"{name}; torch {torch.__version__}, transformers {transformers.__version__}; {time.strftime('%Y-%m-%d')}"
     yield f"a large matrix product: {peak / 1e12:.3g} TFLOP/s; the model: {flops / 1e9:.3g} GFLOP a token"
@@ -332,10 +337,11 @@ def _measured(name: str, shared: Path, asked: argparse.Namespace) -> dict[str, f
         words = [sys.executable, __file__, "--only-here", name, "--work", folder, "--model", asked.model]
         for option in ("block_size", "micro_batch_size", "steps", "warmup"):
             words += [f"--{option.replace('_', '-')}", str(getattr(asked, option))]
+        words.append("--bf16" if asked.bf16 else "--no-bf16")
         begun = time.time()
         environment = {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}", "TOOLKIT_CACHE": folder}
         done = subprocess.run(
-            [*words, *([] if asked.bf16 else ["--fp32"])],
+            words,
             capture_output=True,
             text=True,
             check=False,

@@ -275,6 +275,7 @@ class Busy(Dataset):
 '''
 
 
+@pytest.mark.slow
 def test_a_signal_to_native_code_before_training_ends_the_run_in_words(tmp_path: Path) -> None:
     folder = tmp_path / "own" / "dataset"
     folder.mkdir(parents=True)

@@ -17,12 +17,11 @@ from toolkit.events import CheckpointSaved, Message
 @pytest.mark.parametrize(
     "sections",
     [
-        {},
-        {"memory": [{"plugin": "lora", "lora_dropout": 0.1}], "exporters": ["merge-lora"]},
-        {"optimizer": "muon"},
-        {"training": {"precision": "bf16"}},
+        pytest.param({}, id="full"),
+        pytest.param({"memory": [{"plugin": "lora", "lora_dropout": 0.1}], "exporters": ["merge-lora"]}, id="lora"),
+        pytest.param({"optimizer": "muon"}, id="muon", marks=pytest.mark.slow),
+        pytest.param({"training": {"precision": "bf16"}}, id="bf16", marks=pytest.mark.slow),
     ],
-    ids=["full", "lora", "muon", "bf16"],
 )
 def test_what_a_thread_writes_is_what_is_written_in_line(tmp_path: Path, sections: dict[str, Any]) -> None:
     recipe = write_recipe(tmp_path, **sections)

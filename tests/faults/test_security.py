@@ -68,6 +68,7 @@ def test_a_pickle_that_is_put_beside_a_checkpoint_is_not_read(folder: Path, name
     assert not trace.exists()
 
 
+@pytest.mark.slow
 def test_a_token_in_the_environment_is_written_nowhere(folder: Path) -> None:
     recipe = write_recipe(folder, training={"save_steps": 2}, callbacks=["samples"])
     secrets = dict.fromkeys(("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY"), CANARY)

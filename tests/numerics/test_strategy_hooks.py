@@ -109,7 +109,7 @@ def recipe(folder: Path, *memory: object, name: str = "tiny", **training: object
     )
 
 
-@pytest.mark.parametrize("inputs", ["logits", "hidden_states"])
+@pytest.mark.parametrize("inputs", [pytest.param("logits", marks=pytest.mark.slow), "hidden_states"])
 def test_a_loss_of_ones_own_is_exact_under_accumulation_and_over_a_resume(folder: Path, inputs: str) -> None:
     z_loss(folder, inputs=inputs)
     whole, _ = train(recipe(folder, "z-loss"), name="whole")

@@ -187,6 +187,7 @@ def test_a_wrong_override_is_named(overrides: Any, error: type[Exception], messa
         toolkit.resolve(folder / "tiny.yaml", overrides=overrides)
 
 
+@pytest.mark.slow
 def test_the_example_in_the_documentation_runs_and_shows_what_it_prints_alone(folder: Path) -> None:
     """In a process of its own, as a script; with a recipe that takes seconds in the place of `quickstart`."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)

@@ -52,6 +52,7 @@ def test_a_model_that_would_be_planned_for_hours_ends_with_a_sentence(monkeypatc
     assert "too many layers to be traced" in toolkit("recipe", "plan", "mine.yaml", "--device", "t4", status=3).err
 
 
+@pytest.mark.slow
 def test_where_only_the_copy_for_saves_does_not_fit_that_is_the_cure() -> None:
     settings = ("model.hidden_size=512", "training.global_batch_size=192", "memory=[]")
     words = ("recipe", "plan", "mine.yaml", *(word for setting in settings for word in ("--set", setting)))
@@ -65,6 +66,7 @@ def test_where_only_the_copy_for_saves_does_not_fit_that_is_the_cure() -> None:
     assert (would["strategies"], would["save_in_background"]) == ([], False)
 
 
+@pytest.mark.slow
 def test_a_comparison_has_a_row_for_each_set_of_strategies() -> None:
     out = toolkit("recipe", "plan", "mine.yaml", "--device", "a100-80g", "--compare").out
     for words in ("STRATEGIES", "1.00x", "exact", "approximate", "gradient-checkpointing", "mixed-precision"):

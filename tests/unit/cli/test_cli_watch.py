@@ -333,6 +333,7 @@ def test_a_bar_is_for_terminals_that_move_the_cursor(
     assert "perplexity 27.10" in shown
 
 
+@pytest.mark.slow
 def test_a_run_in_a_cell_of_a_notebook_prints_lines_with_the_loss(here: Path) -> None:
     """A real run on a terminal as a cell is one; IPython reads what it prints in the same way."""
     environment = {name: value for name, value in os.environ.items() if name not in ("CI", "COLUMNS")} | NOTEBOOK

@@ -156,6 +156,7 @@ def test_where_none_is_needed_one_is_taken_for_its_speed_alone(tmp_path: Path) -
     assert [entry["plugin"] for entry in choice.record["strategies"]] == ["chunked-loss"]
 
 
+@pytest.mark.slow
 def test_no_choice_of_ones_own_that_fits_is_faster(tmp_path: Path) -> None:
     recipe = auto(tmp_path)
     budget = budget_for(plain(recipe), 0.5)
@@ -218,6 +219,7 @@ def test_strategies_that_the_run_would_refuse_are_no_choice(tmp_path: Path) -> N
         make_plan(by_hand, rates=RATES)
 
 
+@pytest.mark.slow
 def test_a_lower_fidelity_only_where_nothing_else_fits(tmp_path: Path) -> None:
     made = plain(auto(tmp_path))
     state = made.weights_bytes + made.gradients_bytes + made.optimizer_bytes  # which no exact strategy makes less
@@ -228,6 +230,7 @@ def test_a_lower_fidelity_only_where_nothing_else_fits(tmp_path: Path) -> None:
     assert concrete.fidelity == choice.plan.fidelity != "exact"
 
 
+@pytest.mark.slow
 def test_it_leaves_alone_what_somebody_manages(tmp_path: Path) -> None:
     recipe = auto(tmp_path, {"plugin": "small-batch", "micro_batch_size": 4}, "frequent-saves")
     concrete, choice = chosen(recipe, budget_for(plain(recipe), 0.8))

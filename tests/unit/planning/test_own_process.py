@@ -150,7 +150,7 @@ def test_what_torch_refuses_in_a_fork_is_started_anew() -> None:
         pytest.param("run", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("run", signal.SIGHUP, marks=pytest.mark.slow),
         pytest.param("plan", signal.SIGTERM, marks=pytest.mark.slow),
-        ("plan", signal.SIGINT),
+        pytest.param("plan", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("plan", signal.SIGHUP, marks=pytest.mark.slow),
     ],
 )
@@ -170,6 +170,7 @@ def test_a_signal_ends_the_plan_at_once(word: str, number: signal.Signals, tmp_p
         os.kill(planning, 0)
 
 
+@pytest.mark.slow
 def test_a_plan_ends_with_a_command_that_is_killed(tmp_path: Path) -> None:
     note, after = tmp_path / "planning", tmp_path / "after"
     lines = (

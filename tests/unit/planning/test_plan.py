@@ -159,6 +159,7 @@ def test_the_weights_are_those_that_a_run_loads_whatever_was_published(tmp_path:
     assert made.gradients_bytes == 4 * made.trained_parameters
 
 
+@pytest.mark.slow
 def test_what_is_offloaded_is_not_on_the_device(tmp_path: Path) -> None:
     gpu = Device(kind="cuda", name="a GPU", memory_bytes=10**10, bf16=True, compute_capability=(8, 0))
 
@@ -336,6 +337,7 @@ def test_a_model_that_looks_at_its_values_is_told_what_to_do(tmp_path: Path) -> 
         planned(own_model(tmp_path, looks='assert float(model.get_buffer("memory").sum()) == 0'))
 
 
+@pytest.mark.slow
 def test_a_signal_while_it_is_planned_is_told_in_a_sentence(tmp_path: Path) -> None:
     own_model(tmp_path, looks="import os; os.kill(os.getpid(), 15); torch.zeros(2) + 1")
     process = command("recipe", "run", str(tmp_path / "tiny.yaml"), cwd=tmp_path)
