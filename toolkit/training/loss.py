@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 from toolkit.api import Loss, OptionError, Task
 
@@ -25,7 +25,14 @@ DUMMY_INPUT_TOKENS = 8
 """Length of the dummy input that a model's head and loss are checked with."""
 
 
-def token_mean_loss(task: Task) -> Callable[..., torch.Tensor]:
+def summed_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The sum over the tokens, computed in float32; logits (tokens, vocabulary), targets (tokens,)."""
+    return cross_entropy(logits.float(), targets, reduction="sum")
+
+
+def token_mean_loss(
+    task: Task, summed: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = summed_cross_entropy
+) -> Callable[..., torch.Tensor]:
     """The mean loss per predicted token of the whole global batch, whatever the micro-batch size.
 
     Some models (BERT among them, transformers 5.23) average over their own micro-batch even when they are passed
@@ -33,9 +40,8 @@ def token_mean_loss(task: Task) -> Callable[..., torch.Tensor]:
     """
 
     def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
-        flat, targets = _predictions(outputs.logits.float(), labels, task)
-        total = cross_entropy(flat, targets, reduction="sum")
-        return total / _divisor(targets, num_items_in_batch)
+        logits, targets = _predictions(outputs.logits, labels, task)
+        return summed(logits, targets) / _divisor(targets, num_items_in_batch)
 
     return loss
 
@@ -64,6 +70,13 @@ class StepLoss:
         self._head = model.get_output_embeddings()
         if loss and loss.inputs == "hidden_states":
             check_head(model, name)
+
+    def compile(self) -> None:
+        """Fuse the kernels of the cross-entropy, which is computed outside of the compiled model.
+
+        For each shape alone: with dynamic shapes, the kernels would depend on which batch comes first after a resume.
+        """
+        self._cross_entropy = token_mean_loss(self.task, torch.compile(summed_cross_entropy, dynamic=False))
 
     @contextlib.contextmanager
     def head_withheld(self) -> Iterator[None]:
@@ -156,10 +169,14 @@ def predicted_tokens(labels: torch.Tensor, task: Task) -> torch.Tensor:
 
 
 def _predictions(outputs: torch.Tensor, labels: torch.Tensor, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
-    """The outputs to predict from, (tokens, features), and their labels, (tokens,)."""
+    """The outputs, (tokens, features), and the labels that they predict, (tokens,).
+
+    The last output of a block predicts nothing and gets a label that is ignored: without it, the others would have to
+    be copied to be in a row, and their gradient once more.
+    """
     if task == "causal-lm":
-        outputs = outputs[:, :-1]
-    return outputs.reshape(-1, outputs.shape[-1]), _targets(labels, task).reshape(-1)
+        labels = pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+    return outputs.reshape(-1, outputs.shape[-1]), labels.reshape(-1)
 
 
 def _targets(labels: torch.Tensor, task: Task) -> torch.Tensor:
