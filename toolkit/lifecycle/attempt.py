@@ -160,12 +160,13 @@ class Attempt:
         save_seconds = distributed.by_main_process(
             lambda: seconds_to_write(self.directory.checkpoints, checkpoint_bytes)
         )
+        rate = distributed.by_main_process(lambda: product_rate(device, self.resolved.training.precision))
         pace = Pace(
             save_seconds=save_seconds,
             stall_seconds=0.0 if saver.in_background else save_seconds,
             evaluation_tokens=len(components.data.validation or ()) * self.context.block_size,
             flops_per_token=flops_per_token(components.model, self.context.block_size),
-            device_flops=distributed.world_size() * product_rate(device, self.resolved.training.precision),
+            device_flops=distributed.world_size() * rate,
         )
         # A run that starts from another's checkpoint evaluates there first, as its parent did.
         begins = start.of_parent and not self.directory.metrics()

@@ -39,7 +39,11 @@ def as_on(device_kind: str, *, documents_masked: bool) -> Iterator[None]:
             import torch
 
             kwargs = dict(kwargs or {})
-            if device_kind == "cuda" and torch.is_autocast_enabled("cpu") and func.__name__ in FLOAT32_IN_CUDA_AUTOCAST:
+            if (
+                device_kind == "cuda"
+                and torch.is_autocast_enabled("cpu")
+                and getattr(func, "__name__", "") in FLOAT32_IN_CUDA_AUTOCAST
+            ):
                 args, kwargs = tree_map_only(torch.Tensor, _in_float32, (args, kwargs))
             if func is torch.nn.functional.scaled_dot_product_attention and device_kind == "cuda":
                 # With dropout, torch has no fused attention on a CPU and materializes all scores; CUDA's fused kernels

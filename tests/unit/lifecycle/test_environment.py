@@ -32,7 +32,7 @@ def test_the_record_has_what_can_change_the_numbers_and_no_variable(
     written = environment(replace(recipe, device=CARD))
     assert written["toolkit"] == __version__
     assert written["python"] == platform.python_version()
-    assert torch.__version__.startswith(written["packages"]["torch"])  # the wheel of the index has no +cu130 in its name
+    assert torch.__version__.startswith(written["packages"]["torch"])  # +cu130 is not in the name of the index's wheel
     assert written["packages"].keys() >= {"transformers", "tokenizers", "accelerate", "peft", "numpy"}
     assert written["plugins"] == [f"pretrain-toolkit {__version__}"]
     assert (written["processes"], written["threads"]) == (1, torch.get_num_threads())
