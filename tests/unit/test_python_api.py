@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import pkgutil
 import re
@@ -215,9 +216,9 @@ def test_no_module_takes_the_place_of_a_function() -> None:
 @pytest.mark.parametrize("function", [name for name in NAMES if name[0].islower()])
 def test_each_argument_and_error_is_documented(function: str) -> None:
     code: Callable[..., Any] = getattr(toolkit, function)
-    documentation = code.__doc__ or ""
+    documentation = inspect.getdoc(code) or ""
     arguments = [name for name in code.__annotations__ if name != "return"]
-    assert [name for name in arguments if f"        {name}: " not in documentation] == []
+    assert [name for name in arguments if f"    {name}: " not in documentation] == []
     assert "Returns:" in documentation
     assert "Raises:" in documentation
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import glob
 import importlib
 import json
 import os
@@ -139,7 +140,13 @@ def _listed_backwards() -> Iterator[None]:
         def close(self) -> None:
             pass
 
-    with patch.multiple(os, listdir=lambda *where: listdir(*where)[::-1], scandir=Backwards):
+    with contextlib.ExitStack() as patches:
+        patches.enter_context(
+            patch.multiple(os, listdir=lambda *where: listdir(*where)[::-1], scandir=Backwards),
+        )
+        for globber in vars(glob).values():  # from Python 3.13 on, that of pathlib keeps a scandir of its own
+            if isinstance(globber, type) and getattr(globber, "scandir", None) is scandir:
+                patches.enter_context(patch.object(globber, "scandir", Backwards))
         yield
 
 
