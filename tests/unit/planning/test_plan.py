@@ -163,14 +163,17 @@ def test_the_weights_are_those_that_a_run_loads_whatever_was_published(tmp_path:
 def test_what_is_offloaded_is_not_on_the_device(tmp_path: Path) -> None:
     gpu = Device(kind="cuda", name="a GPU", memory_bytes=10**10, bf16=True, compute_capability=(8, 0))
 
-    def made(*memory: Any) -> Plan:
+    def made(*memory: Any) -> ResolvedRecipe:
         file = write_recipe(tmp_path, model={"plugin": "llama", **SMALL, "num_hidden_layers": 6}, memory=list(memory))
-        return make_plan(resolve(load(str(file)), gpu), rates=RATES)
+        return resolve(load(str(file)), gpu)
 
     offload = {"plugin": "activation-offload", "least_bytes": 0}
-    assert made(offload).peak_bytes < made().peak_bytes
+    assert planned(made(offload)).peak_bytes < planned(made()).peak_bytes
     borders = 5 * 4 * 32 * 32 * 4  # of layers x sequences x tokens x features x bytes
-    both, checkpointed = (made("gradient-checkpointing", *more).phases["loss"] for more in ((offload,), ()))
+    both, checkpointed = (
+        at_the_turn(traced(made("gradient-checkpointing", *more), micro_batch_size=4, accumulation=1))
+        for more in ((offload,), ())
+    )
     assert checkpointed - both >= borders
 
 
