@@ -93,7 +93,7 @@ class StepDone:
     tokens_per_second: float
     """Of training alone, excluding evaluations and saves; over the last steps."""
     mfu: float | None
-    """Model FLOPs utilization, over the last steps; None if the device's rate is unknown."""
+    """Model FLOPs utilization, over the last steps; None if the model's FLOPs are unknown (quantized weights)."""
     remaining_seconds: float | None
     """Of the run, including the evaluations and saves still to come; None while unknown."""
     loss: float | None

@@ -25,7 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.random_models import AS_WHERE_MEMORY_IS_SHORT, COMMAND, bert_folder, peak_of, tokenizer_folder
+from tests.benchmarks.random_models import (
+    AS_WHERE_MEMORY_IS_SHORT,
+    COMMAND,
+    bert_folder,
+    device_and_versions,
+    peak_of,
+    tokenizer_folder,
+)
 from toolkit.planning.overhead import CUDA_CONTEXT_BYTES
 from toolkit.system.device import detect
 
@@ -170,11 +177,8 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=1, metavar="RUNS", help="this many at once, on a GPU")
     asked = parser.parse_args()
 
-    lines, errors = [f"{'planned':>9} {'measured':>9} {'error':>7}  peak in         case"], []
-    print(lines[0])
-    import transformers  # by one thread alone
-
-    assert transformers.PreTrainedTokenizerFast
+    lines, errors = [device_and_versions(), f"{'planned':>9} {'measured':>9} {'error':>7}  peak in         case"], []
+    print(*lines, sep="\n")
     chosen = [case for case in cases() if asked.only in case.name]
     with ThreadPoolExecutor(asked.parallel) as pool:
         for case, (plan, peak) in zip(chosen, pool.map(both, chosen), strict=True):

@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+import transformers
+from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 NOTED = "peak"
 COMMAND = f"""
@@ -24,6 +29,12 @@ main()
 (ru_maxrss): there the kernel counts the memory that this process had when it began that one, too."""
 AS_WHERE_MEMORY_IS_SHORT = f"from toolkit.memory.allocator import give_memory_back; give_memory_back()\n{COMMAND}"
 """A run does this by itself where its plan comes near its limit; here there is more than that."""
+
+
+def device_and_versions() -> str:
+    """What a figure depends on, in a line."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    return f"{name}; torch {torch.__version__}, transformers {transformers.__version__}; {time.strftime('%Y-%m-%d')}"
 
 
 def peak_of(start: str, words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> int:
@@ -46,7 +57,6 @@ def peak_of(start: str, words: Sequence[str], folder: Path, environment: Mapping
 def tokenizer_folder(folder: Path, vocabulary: int) -> Path:
     """Write a tokenizer that reads bytes, and has as many more tokens as asked for, which no text uses."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
     special = {"eos_token": "<end>", "pad_token": "<pad>", "cls_token": "<cls>", "sep_token": "<sep>"}
     special |= {"mask_token": "<mask>", "unk_token": "<unk>"}
@@ -62,8 +72,6 @@ def tokenizer_folder(folder: Path, vocabulary: int) -> Path:
 
 def bert_folder(folder: Path, layers: int, width: int, vocabulary: int, *, positions: int) -> Path:
     """Write a BERT with random weights."""
-    from transformers import BertConfig, BertForMaskedLM
-
     config = BertConfig(
         vocab_size=vocabulary,
         hidden_size=width,

@@ -29,9 +29,11 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from tests.benchmarks.random_models import tokenizer_folder
+from tests.benchmarks.random_models import device_and_versions, tokenizer_folder
+from tests.tiny import callback
 from toolkit.api.context import Precision
 from toolkit.system.device import detect
+from toolkit.system.host_memory import peak_resident_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 VOCABULARY = 50257
@@ -76,7 +78,7 @@ class Clock:
     begun: float = 0.0
     created: float = 0.0
 
-    def after(self, step: int, loss: Callable[[], float]) -> None:
+    def after(self, step: int) -> None:
         """Called after each step."""
         if step == 1:
             self._synchronized()
@@ -85,8 +87,8 @@ class Clock:
             self.begun = self._synchronized()
         if step == self.last:
             seconds = (self._synchronized() - self.begun) / (self.last - self.first)
-            peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident()
-            found = {"seconds": seconds, "peak": peak, "loss": loss(), "first_step": self.created}
+            peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_resident_bytes()
+            found = {"seconds": seconds, "peak": peak, "first_step": self.created}
             self.output.write_text(json.dumps(found), encoding="utf-8")
 
     @staticmethod
@@ -103,25 +105,22 @@ class ClockCallback(TrainerCallback):
         self.clock = clock
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.clock.after(state.global_step, lambda: float("nan"))
+        self.clock.after(state.global_step)
 
 
-PLUGIN = '''
-"""Times the steps."""
+TIMED = """
+def on_train_begin(self, args, state, control, **kwargs):
+    from pathlib import Path
 
-from toolkit.api import Callback
+    from tests.benchmarks.throughput import Clock
 
-
-class Timed(Callback):
-    """Times the steps."""
-
-    def callbacks(self, run):
-        from pathlib import Path
-
-        from tests.benchmarks.throughput import Clock, ClockCallback
-
-        return [ClockCallback(Clock({first}, {last}, Path({output!r})))]
-'''
+    self.clock = Clock({first}, {last}, Path({output!r}))
+def on_step_end(self, args, state, control, **kwargs):
+    self.clock.after(state.global_step)
+"""
+"""The same in a plugin of the recipe."""
+HELD_OUT = 4
+"""Texts beside those that are trained on; a recipe evaluates at its end."""
 
 
 def vocabulary_of(model: str) -> int:
@@ -129,28 +128,22 @@ def vocabulary_of(model: str) -> int:
     return SMALL_VOCABULARY if model in ("gpt2-1M", "gpt2-12M") else VOCABULARY
 
 
-def _resident() -> int:
-    from toolkit.system.host_memory import peak_resident_bytes
-
-    return peak_resident_bytes()
-
-
 def inputs(work: Path, asked: argparse.Namespace) -> None:
     """Write a tokenizer, and texts of random letters, each of which is a token."""
     tokenizer_folder(work / "tokenizer", vocabulary_of(asked.model))
     draw, letters = random.Random(0), "abcdefghijklmnopqrstuvwxyz"
-    count = asked.steps * asked.micro_batch_size + 8
-    texts = ("".join(draw.choices(letters, k=asked.block_size)) for _ in range(count))
+    texts = ("".join(draw.choices(letters, k=asked.block_size)) for _ in range(_texts(asked)))
     (work / "texts.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+
+
+def _texts(asked: argparse.Namespace) -> int:
+    return int(asked.steps * asked.micro_batch_size + 2 * HELD_OUT)  # a block is lost to each split
 
 
 def run_toolkit(name: str, work: Path, asked: argparse.Namespace) -> None:
     """Train by a recipe."""
     sections = TOOLKIT[name]
-    (work / "plugins" / "callback").mkdir(parents=True)
-    plugin = PLUGIN.format(first=asked.warmup, last=asked.steps, output=str(work / f"{name}.json"))
-    (work / "plugins" / "callback" / "timed.py").write_text(plugin, encoding="utf-8")
-    count = asked.steps * asked.micro_batch_size + 8
+    callback(work, "timed", TIMED.format(first=asked.warmup, last=asked.steps, output=str(work / f"{name}.json")))
     recipe = {
         "recipe": 1,
         "plugin_paths": ["plugins"],
@@ -158,7 +151,7 @@ def run_toolkit(name: str, work: Path, asked: argparse.Namespace) -> None:
             "plugin": "text-files",
             "files": str(work / "texts.txt"),
             "sample_by": "line",
-            "eval_fraction": 4 / count,
+            "eval_fraction": HELD_OUT / _texts(asked),
         },
         "tokenizer": {"plugin": "pretrained", "path": str(work / "tokenizer")},
         "model": _model(asked),
@@ -229,11 +222,11 @@ def run_trainer(name: str, work: Path, asked: argparse.Namespace) -> None:
         disable_tqdm=True,
         **TRAINER[name],
     )
-    data = [{"input_ids": block, "labels": block} for block in blocks(asked)]
+    data: Any = [{"input_ids": block, "labels": block} for block in blocks(asked)]  # all that its DataLoader asks for
     trainer = Trainer(
         model=model_of(asked),
         args=arguments,
-        train_dataset=data,  # type: ignore[arg-type]  # a list is what its DataLoader takes
+        train_dataset=data,
         data_collator=default_data_collator,
         callbacks=[ClockCallback(Clock(asked.warmup, asked.steps, work / f"{name}.json"))],
     )
@@ -254,7 +247,7 @@ def run_bare(name: str, work: Path, asked: argparse.Namespace) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        clock.after(step, lambda loss=loss: float(loss.detach()))  # type: ignore[misc]  # bound now, used now
+        clock.after(step)
 
 
 def model_flops(asked: argparse.Namespace) -> float:
@@ -301,15 +294,12 @@ def main() -> None:
 
 def table(asked: argparse.Namespace) -> Any:
     """The lines of the table, as they come."""
-    import transformers
-
     from toolkit.planning.roofline import product_rate
 
     precision: Precision = "bf16" if asked.bf16 else "fp32"
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     peak, flops = product_rate(detect(), precision), model_flops(asked)
     yield f"{asked.model}, {asked.micro_batch_size} x {asked.block_size} tokens a step, {precision}"
-    yield f"{name}; torch {torch.__version__}, transformers {transformers.__version__}; {time.strftime('%Y-%m-%d')}"
+    yield device_and_versions()
     yield f"a large matrix product: {peak / 1e12:.3g} TFLOP/s; the model: {flops / 1e9:.3g} GFLOP a token"
     yield f"{'':24} {'tokens/s':>9} {'MFU':>6} {'ratio':>6} {'peak GB':>8} {'first step':>10}"
     rates: dict[str, float] = {}

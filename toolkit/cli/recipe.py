@@ -164,6 +164,8 @@ def run(
 
     if rehearse and (fresh or parent):
         raise UsageError("--rehearse always starts from scratch, in a folder of its own; remove --fresh and --from")
+    if rehearse and profile_steps:
+        raise UsageError("--rehearse trains a tiny model, whose profile says nothing of the recipe's; remove --profile")
     run_goes_on_without_it()
     stand_ins: list[StandIn] = []
     with watching(quiet=quiet, on_standard_error=as_json) as listener:

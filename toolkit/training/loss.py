@@ -40,8 +40,9 @@ def token_mean_loss(
     """
 
     def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
-        logits, targets = _predictions(outputs.logits, labels, task)
-        return summed(logits, targets) / _divisor(targets, num_items_in_batch)
+        targets = _targets(labels, task)
+        total = summed(outputs.logits.flatten(0, 1), targets.flatten())
+        return total / _divisor(targets, num_items_in_batch)
 
     return loss
 
@@ -93,8 +94,7 @@ class StepLoss:
             return self._cross_entropy(outputs, labels, num_items_in_batch)
         inputs = outputs.logits.float() if loss.inputs == "logits" else outputs.logits
         targets = _targets(labels, self.task)
-        summed = loss.summed(inputs[:, : targets.shape[1]], targets)
-        return summed / _divisor(targets, num_items_in_batch)
+        return loss.summed(inputs, targets) / _divisor(targets, num_items_in_batch)
 
     def _current(self) -> Loss | None:
         """The strategy's loss, where it applies; an evaluation is what computes no gradients."""
@@ -168,20 +168,13 @@ def predicted_tokens(labels: torch.Tensor, task: Task) -> torch.Tensor:
     return (_targets(labels, task) != IGNORE_INDEX).sum()
 
 
-def _predictions(outputs: torch.Tensor, labels: torch.Tensor, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
-    """The outputs, (tokens, features), and the labels that they predict, (tokens,).
-
-    The last output of a block predicts nothing and gets a label that is ignored: without it, the others would have to
-    be copied to be in a row, and their gradient once more.
-    """
-    if task == "causal-lm":
-        labels = pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
-    return outputs.reshape(-1, outputs.shape[-1]), labels.reshape(-1)
-
-
 def _targets(labels: torch.Tensor, task: Task) -> torch.Tensor:
-    """The labels to predict: causal-lm predicts each token from those before it, so all but the first."""
-    return labels[:, 1:] if task == "causal-lm" else labels
+    """The label that each output predicts, (batch, length): causal-lm predicts each token from those before it.
+
+    There the last output of a block predicts nothing, and gets a label that is ignored. To leave the output away would
+    copy all others, which are as wide as the vocabulary, and their gradient once more.
+    """
+    return pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX) if task == "causal-lm" else labels
 
 
 def _divisor(targets: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor:

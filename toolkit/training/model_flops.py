@@ -14,7 +14,9 @@ def flops_per_token(model: PreTrainedModel, block_size: int) -> float:
     Two per weight and token forward, two for the gradient of its input, two for its own if it is trained; and
     12 x layers x width x block for attention, the causal half not taken off. Chowdhery and others 2022, appendix B,
     https://arxiv.org/abs/2204.02311. Embeddings are looked up, not multiplied, except as the head; of a mixture's
-    experts those count that a token goes through.
+    experts those count that a token goes through. (`floating_point_ops` of transformers leaves out attention and a tied
+    head, and counts frozen weights and all experts as trained.) 0 if the weights are quantized: several are packed in
+    one number.
     """
     import torch
 
@@ -24,6 +26,8 @@ def flops_per_token(model: PreTrainedModel, block_size: int) -> float:
     if head is not None:
         embedded -= {id(weight) for weight in head.parameters()}
     config: Any = model.config.get_text_config()
+    if getattr(model.config, "quantization_config", None) is not None:
+        return 0.0
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
     routed = (getattr(config, "num_experts_per_tok", None) or experts or 1) / (experts or 1)
     flops = 0.0

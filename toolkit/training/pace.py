@@ -77,8 +77,9 @@ class Pace:
 
     @property
     def mfu(self) -> float | None:
-        """Model FLOPs utilization over the last steps; None if the device's rate is unknown."""
-        return self.tokens_per_second * self._flops_per_token / self._device_flops if self._device_flops else None
+        """Model FLOPs utilization over the last steps; None if the model's FLOPs or the device's rate are unknown."""
+        known = self._flops_per_token and self._device_flops
+        return self.tokens_per_second * self._flops_per_token / self._device_flops if known else None
 
     def remaining_seconds(self, intervals: Intervals, *, step: int, tokens_per_step: float) -> float | None:
         """Time left after this step, including its own evaluation and save if they are due."""

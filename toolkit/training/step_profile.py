@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -27,13 +28,14 @@ LOSS, OPTIMIZER, DATA, COPIES, ELEMENTWISE = "loss", "optimizer", "data", "copie
 WAITING = {"cpu": "Python between kernels", "cuda": "GPU idle", "mps": "GPU idle"}
 RANGES = {"Optimizer.step": OPTIMIZER, "Optimizer.zero_grad": OPTIMIZER, "enumerate(DataLoader)": DATA}
 """Ranges that torch records itself: everything inside counts as that."""
-NAMES = {
-    PRODUCTS: ("mm", "addmm", "bmm", "baddbmm", "linear", "matmul", "_linear_pointwise", "grouped_mm", "convolution"),
-    ATTENTION: ("attention", "_flash", "_efficient", "_softmax", "_softmax_backward_data"),
-    LOSS: ("_log_softmax", "nll_loss", "cross_entropy", "logsumexp"),
-    COMPILED: ("Torch-Compiled Region", "CompiledFunction", "triton_", "cpp_fused", "graph_"),
-    COPIES: ("copy_", "_to_copy", "clone", "contiguous", "Memcpy"),
+OPERATIONS = {
+    LOSS: r"_log_softmax|nll_loss|cross_entropy|logsumexp",
+    ATTENTION: r"attention|_flash|_efficient|_softmax",
+    COMPILED: r"Torch-Compiled Region|CompiledFunction|triton_|cpp_fused|graph_",
+    COPIES: r"copy_|_to_copy|clone|contiguous|Memcpy",
+    PRODUCTS: r"mm$|matmul|linear|convolution",
 }
+"""Patterns in the names of operations; the first that is found decides."""
 SYNCHRONIZATIONS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 
 
@@ -168,8 +170,5 @@ def _kind(event: Any) -> str:
             if ancestor.name.startswith(prefix):
                 return kind
         ancestor = ancestor.cpu_parent
-    name = event.name.removeprefix("aten::")
-    for kind in (LOSS, ATTENTION, COMPILED, COPIES):
-        if any(part in name for part in NAMES[kind]):
-            return kind
-    return PRODUCTS if name in NAMES[PRODUCTS] or "_linear_pointwise" in name else ELEMENTWISE
+    found = (kind for kind, pattern in OPERATIONS.items() if re.search(pattern, event.name))
+    return next(found, ELEMENTWISE)

@@ -81,8 +81,6 @@ class RecipeTrainer(UndisturbedTrainer):
             compute_loss_func=components.loss,
             callbacks=callbacks,
         )
-        if arguments.torch_compile:
-            components.loss.compile()
         self.remove_callback(DefaultFlowCallback)  # the first of its class: the Trainer's own, not RunCallback
         self.remove_callback(PrinterCallback)  # the listener shows the logs
         self.components = components

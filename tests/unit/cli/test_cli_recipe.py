@@ -162,6 +162,7 @@ def test_schema_says_where_it_cannot_write() -> None:
     ("words", "text"),
     [
         (["--rehearse", "--fresh"], "remove --fresh and --from"),
+        (["--rehearse", "--profile", "5"], "remove --profile"),
         (["--name", "a/b"], "--name a/b: "),
         (["--name", ""], "--name : "),
         (["--name", ".."], "--name ..: "),

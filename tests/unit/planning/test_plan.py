@@ -227,7 +227,7 @@ def test_two_sizes_of_micro_batch_give_all_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "chunk"),  # of 2 x 31 predicted ones, and of 4 x 31 in an evaluation
+    ("tokens", "chunk"),  # a chunk takes so many of 2 x (tokens + 1) outputs, and of 4 x as many in an evaluation
     [
         (40, 4),
         (31, 10),
@@ -254,9 +254,9 @@ def test_a_block_of_any_length_is_planned_in_as_many_operations(objective: dict[
         lengthened = {"plugin": "causal-lm", "block_size": block_size, **objective}
         return traced(recipe_for(tmp_path, objective=lengthened, memory=["chunked-loss"]))
 
-    long, longer = made(40_000), made(80_000)
+    long, longer = made(40_960), made(81_920)  # of whole chunks, both
     assert len(longer.work) == len(long.work)
-    assert longer.totals()["batch"] == 2 * long.totals()["batch"] == (2 + len(objective)) * 2 * 80_000 * 8
+    assert longer.totals()["batch"] == 2 * long.totals()["batch"] == (2 + len(objective)) * 2 * 81_920 * 8
 
 
 def test_steps_of_another_course_are_on_no_line(tmp_path: Path) -> None:

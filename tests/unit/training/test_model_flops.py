@@ -50,3 +50,9 @@ def test_a_token_goes_through_some_of_a_mixtures_experts() -> None:
     looked_up = VOCABULARY * WIDTH
     assert experts > 0
     assert flops_per_token(model, BLOCK) == 6 * (parameters(model) - looked_up - experts / 2) + ATTENTION
+
+
+def test_packed_weights_do_not_say_how_many_they_are() -> None:
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE))
+    model.config.quantization_config = {"load_in_4bit": True}
+    assert flops_per_token(model, BLOCK) == 0

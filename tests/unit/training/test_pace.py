@@ -62,5 +62,15 @@ def test_an_evaluation_does_not_slow_the_shown_speed() -> None:
     assert pace.tokens_per_second == pytest.approx(1000)
 
 
+@pytest.mark.parametrize(("flops", "rate", "expected"), [(3e6, 1e10, 0.3), (0.0, 1e10, None), (3e6, 0.0, None)])
+def test_mfu_is_the_models_share_of_the_devices_rate(flops: float, rate: float, expected: float | None) -> None:
+    clock = Clock()
+    pace = Pace(save_seconds=1.0, flops_per_token=flops, device_flops=rate, clock=clock)
+    pace.seen(0)
+    clock.now += 1
+    pace.seen(1000)
+    assert pace.mfu == (None if expected is None else pytest.approx(expected))
+
+
 def test_nothing_is_foretold_before_the_first_step() -> None:
     assert Pace(save_seconds=1.0).remaining_seconds(CADENCE, step=1, tokens_per_step=1000) is None
