@@ -1,7 +1,9 @@
 """What docs/architecture.md lists is what there is: the rooms, and what is private to the Trainer."""
 
+import ast
 import re
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 from transformers import Trainer
@@ -65,3 +67,11 @@ def test_what_is_private_to_the_trainer_is_listed() -> None:
         if callable(getattr(Trainer, name, None))
     }
     assert set(called) == calls - names
+
+
+def test_no_two_classes_have_one_name() -> None:
+    folders = (ROOT / "toolkit", ROOT / "plugins/toolkit_plugins")
+    modules = [ast.parse(file.read_text(encoding="utf-8")) for folder in folders for file in folder.rglob("*.py")]
+    names = Counter(node.name for module in modules for node in module.body if isinstance(node, ast.ClassDef))
+    assert [name for name, times in names.items() if times > 1] == []
+    assert len(names) > 100

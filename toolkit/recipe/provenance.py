@@ -14,7 +14,7 @@ from toolkit.recipe.document import Path_, dotted
 
 
 @dataclass(frozen=True)
-class Setting:
+class ResolvedValue:
     """One value of the resolved recipe."""
 
     path: str
@@ -27,13 +27,13 @@ class Setting:
         return not self.origin.startswith("default")
 
 
-def settings(file: Path) -> dict[str, list[Setting]]:
+def settings(file: Path) -> dict[str, list[ResolvedValue]]:
     """Every value in resolved.yaml with its origin, by section."""
     if not file.exists():
         return {}
     data = YAML().load(file.read_text(encoding="utf-8"))
-    found = (Setting(dotted(path), value, origin) for path, value, origin in _commented_leaves(data, (), ""))
-    sections: dict[str, list[Setting]] = {}
+    found = (ResolvedValue(dotted(path), value, origin) for path, value, origin in _commented_leaves(data, (), ""))
+    sections: dict[str, list[ResolvedValue]] = {}
     for setting in found:
         sections.setdefault(setting.path.partition(".")[0].partition("[")[0], []).append(setting)
     return sections

@@ -54,7 +54,7 @@ SIGNATURES = {
 TAR_SIGNATURE = slice(257, 262)
 
 
-class Fault(Exception):  # noqa: N818 - it is a finding, which text_files.py turns into an error
+class FileError(Exception):
     """Something is wrong with a file: what and where, and which option could fix it."""
 
     def __init__(self, message: str, *, option: str | None = None) -> None:
@@ -62,31 +62,31 @@ class Fault(Exception):  # noqa: N818 - it is a finding, which text_files.py tur
         super().__init__(message)
 
 
-def damaged(error: Exception) -> Fault:
+def damaged(error: Exception) -> FileError:
     """The fault for a file that a library cannot parse."""
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return Fault(f"damaged, cut off, or not what its ending says: {reason}")
+    return FileError(f"damaged, cut off, or not what its ending says: {reason}")
 
 
 def format_of(file: Path, given: Format | None) -> tuple[Format, str]:
     """The format of a file, and its compression.
 
     Raises:
-        Fault: neither `given` nor its name says the format, or it is compressed Parquet.
+        FileError: neither `given` nor its name says the format, or it is compressed Parquet.
     """
     suffixes = [suffix.lower() for suffix in file.suffixes]
     compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSIONS else ""
     ending = suffixes[-1] if suffixes else ""
     format_ = given or ENDINGS.get(ending)
     if format_ is None:
-        raise Fault(
+        raise FileError(
             f"{ending + compression or 'a name without an ending'} does not say how to read it; set format (text, "
             f"jsonl, json, csv, tsv or parquet), or rename it to end in {', '.join(ENDINGS)}; "
             f"{', '.join(COMPRESSIONS)} may follow",
             option="format",
         )
     if format_ == "parquet" and compression:
-        raise Fault(f"{compression} around Parquet is not read, which compresses itself; decompress it")
+        raise FileError(f"{compression} around Parquet is not read, which compresses itself; decompress it")
     return format_, compression
 
 
@@ -120,7 +120,7 @@ def text_encoding(head: bytes, encoding: str) -> str:
     """The encoding of a text with these first bytes: that of its byte order mark, or else the given one.
 
     Raises:
-        Fault: these are not the first bytes of a text in that encoding.
+        FileError: these are not the first bytes of a text in that encoding.
     """
     check_signature(head)
     for mark, marked in BYTE_ORDER_MARKS.items():
@@ -135,22 +135,24 @@ def check_signature(head: bytes) -> None:
     """Refuse what is not text, whatever the file's name says.
 
     Raises:
-        Fault: the signature is that of an archive, say.
+        FileError: the signature is that of an archive, say.
     """
     for signature, what in SIGNATURES.items():
         if head.startswith(signature):
-            raise Fault(f"it {what}")
+            raise FileError(f"it {what}")
     if head[TAR_SIGNATURE] == b"ustar":
-        raise Fault("it is a tar archive; unpack it")
+        raise FileError("it is a tar archive; unpack it")
 
 
-def binary_fault(head: bytes) -> Fault:
+def binary_fault(head: bytes) -> FileError:
     """The fault for NUL characters; in most UTF-16 texts every other byte is one."""
     even, odd = head[::2].count(0), head[1::2].count(0)
     if max(even, odd) > len(head) / 4 > 8 * min(even, odd):
         order = "le" if odd > even else "be"
-        return Fault(f"it looks like UTF-16 without a byte order mark; set encoding: utf-16-{order}", option="encoding")
-    return Fault("it holds NUL characters, so it is not text, or it is in another encoding", option="encoding")
+        return FileError(
+            f"it looks like UTF-16 without a byte order mark; set encoding: utf-16-{order}", option="encoding"
+        )
+    return FileError("it holds NUL characters, so it is not text, or it is in another encoding", option="encoding")
 
 
 def first_bad_byte(file: Path, compression: str, encoding: str) -> tuple[int, int]:

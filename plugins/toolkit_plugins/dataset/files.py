@@ -1,4 +1,4 @@
-"""Reads a user's file in any supported format, compression and encoding: yields its documents, or raises a `Fault`."""
+"""Reads a file in any supported format, compression and encoding: yields its documents, or raises a `FileError`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING
 
 from toolkit_plugins.dataset.contents import (
     BYTES_PER_READ,
-    Fault,
+    FileError,
     Format,
     check_signature,
     damaged,
@@ -56,7 +56,7 @@ class FileReader:
             report: called repeatedly with the number of bytes read so far.
 
         Raises:
-            Fault: something is wrong with the file.
+            FileError: something is wrong with the file.
         """
         format_, compression = format_of(file, self.format)
         with _explained():
@@ -111,7 +111,7 @@ class FileReader:
         if longest.is_long and (self.longest_row is None or longest.lines > self.longest_row[0].lines):
             self.longest_row = longest, file
 
-    def _not_encoded(self, file: Path, compression: str, encoding: str) -> Fault:
+    def _not_encoded(self, file: Path, compression: str, encoding: str) -> FileError:
         line, byte = first_bad_byte(file, compression, encoding)
         known_as = codecs.lookup(encoding).name
         if encoding != self.encoding:
@@ -122,7 +122,7 @@ class FileReader:
             cure = "convert the file, or name its encoding, for example encoding: cp1252 for an old Windows file"
         else:
             cure = "convert the file, or name its encoding, for example encoding: utf-8"
-        return Fault(f"line {line:,}: byte {byte:,} is not {encoding}; {cure}", option="encoding")
+        return FileError(f"line {line:,}: byte {byte:,} is not {encoding}; {cure}", option="encoding")
 
 
 class _Watched(io.FileIO):
@@ -140,17 +140,17 @@ class _Watched(io.FileIO):
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Turn what the libraries raise about a file into a `Fault`."""
+    """Turn what the libraries raise about a file into a `FileError`."""
     try:
         yield
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise damaged(error) from error
     except OSError as error:
         if "too much memory" in str(error):  # pyarrow reads windows of up to 128 MB
-            raise Fault(
+            raise FileError(
                 "it is compressed with a window of more than 128 MB; decompress it with zstd -d --long=31 FILE, and "
                 "name the file that this writes"
             ) from error
         if error.errno is None:  # raised by a library, about the content
             raise damaged(error) from error
-        raise Fault(f"cannot be read: {error.strerror}") from error
+        raise FileError(f"cannot be read: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""Reads the documents of one file, or raises a `Fault` that says what is wrong, and where."""
+"""Reads the documents of one file, or raises a `FileError` that says what is wrong, and where."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from json import JSONDecodeError, JSONDecoder
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
-from toolkit_plugins.dataset.contents import Fault, damaged
+from toolkit_plugins.dataset.contents import FileError, damaged
 from toolkit_plugins.hub_errors import choice
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ def samples(stream: IO[str], sample_by: SampleBy, characters: int = -1) -> Itera
     """The documents of a text; where one is the whole file, at most `characters` of it."""
     for sample in _cut(stream, sample_by, characters):
         if "\0" in sample:
-            raise Fault("it holds NUL characters, so it is not text, or it is in another encoding", option="encoding")
+            raise FileError(
+                "it holds NUL characters, so it is not text, or it is in another encoding", option="encoding"
+            )
         yield sample
 
 
@@ -62,17 +64,17 @@ def json_lines(lines: Iterable[str], column: str) -> Iterator[str]:
             yield from _value(row, column, f"line {number:,}")
 
 
-def _not_json_lines(line: str, number: int, error: Exception) -> Fault:
+def _not_json_lines(line: str, number: int, error: Exception) -> FileError:
     if isinstance(error, JSONDecodeError):
         if error.msg == "Extra data" and line[error.pos :].strip() == ",":
-            return Fault(f"line {number:,} ends with a comma; write one object a line, and nothing between them")
+            return FileError(f"line {number:,} ends with a comma; write one object a line, and nothing between them")
         if error.pos >= len(line.rstrip()) or error.msg.startswith(UNTERMINATED):
-            return Fault(
+            return FileError(
                 f"line {number:,} is not a whole JSON value: the file is cut off there, or its objects span several "
                 f"lines, as in a .json file (format: json)"
             )
-        return Fault(f"line {number:,} is not JSON: {error.msg} in column {error.colno:,}")
-    return Fault(f"line {number:,} is not JSON: {error}")
+        return FileError(f"line {number:,} is not JSON: {error.msg} in column {error.colno:,}")
+    return FileError(f"line {number:,} is not JSON: {error}")
 
 
 def json_documents(stream: IO[str], column: str) -> Iterator[str]:
@@ -142,9 +144,9 @@ class _JSONSource:
                     self._advance(end)
                     return value
 
-    def fault(self, what: str) -> Fault:
+    def fault(self, what: str) -> FileError:
         """The fault for what is wrong at this position."""
-        return Fault(f"it is not JSON: {what} in line {self.line:,}")
+        return FileError(f"it is not JSON: {what} in line {self.line:,}")
 
     def _advance(self, to: int) -> None:
         self.line += self._text.count("\n", self._at, to)
@@ -163,12 +165,12 @@ def _value(row: Any, column: str, place: str) -> Iterator[str]:
     """The text of a row; no text for null."""
     if not isinstance(row, dict):
         what = JSON_NAMES.get(type(row), "null" if row is None else "a string")
-        raise Fault(f"{place} is {what} where an object with the key {column!r} is needed")
+        raise FileError(f"{place} is {what} where an object with the key {column!r} is needed")
     if column not in row:
-        raise Fault(f"{place} has no key {column!r}; {choice(column, row)}{_nested(row, column)}", option="column")
+        raise FileError(f"{place} has no key {column!r}; {choice(column, row)}{_nested(row, column)}", option="column")
     value = row[column]
     if value is not None and not isinstance(value, str):
-        raise Fault(
+        raise FileError(
             f"{column!r} of {place} is {JSON_NAMES[type(value)]}, not a string{_nested({column: value}, column)}",
             option="column",
         )
@@ -210,11 +212,11 @@ def parquet_column(file: Path, column: str) -> Iterator[str]:
 
 def _check_schema(schema: pyarrow.Schema, column: str) -> None:
     if column not in schema.names:
-        raise Fault(f"it has no column {column!r}; {choice(column, schema.names)}", option="column")
+        raise FileError(f"it has no column {column!r}; {choice(column, schema.names)}", option="column")
     if (times := schema.names.count(column)) > 1:
-        raise Fault(f"it has {times} columns {column!r}; rename all but one", option="column")
+        raise FileError(f"it has {times} columns {column!r}; rename all but one", option="column")
     if not _is_text(kind := schema.field(column).type):
-        raise Fault(f"its column {column!r} holds {kind}, not strings", option="column")
+        raise FileError(f"its column {column!r} holds {kind}, not strings", option="column")
 
 
 def _decoded(texts: pyarrow.Array, column: str, row: int) -> Iterator[str]:
@@ -222,7 +224,7 @@ def _decoded(texts: pyarrow.Array, column: str, row: int) -> Iterator[str]:
     try:
         values = texts.to_pylist()
     except UnicodeDecodeError as error:
-        raise Fault(
+        raise FileError(
             f"{column!r} of row {row + _first_undecodable(texts):,} is not UTF-8, as text in Parquet has to be "
             f"({error.reason}); write the file again with that row mended or left out"
         ) from error

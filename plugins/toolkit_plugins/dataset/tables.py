@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import IO
 
-from toolkit_plugins.dataset.contents import Fault
+from toolkit_plugins.dataset.contents import FileError
 from toolkit_plugins.hub_errors import choice
 
 DELIMITERS = {",": "','", "\t": "a tab", ";": "';'", "|": "'|'"}
@@ -117,12 +117,12 @@ def table_column(stream: IO[str], column: str, layout: Layout, longest: LongRow)
                 if (spanned := lines.number - first + 1) > longest.lines:
                     longest.lines, longest.first_line = spanned, first
                 if len(row) not in (0, len(names)):
-                    raise Fault(_other_width(row, names, first, layout))
+                    raise FileError(_other_width(row, names, first, layout))
                 if row:
                     yield row[index]
         except csv.Error as error:
             lines.look()
-            raise Fault(
+            raise FileError(
                 f"line {lines.number:,}: {error}; the quoted cell there opens in line {lines.opens_at:,}. A quotation "
                 f"mark within a quoted cell is written twice; if quotation marks are just text, set quoting: false",
                 option="quoting",
@@ -138,7 +138,7 @@ def _check_delimiter(header: str, column: str, layout: Layout) -> None:
         names = next(csv.reader([header], delimiter=other))
         if len(names) > 1 and (other in DELIMITERS or column in names):
             known = "" if column in names else f" and column to one of {', '.join(names)}"
-            raise Fault(
+            raise FileError(
                 f"its cells are separated by {_named(other)} and not by {_named(layout.delimiter)}; set "
                 f"delimiter: {json.dumps(other)}{known}",
                 option="delimiter",
@@ -148,9 +148,9 @@ def _check_delimiter(header: str, column: str, layout: Layout) -> None:
 def _index(names: list[str], column: str) -> int:
     """The position of the column in a row."""
     if column not in names:
-        raise Fault(f"its first row names no column {column!r}; {choice(column, names)}", option="column")
+        raise FileError(f"its first row names no column {column!r}; {choice(column, names)}", option="column")
     if names.count(column) > 1:
-        raise Fault(
+        raise FileError(
             f"its first row names {names.count(column)} columns {column!r}; rename all but one", option="column"
         )
     return names.index(column)

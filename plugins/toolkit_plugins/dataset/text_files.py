@@ -16,7 +16,7 @@ from pydantic import field_validator
 
 from toolkit.api import Dataset, OptionError, Peek, RunContext
 from toolkit_plugins.dataset.arrow import dataset_of
-from toolkit_plugins.dataset.contents import Fault, Format, format_of
+from toolkit_plugins.dataset.contents import FileError, Format, format_of
 from toolkit_plugins.dataset.files import FileReader
 from toolkit_plugins.dataset.patterns import found
 from toolkit_plugins.dataset.readers import SampleBy
@@ -166,7 +166,7 @@ def _faults_placed(file: Path, option: str) -> Iterator[None]:
     """Turn a problem with a file into an error of the option that names it, or of the one that could fix it."""
     try:
         yield
-    except Fault as fault:
+    except FileError as fault:
         raise OptionError(f"{file}: {fault}", option=fault.option or option) from fault
     except OSError as error:
         raise OptionError(f"{file}: cannot be read: {error.strerror or error}", option=option) from error
