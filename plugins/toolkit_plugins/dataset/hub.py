@@ -99,13 +99,17 @@ class Hub(Dataset):
         return splits
 
     def _first_rows(self, builder: datasets.DatasetBuilder, run: RunContext) -> Iterator[tuple[str, datasets.Dataset]]:
-        streams = builder.as_streaming_dataset()
         source = ("hub", 1, self.path, builder.config.name, builder.hash)
-        for part, split, option in self._splits(streams):
-            if split not in streams:
-                raise _no_split(split, streams, option)
-            rows = texts(streams[split], self.column, self.max_samples)
+        # The names of the splits are cached like rows: with a warm cache, nothing is asked of the Hub's files.
+        names = dataset_of(_stream_names(builder), key=(*source, "names of splits"), cache=run.cache)["text"][:]
+        for part, split, option in self._splits(names):
+            if split not in names:
+                raise _no_split(split, names, option)
+            rows = self._stream(builder, split)
             yield part, dataset_of(rows, key=(*source, split, self.column, self.max_samples), cache=run.cache)
+
+    def _stream(self, builder: datasets.DatasetBuilder, split: str) -> Iterator[str]:
+        yield from texts(builder.as_streaming_dataset()[split], self.column, self.max_samples)
 
 
 def hub_builder(path: str, *, name: str | None, revision: str | None, run: RunContext) -> datasets.DatasetBuilder:
@@ -160,6 +164,10 @@ def prepare(builder: datasets.DatasetBuilder, path: str, run: RunContext) -> lis
     ):
         builder.download_and_prepare()
     return [name for name, split in (builder.info.splits or {}).items() if split.num_examples]
+
+
+def _stream_names(builder: datasets.DatasetBuilder) -> Iterator[str]:
+    yield from builder.as_streaming_dataset()
 
 
 def split_rows(
