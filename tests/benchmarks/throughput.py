@@ -54,9 +54,10 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 TOOLKIT: dict[str, dict[str, Any]] = {
-    "toolkit": {},
+    "toolkit": {"training": {"torch_compile": False}},
     "toolkit, compiled": {"training": {"torch_compile": True}},
-    "toolkit, chunked loss": {"memory": ["chunked-loss"]},
+    "toolkit, chunked loss": {"training": {"torch_compile": False}, "memory": ["chunked-loss"]},
+    "toolkit, compiled, chunked loss": {"training": {"torch_compile": True}, "memory": ["chunked-loss"]},
     "toolkit, deterministic": {"training": {"deterministic": True}},
 }
 """What a recipe has beside the model and mixed precision."""
@@ -301,7 +302,7 @@ def table(asked: argparse.Namespace) -> Any:
     yield f"{asked.model}, {asked.micro_batch_size} x {asked.block_size} tokens a step, {precision}"
     yield device_and_versions()
     yield f"a large matrix product: {peak / 1e12:.3g} TFLOP/s; the model: {flops / 1e9:.3g} GFLOP a token"
-    yield f"{'':24} {'tokens/s':>9} {'MFU':>6} {'ratio':>6} {'peak GB':>8} {'first step':>10}"
+    yield f"{'':31} {'tokens/s':>9} {'MFU':>6} {'ratio':>6} {'peak GB':>8} {'first step':>10}"
     rates: dict[str, float] = {}
     order = sorted(asked.contenders, key=lambda each: each != asked.baseline)
     with tempfile.TemporaryDirectory() as folder:
@@ -309,12 +310,12 @@ def table(asked: argparse.Namespace) -> Any:
         for each in order:
             found = _measured(each, Path(folder), asked)
             if isinstance(found, str):
-                yield f"{each:24} failed: {found}"
+                yield f"{each:31} failed: {found}"
                 continue
             rates[each] = asked.micro_batch_size * asked.block_size / found["seconds"]
             ratio = f"{rates[each] / rates[asked.baseline]:6.2f}" if asked.baseline in rates else " " * 6
             yield (
-                f"{each:24} {rates[each]:9,.0f} {rates[each] * flops / peak:6.1%} {ratio} "
+                f"{each:31} {rates[each]:9,.0f} {rates[each] * flops / peak:6.1%} {ratio} "
                 f"{found['peak'] / 1e9:8.2f} {found['first_step']:8.1f} s"
             )
 

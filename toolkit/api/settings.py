@@ -65,9 +65,10 @@ class Settings(BaseModel):
     release_gradients: bool = False
     """Update each parameter inside the backward pass (optimizer step in backward) and free its gradient at once; only
     on one device, without gradient accumulation and without clipping."""
-    torch_compile: bool = False
-    """Compile the model with torch.compile: faster steps, after a first one that takes a minute. On a CPU it needs a
-    C++ compiler."""
+    torch_compile: bool | Literal["auto"] = "auto"
+    """Compile the model's layers and the loss with torch.compile: faster steps, after half a minute of compiling.
+    `auto`: in a run of ten minutes or more on a CPU, or five on a GPU, and if compiled steps prove to be faster. On a
+    CPU it needs a C++ compiler."""
     eval_steps: int | None = Field(default=None, ge=1)
     """Evaluate every N steps; if not given, three to ten times in the run, depending on its length. The end is always
     evaluated."""

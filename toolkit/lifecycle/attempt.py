@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.data.stats import DataAccount
 from toolkit.errors import InterruptedRun, TrainingError
 from toolkit.events import DataPrepared, Listener, Message, ProgressReporter, TrainingStarted
-from toolkit.lifecycle import branch, ending
+from toolkit.lifecycle import branch, compile_choice, ending
 from toolkit.lifecycle.comparison import exporters_of, require_same_data
 from toolkit.lifecycle.export import export, final_sample, ready, told_by
 from toolkit.lifecycle.start import Start, begin_attempt
@@ -108,7 +108,12 @@ class Attempt:
                 if not self._is_over(intervals, start):
                     context, steps = self.context, intervals.total_steps
                     try_saving(self.resolved, components, trainer, self.directory, context, steps, self.listener)
-            self._train(trainer, intervals, start)
+                    self.resolved = compile_choice.decide(
+                        self.resolved, trainer, self.directory, steps=steps - start.step, listener=self.listener
+                    )
+                    self._profile(trainer)
+            with self._compiled(components):
+                self._train(trainer, intervals, start)
             step = trainer.state.global_step or start.step
             is_short = step < intervals.total_steps or trainer.status.evaluation_left_out
             if is_short and self.stop.signal_number is not None:
@@ -116,6 +121,13 @@ class Attempt:
             if distributed.is_main_process():
                 self._finish(components, trainer, step)
             distributed.barrier()
+
+    def _compiled(self, components: Components) -> contextlib.AbstractContextManager[None]:
+        if self.resolved.training.torch_compile is not True:
+            return contextlib.nullcontext()
+        from toolkit.training.compilation import compiled
+
+        return compiled(components.model, components.loss)
 
     def _check_data(self, account: DataAccount) -> None:
         """Check the documents: they are part of a run's identity, and known only now."""
@@ -184,7 +196,7 @@ class Attempt:
             log=log,
             status=status,
             stop=self.stop,
-            callbacks=[*self._plugin_callbacks(), flow, *self._profile()],  # flow after all that decide
+            callbacks=[*self._plugin_callbacks(), flow],  # flow after all that decide
             sequences=start.sequences,
             evaluation_sequences=start.evaluation_sequences,
             with_new_settings=start.of_parent,
@@ -216,12 +228,12 @@ class Attempt:
                 callbacks += part.plugin.callbacks(self.context)
         return callbacks
 
-    def _profile(self) -> list[TrainerCallback]:
+    def _profile(self, trainer: RecipeTrainer) -> None:
         from toolkit.training.step_profile import TRACE_FILE, StepProfile
 
         if self.profile_steps is None or not distributed.is_main_process():
-            return []
-        return [
+            return
+        trainer.add_callback(
             StepProfile(
                 self.profile_steps,
                 trace=self.directory.folder / TRACE_FILE,
@@ -229,7 +241,7 @@ class Attempt:
                 device=self.resolved.device,
                 tell=lambda words: self.listener(Message(words)),
             )
-        ]
+        )
 
     def _is_over(self, intervals: Intervals, start: Start) -> bool:
         """Whether there is nothing left to train; the Trainer would take one more step."""
@@ -265,7 +277,7 @@ class Attempt:
 
     def _finish(self, components: Components, trainer: RecipeTrainer, step: int) -> None:
         """Generate a sample, export the model, and record the results."""
-        trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False, keep_torch_compile=False)
+        trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         model = ready(trained, self.context.task)
         evaluations = [line for line in self.directory.metrics() if line["kind"] == "eval"]
         last = evaluations[-1] if evaluations else {}

@@ -95,7 +95,7 @@ def _trainer(
 
     # accelerate refuses fp16 on a CPU; bf16 has the same size.
     precision = "bf16" if resolved.training.precision == "fp16" else resolved.training.precision
-    changed = resolved.with_training(precision=precision, torch_compile=False, report_to=())
+    changed = resolved.with_training(precision=precision, report_to=())
     log = MetricsLog(RunDirectory(context.folder), lambda event: None)
     return build_trainer(
         replace(changed, device=replace(resolved.device, kind="cpu")),

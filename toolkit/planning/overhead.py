@@ -12,6 +12,8 @@ from toolkit.api import Device
 
 LOADED_AFTER_IMPORTS_BYTES = 45 * 2**20
 """What becomes resident after the imports: Arrow tables, the tokenizer, code pages of the kernels that run."""
+COMPILER_BYTES = 200 * 10**6
+"""What torch.compile adds to a process on its first start: inductor with sympy, and the graphs while it traces."""
 CUDA_CONTEXT_BYTES = 500 * 2**20
 """The CUDA context with the kernels that training loads: 300 to 600 MB, depending on driver and architecture."""
 CUBLAS_WORKSPACE_BYTES = 32 * 2**20
@@ -20,11 +22,11 @@ CUDA_ALLOCATION_GRANULARITY = 512
 """torch's CUDA caching allocator rounds every allocation up to this."""
 
 
-def framework_bytes(device: Device) -> int:
+def framework_bytes(device: Device, *, compiles: bool = False) -> int:
     """Device memory in use before the first tensor."""
     if device.kind == "cuda":
         return CUDA_CONTEXT_BYTES + CUBLAS_WORKSPACE_BYTES
-    return _resident_after_imports() + LOADED_AFTER_IMPORTS_BYTES
+    return _resident_after_imports() + LOADED_AFTER_IMPORTS_BYTES + COMPILER_BYTES * compiles
 
 
 @functools.cache

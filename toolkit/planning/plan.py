@@ -187,7 +187,7 @@ def _held(resolved: ResolvedRecipe, traced: Trace, sizes: BatchSplit, *, snapsho
     """What is held at the peak of each phase."""
     device = resolved.device
     beside: dict[str, int] = {
-        "framework": framework_bytes(device),
+        "framework": framework_bytes(device, compiles=resolved.training.torch_compile is True),
         # DistributedDataParallel copies the gradients into buckets for the all-reduce.
         "gradient buckets": traced.totals()["gradients"] if sizes.processes > 1 else 0,
         "snapshot": 0 if device.kind == "cuda" else snapshot,  # with CUDA it is in host memory

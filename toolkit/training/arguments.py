@@ -48,8 +48,6 @@ def training_arguments(
         bf16=training.precision == "bf16",
         fp16=training.precision == "fp16",
         use_cpu=device_kind == "cpu",
-        tf32=False,  # the Trainer would turn it on beside torch_compile, for all of the process; fp32 means fp32 here
-        torch_compile=training.torch_compile,
         dataloader_num_workers=training.dataloader_num_workers,
         dataloader_drop_last=False,
         report_to=list(training.report_to) or "none",

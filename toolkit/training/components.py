@@ -90,8 +90,6 @@ def assemble(resolved: ResolvedRecipe, context: RunContext) -> Components:
     model = with_strategies(resolved, model, context)
     check_exporters(recipe, model, context)
     loss = checked_loss(recipe, model, context)
-    if resolved.training.torch_compile:
-        loss.compile()
     try:
         packed = packing.prepare(data, contents, tokenizer, objective, context)
     except OptionError as error:

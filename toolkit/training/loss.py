@@ -67,17 +67,11 @@ class StepLoss:
         self.task: Task = task
         self.loss = loss
         self.in_evaluation = in_evaluation
-        self._cross_entropy = token_mean_loss(task)
+        self.cross_entropy: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = summed_cross_entropy
+        """The sum over the tokens of logits, (tokens, vocabulary), and targets, (tokens,)."""
         self._head = model.get_output_embeddings()
         if loss and loss.inputs == "hidden_states":
             check_head(model, name)
-
-    def compile(self) -> None:
-        """Fuse the kernels of the cross-entropy, which is computed outside of the compiled model.
-
-        For each shape alone: with dynamic shapes, the kernels would depend on which batch comes first after a resume.
-        """
-        self._cross_entropy = token_mean_loss(self.task, torch.compile(summed_cross_entropy, dynamic=False))
 
     @contextlib.contextmanager
     def head_withheld(self) -> Iterator[None]:
@@ -91,7 +85,7 @@ class StepLoss:
     ) -> torch.Tensor:
         """The loss of what the model has returned inside `head_withheld`."""
         if not (loss := self._current()):
-            return self._cross_entropy(outputs, labels, num_items_in_batch)
+            return token_mean_loss(self.task, self.cross_entropy)(outputs, labels, num_items_in_batch)
         inputs = outputs.logits.float() if loss.inputs == "logits" else outputs.logits
         targets = _targets(labels, self.task)
         return loss.summed(inputs, targets) / _divisor(targets, num_items_in_batch)

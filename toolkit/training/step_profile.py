@@ -76,7 +76,7 @@ def _cures(settings: Settings, device: Device) -> dict[str, str]:
     }
     if settings.precision == "fp32" and (device.bf16 or device.kind == "cuda"):
         cures[PRODUCTS] = "memory: [mixed-precision] computes them in 16 bits"
-    if not settings.torch_compile:
+    if settings.torch_compile is not True:
         cures[ELEMENTWISE] = cures[COPIES] = cures[LOSS] = "training.torch_compile: true fuses these kernels"
     if settings.dataloader_num_workers == 0:
         cures[DATA] = "training.dataloader_num_workers: 1 prepares batches in a process of its own"

@@ -32,7 +32,7 @@ def with_strategies(resolved: ResolvedRecipe, model: PreTrainedModel, context: R
             model = part.plugin.apply(model, context)
             watched = watched.then(model, context.task, name=part.name)
     if resolved.training.gradient_checkpointing:
-        _checkpoint(model, every=resolved.training.gradient_checkpointing_every)
+        checkpoint_layers(model, every=resolved.training.gradient_checkpointing_every)
     return model
 
 
@@ -42,15 +42,14 @@ def _overriding(recipe: Recipe, method: str) -> list[StrategyComponent]:
     return sorted(found, key=lambda part: (STRATEGY_PHASES.index(part.plugin.phase), part.name))
 
 
-def _checkpoint(model: PreTrainedModel, *, every: int) -> None:
+def checkpoint_layers(model: PreTrainedModel, *, every: int) -> None:
     """Enable gradient checkpointing on every `every`-th layer."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
+    from toolkit.training.compilation import repeated_layers
 
     # Not through TrainingArguments: its name for this changed within the versions we support.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
-    layers = (module for module in model.modules() if isinstance(module, GradientCheckpointingLayer))
-    for number, layer in enumerate(layers):
+    for number, layer in enumerate(repeated_layers(model)):
         layer.gradient_checkpointing = number % every == 0
 
 
