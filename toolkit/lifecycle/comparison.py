@@ -25,12 +25,22 @@ from toolkit.storage.run_directory import DATA_FILE, RunDirectory
 from toolkit.system.files import read_json
 
 LENGTH_SETTINGS = ("training.max_steps", "training.num_train_epochs")
+COMPILE_KEY = "training.torch_compile"
+"""Where a run's identity records what `torch_compile: auto` has decided."""
+
+
+def as_decided(resolved: ResolvedRecipe, run: RunDirectory) -> ResolvedRecipe:
+    """The recipe with what `torch_compile: auto` has decided in this run; as it is, if nothing is decided yet."""
+    decided = run.record["identity"].get(COMPILE_KEY, False)
+    if resolved.training.torch_compile != "auto" or decided == "auto":
+        return resolved
+    return resolved.with_training(torch_compile=decided)
 
 
 def differences(run: RunDirectory, resolved: ResolvedRecipe) -> dict[str, str]:
     """The settings in which the recipe would change the run's numbers, by key, with both values in words."""
     record = run.record
-    new = settings(resolved)
+    new = settings(as_decided(resolved, run))
     moved = {f"training.{setting}" for setting in MOVED}  # the strategies that set them are compared
     old = {key: value for key, value in record["identity"].items() if key not in moved}
     left = None if (defaults := record.get("defaults")) is None else frozenset(defaults)

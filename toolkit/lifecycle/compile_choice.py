@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.events import Listener, Message
 from toolkit.formatting import counted, duration, size
+from toolkit.lifecycle.comparison import COMPILE_KEY
 from toolkit.memory.budget import own_share
 from toolkit.planning.overhead import COMPILER_BYTES
 from toolkit.recipe.resolve import ResolvedRecipe
@@ -21,8 +22,6 @@ from toolkit.system import distributed
 if TYPE_CHECKING:
     from toolkit.training.trainer import RecipeTrainer
 
-KEY = "training.torch_compile"
-"""Of the decision in the run's identity."""
 WORTH_TRYING_SECONDS = {"cpu": 600.0, "cuda": 300.0}
 """Training time from which `auto` compiles to see what that saves: it takes about half a minute."""
 LOWEST_MFU = 0.01
@@ -30,14 +29,6 @@ LOWEST_MFU = 0.01
 MIN_SAVED_SHARE = 0.02
 """Share of a step's time from which compiled steps are taken; less cannot be told from noise."""
 TIMED_PASSES = 3
-
-
-def as_decided(resolved: ResolvedRecipe, run: RunDirectory) -> ResolvedRecipe:
-    """The recipe with what `auto` has decided in this run; as it is, if nothing is decided yet."""
-    decided = run.record["identity"].get(KEY, False)
-    if resolved.training.torch_compile != "auto" or decided == "auto":
-        return resolved
-    return resolved.with_training(torch_compile=decided)
 
 
 def decide(
@@ -84,7 +75,7 @@ def decide(
 
 
 def _record(run: RunDirectory, is_compiled: bool) -> None:
-    run.update(identity={**run.record["identity"], KEY: is_compiled})
+    run.update(identity={**run.record["identity"], COMPILE_KEY: is_compiled})
 
 
 def _decide(resolved: ResolvedRecipe, trainer: RecipeTrainer, run: RunDirectory, steps: int) -> tuple[bool, str | None]:

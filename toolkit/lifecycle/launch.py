@@ -14,10 +14,10 @@ from toolkit import formatting
 from toolkit.data.documents import check_holds_block
 from toolkit.errors import PlanTooLongError, PluginError, UnavailableError
 from toolkit.events import AttemptBegun, Event, Listener, Message, ProgressReporter, RunResult
-from toolkit.lifecycle import branch, compile_choice
+from toolkit.lifecycle import branch
 from toolkit.lifecycle.attempt import Attempt
 from toolkit.lifecycle.branch import Parent
-from toolkit.lifecycle.comparison import differences, not_exported, require_same
+from toolkit.lifecycle.comparison import as_decided, differences, not_exported, require_same
 from toolkit.lifecycle.environment import check_device, environment
 from toolkit.lifecycle.export import load_line
 from toolkit.logs import plugin_messages_told
@@ -129,7 +129,7 @@ def _meet(*, on_cpu: bool, listener: Listener) -> None:
 
 def with_choice_of(resolved: ResolvedRecipe, run: RunDirectory) -> ResolvedRecipe:
     """The recipe with what `auto` chose when this run began: memory strategies, and whether steps are compiled."""
-    resolved = compile_choice.as_decided(resolved, run)
+    resolved = as_decided(resolved, run)
     if chooser_of(resolved) is None:
         return resolved
     return with_choice(resolved, run.record.get("choice") or NOTHING_CHOSEN)
@@ -185,7 +185,7 @@ def _directory(
         resolved, planned = _with_planned_memory(resolved, listener)
     folder = folder or runs_folder.next_in_series(runs, series)
     if parent:
-        resolved = compile_choice.as_decided(resolved, parent.run)
+        resolved = as_decided(resolved, parent.run)
     directory = run_directory.create(folder, resolved, environment(resolved), series=series)
     directory.update(rehearsal=rehearsal, **planned)
     if parent:
