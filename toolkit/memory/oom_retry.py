@@ -215,7 +215,7 @@ class RetryingOptimizer(AcceleratedOptimizer):  # type: ignore[misc]  # accelera
             had_state = {id(weight) for weight, state in self.state.items() if state}
             counts = [{name: value for name, value in group.items() if name != "params"} for group in groups]
             with OutOfMemoryCaught():
-                super().step(closure)
+                self._step_once(closure)
                 return
             if any(mark != before.get(name, 0) for name, mark in _marks(self.optimizer).items()):
                 raise self.half_moved()
@@ -225,6 +225,13 @@ class RetryingOptimizer(AcceleratedOptimizer):  # type: ignore[misc]  # accelera
             for group, count in zip(groups, counts, strict=True):
                 group.update(count)
             self.passes_again()
+
+    def _step_once(self, closure: Callable[[], float] | None) -> None:
+        if self.scaler is not None:
+            super().step(closure)
+        elif self.gradient_state.sync_gradients:
+            # accelerate's step does the same after it has looked on the disk, twice, for a package that it supports.
+            self.optimizer.step(closure)
 
 
 def _marks(optimizer: torch.optim.Optimizer) -> dict[tuple[int, str], float]:

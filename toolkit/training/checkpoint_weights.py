@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 
 from toolkit.errors import TrainingError
+from toolkit.training.step_counts import CountingTrainer
 
 
 def save_weights(model: torch.nn.Module, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
@@ -30,7 +31,7 @@ def save_weights(model: torch.nn.Module, folder: Path, weights: Mapping[str, tor
     save(folder, state_dict=weights, **options)
 
 
-class CompleteTrainer(Trainer):
+class CompleteTrainer(CountingTrainer):
     """A Trainer that refuses a checkpoint which does not hold all of the model."""
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:

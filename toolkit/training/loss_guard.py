@@ -71,7 +71,7 @@ class LossGuard:
         Raises:
             TrainingError: its loss or gradient is not finite, or it is a spike at which to stop.
         """
-        loss = float(loss_sum - self.loss_before)
+        loss, norm = _read_together(loss_sum - self.loss_before, norm)
         if not math.isfinite(loss):
             raise self._error(f"the loss of step {step} is not a finite number ({loss})", self._numbers)
         if norm is not None:
@@ -161,6 +161,16 @@ class LossGuard:
         """Restore a saved state."""
         self._losses.extend(float.fromhex(loss) for loss in state["losses"])
         self._skipped = int(state["skipped"])
+
+
+def _read_together(loss: torch.Tensor, norm: torch.Tensor | float | None) -> tuple[float, float | None]:
+    """Both as numbers; one wait for the GPU instead of two."""
+    import torch
+
+    if not isinstance(norm, torch.Tensor):
+        return float(loss), norm
+    both = torch.stack([loss.double(), norm.to(loss.device).double()])
+    return tuple(both.tolist())
 
 
 def named_state(state: Mapping[Any, Any]) -> Iterator[tuple[str, torch.Tensor]]:

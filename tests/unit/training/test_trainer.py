@@ -15,6 +15,7 @@ LEANED_ON = (
     "_get_grad_norm",
     "_prepare_inputs",
     "_issue_warnings_after_load",
+    "_track_num_input_tokens",
 )
 """Overridden."""
 CALLED = {
