@@ -6,22 +6,15 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from toolkit import formatting
 from toolkit.errors import UsageError
 from toolkit.planning import scaling_laws as laws
+from toolkit.planning.device_speed import Speed, speed_of
 from toolkit.planning.shapes import Architecture, TransformerShape, shape_of
 
-if TYPE_CHECKING:
-    from toolkit.api.context import Precision
-
 SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
-MFU = {"cpu": (0.4, "assumed, 0.33 to 0.65 in tests/benchmarks/results/throughput.txt"),
-       "cuda": (0.2, "assumed, 0.13 to 0.35 in tests/benchmarks/results/h100.txt"),
-       "mps": (0.2, "assumed, never measured")}  # fmt: skip
-"""Model FLOPs over the rate of a large matrix product, which a run is assumed to reach, and what is known of it. On the
-low side: who is done early can train more, but a run that is cut off has not had its decay."""
 LARGEST_EVALUATION = 0.05
 EVALUATION_TOKENS = 500_000
 """Tokens held out, or a twentieth if that is less: enough for the third digit of the loss."""
@@ -31,20 +24,6 @@ FEWEST_STEPS = 50
 FEWEST_SEQUENCES = 4
 LARGEST_DEVIATION = 0.25
 """From the size that was asked for."""
-
-
-@dataclass(frozen=True)
-class Speed:
-    """FLOP/s of the devices, and where that comes from."""
-
-    flops: float
-    mfu: float
-    source: str
-
-    @property
-    def model_flops(self) -> float:
-        """FLOP/s that go into the model's own arithmetic."""
-        return self.flops * self.mfu
 
 
 @dataclass(frozen=True)
@@ -104,8 +83,13 @@ def suggest(
         processes: devices that share a step.
         mfu: the share of the device's rate that your runs reach, in place of an assumption.
 
+    Returns:
+        The numbers, `sources` for each, and `cautions`: what the laws do not cover, and what the data does not allow.
+        `toolkit.planning.suggested_recipe.recipe_text` writes the recipe.
+
     Raises:
         UsageError: an argument is missing or invalid, there is no such device, or the time is too short for a run.
+        UnavailableError: torch cannot use the GPU of this machine.
     """
     unique, budget, parameters = (
         _number(tokens, "tokens", "100M"), _number(flops, "flops", "1e18"), _number(model_size, "model-size", "30M")
@@ -122,7 +106,7 @@ def suggest(
             raise UsageError(f"--{option} {value}: must be " + (f"at least {lowest}" if lowest else "more than 0"))
     if mfu is not None and not 0 < mfu <= 1:
         raise UsageError(f"--mfu {mfu}: a share of the device's rate, such as 0.4")
-    name, speed = _speed(device, processes, mfu)
+    name, speed = speed_of(device, processes, mfu)
     budget = budget if hours is None else hours * 3600 * speed.model_flops
     return _Reckoning(unique, budget, parameters, speed).suggestion(
         lambda size: shape_of(size, architecture, vocab_size), device=name, processes=processes
@@ -148,16 +132,15 @@ class _Reckoning:
         held_out = float(f"{self._held_out():.2g}")
         most = self.unique * (1 - held_out) * laws.EPOCHS_THAT_PAY if self.unique else math.inf
         best = laws.flops_for_parameters(self.parameters) if self.parameters else laws.flops_for_tokens(most)
-        # A size that is given takes all the time that there is; else a run of more epochs than pay is not suggested.
-        spent = (self.budget or best) if self.parameters else min(self.budget or math.inf, best)
-        shape = shaped(self.parameters or laws.optimal_parameters(spent))
+        shape = shaped(self.parameters or laws.optimal_parameters(min(self.budget or math.inf, best)))
         if self.parameters and abs(shape.parameters / self.parameters - 1) > LARGEST_DEVIATION:
             raise UsageError(
                 f"--model-size {formatting.compact(self.parameters)}: no {shape.architecture} with "
                 f"{shape.vocabulary:,} tokens in its vocabulary is near; the nearest has "
                 f"{formatting.compact(shape.parameters)}"
             )
-        wanted = min(spent / shape.flops_per_token, most)
+        allowed = self.budget or (best if self.parameters else math.inf)
+        wanted = min(allowed / shape.flops_per_token, most)
         sequences = _usual_batch(laws.step_law_batch(wanted) / shape.block_size, processes)
         per_step = sequences * shape.block_size
         steps = math.floor(wanted / per_step)
@@ -245,22 +228,6 @@ def _usual_batch(sequences: float, processes: int) -> int:
 
 def _learning_rate(shape: TransformerShape, tokens: int) -> tuple[float, str]:
     return laws.step_law_learning_rate(shape.hidden_parameters, tokens), laws.STEP_LAW.cited
-
-
-def _speed(device: str | None, processes: int, mfu: float | None) -> tuple[str, Speed]:
-    """The device's name, and how fast as many of them are."""
-    from toolkit.planning import devices
-    from toolkit.planning.roofline import measured, published
-
-    found = devices.device_called(device)
-    precision: Precision = "bf16" if found.bf16 else "fp16" if found.kind == "cuda" else "fp32"
-    rates = measured(found) if device is None else published(devices.known(device))
-    share, known = (mfu, "as given") if mfu else MFU[found.kind]
-    words = (
-        f"{share:.0%} of {rates.flops[precision] / devices.TERA:.3g} TFLOP/s in {precision}: {known}; {rates.source}"
-    )
-    count = f"{processes} x " if processes > 1 else ""
-    return f"{count}{found.name}", Speed(rates.flops[precision] * processes, share, words)
 
 
 def _number(value: float | str | None, option: str, example: str) -> float | None:
