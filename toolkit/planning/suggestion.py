@@ -212,7 +212,7 @@ class _Reckoning:
             )
         outside = [
             f"{what} from {formatting.compact(law.fitted_from)} to {formatting.compact(law.fitted_to)}"
-            for what, law in {"size": laws.CHINCHILLA, "batch and learning rate": laws.STEP_LAW}.items()
+            for what, law in {"size": laws.CHINCHILLA, "batch and rate": laws.STEP_LAW}.items()
             if not law.fitted_from <= parameters <= law.fitted_to
         ]
         if outside:
@@ -227,7 +227,16 @@ def _usual_batch(sequences: float, processes: int) -> int:
 
 
 def _learning_rate(shape: TransformerShape, tokens: int) -> tuple[float, str]:
-    return laws.step_law_learning_rate(shape.hidden_parameters, tokens), laws.STEP_LAW.cited
+    rate, share = (
+        laws.step_law_learning_rate(shape.hidden_parameters, tokens),
+        laws.small_model_share(shape.hidden_parameters),
+    )
+    if share == 1:
+        return rate, laws.STEP_LAW.cited
+    return (
+        share * rate,
+        f"{laws.STEP_LAW.cited}, times {share:.2f}, as measured for small models: docs/what-to-train.md",
+    )
 
 
 def _number(value: float | str | None, option: str, example: str) -> float | None:

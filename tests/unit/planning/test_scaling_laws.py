@@ -29,6 +29,21 @@ def test_the_step_law_gives_what_its_authors_formula_gives() -> None:
     assert laws.step_law_batch(1e11) == pytest.approx(0.58 * 1.9099e6, rel=1e-4)
 
 
+def test_below_its_range_the_step_law_is_lowered_to_what_was_measured() -> None:
+    """The optima of docs/quickstart-choice.md; and one that others found, a Llama of 46M parameters on 128M tokens
+    with 1.95e-3 (https://lucaslingle.substack.com/p/scaling-laws-for-optimal-lr-and-batch-1d4), to which it was not
+    fitted.
+    """
+
+    def rate(parameters: float, tokens: float) -> float:
+        return laws.step_law_learning_rate(parameters, tokens) * laws.small_model_share(parameters)
+
+    assert rate(426e3, 560e3) == pytest.approx(2.4e-3, rel=0.25)
+    assert rate(853e3, 400e3) == pytest.approx(2.0e-3, rel=0.25)
+    assert rate(46e6, 128e6) == pytest.approx(1.95e-3, rel=0.25)
+    assert rate(1e9, 1e11) == laws.step_law_learning_rate(1e9, 1e11)
+
+
 def test_four_epochs_are_worth_almost_as_many_new_ones_and_forty_are_not() -> None:
     assert laws.worth_in_new_tokens(100, 0.5) == 50
     assert laws.worth_in_new_tokens(100, 1) == 100

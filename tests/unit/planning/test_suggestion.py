@@ -62,6 +62,13 @@ def test_a_size_that_is_asked_for_gets_its_tokens_or_the_time_that_there_is() ->
     assert suggest(model_size="80M", flops=20 * made.flops, tokens=made.tokens).epochs == pytest.approx(4, rel=0.01)
 
 
+def test_the_learning_rate_of_a_small_model_is_not_the_step_laws_and_says_so() -> None:
+    large, small = suggest(flops="1e19"), suggest(flops="1e14")
+    assert "times" not in large.sources["learning rate"]
+    assert "as measured for small models" in small.sources["learning rate"]
+    assert small.learning_rate < 0.02
+
+
 def test_where_the_laws_were_not_measured_it_says_so() -> None:
     assert "extrapolated" not in told(suggest(flops="1e19"))
     assert "measured for size from 44M to 16B" in told(suggest(flops="1e15"))
