@@ -22,7 +22,7 @@ low side: who is done early can train more, but a run that is cut off has not ha
 
 @dataclass(frozen=True)
 class Speed:
-    """FLOP/s of the devices, and where that comes from."""
+    """FLOP/s of all devices together, and where that comes from."""
 
     flops: float
     mfu: float
@@ -53,6 +53,8 @@ def speed_of(device: str | None, processes: int, mfu: float | None) -> tuple[str
     precision: Precision = "bf16" if found.bf16 else "fp16" if found.kind == "cuda" else "fp32"
     rates = measured(found) if device is None else published(known_device(device))
     share, known = (mfu, "as given") if mfu else MFU[found.kind]
-    words = f"{share:.0%} of {rates.flops[precision] / TERA:.3g} TFLOP/s in {precision}: {known}; {rates.source}"
-    count = f"{processes} x " if processes > 1 else ""
-    return f"{count}{found.name}", Speed(rates.flops[precision] * processes, share, words)
+    rate = rates.flops[precision]
+    words = f"MFU {share:.0%} ({known}) of {rate / TERA:.3g} TFLOP/s in {precision}; {rates.source}"
+    if processes == 1 or found.kind == "cpu":  # whose processes share its cores
+        return found.name, Speed(rate, share, words)
+    return f"{processes} x {found.name}", Speed(rate * processes, share, words)

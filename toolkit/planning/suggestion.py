@@ -199,7 +199,7 @@ class _Reckoning:
                 )
             if self.budget and self.budget > 1.5 * flops:
                 yield (
-                    f"the budget would pay for {self.budget / flops:.1f} times this run, but more than "
+                    f"the budget would pay for {formatting.compact(self.budget / flops)} times this run, but more than "
                     f"{laws.EPOCHS_THAT_PAY} epochs add less and less: use it for more data or for several seeds, or "
                     f"ask for a larger model with --model-size"
                 )
@@ -211,12 +211,15 @@ class _Reckoning:
                 f"that is suggested has {formatting.compact(parameters)}"
             )
         outside = [
-            f"{what} from {formatting.compact(law.fitted_from)} to {formatting.compact(law.fitted_to)}"
-            for what, law in {"size": laws.CHINCHILLA, "batch and rate": laws.STEP_LAW}.items()
+            f"{formatting.compact(law.fitted_from)} to {formatting.compact(law.fitted_to)} ({what})"
+            for what, law in {"size": laws.CHINCHILLA, "batch, learning rate": laws.STEP_LAW}.items()
             if not law.fitted_from <= parameters <= law.fitted_to
         ]
         if outside:
-            yield f"extrapolated to {formatting.compact(parameters)} parameters; measured for {'; '.join(outside)}"
+            yield (
+                f"extrapolated to {formatting.compact(parameters)} parameters: the laws were fitted on "
+                f"{' and '.join(outside)}"
+            )
 
 
 def _usual_batch(sequences: float, processes: int) -> int:

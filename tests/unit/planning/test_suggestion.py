@@ -37,7 +37,7 @@ def test_with_little_data_four_epochs_decide_and_the_rest_of_the_compute_is_spok
     assert made.tokens == pytest.approx(4 * 99.5e6, rel=0.01)
     assert made.parameters == pytest.approx(14.2e6, rel=0.15)
     assert "4.0 epochs of 99.5M tokens are worth 371M new ones" in told(made)
-    assert f"{1e19 / made.flops:.1f} times this run" in told(made)
+    assert "times this run" in told(made)
     assert suggest(tokens="100M").parameters == made.parameters
 
 
@@ -48,8 +48,12 @@ def test_hours_are_flops_at_the_share_of_the_rate_that_a_run_reaches() -> None:
     four = suggest(hours=2, mfu=0.5, processes=4)
     assert four.flops == pytest.approx(4 * made.flops, rel=0.05)
     assert four.sequences_per_step % 4 == 0
-    assert "assumed" in suggest(hours=2).sources["time"]
-    assert suggest(hours=2, device="t4").sources["time"].startswith("20% of 52 TFLOP/s in fp16")
+    assert suggest(hours=2, device="colab-cpu", processes=2).flops == suggest(hours=2, device="colab-cpu").flops
+    assert (
+        suggest(hours=2, device="t4")
+        .sources["time"]
+        .startswith("MFU 20% (assumed, 0.13 to 0.35 in tests/benchmarks/results/h100.txt) of 52 TFLOP/s in fp16")
+    )
 
 
 def test_a_size_that_is_asked_for_gets_its_tokens_or_the_time_that_there_is() -> None:
@@ -71,7 +75,7 @@ def test_the_learning_rate_of_a_small_model_is_not_the_step_laws_and_says_so() -
 
 def test_where_the_laws_were_not_measured_it_says_so() -> None:
     assert "extrapolated" not in told(suggest(flops="1e19"))
-    assert "measured for size from 44M to 16B" in told(suggest(flops="1e15"))
+    assert "the laws were fitted on 44M to 16B (size) and 59M to 1.1B" in told(suggest(flops="1e15"))
 
 
 @pytest.mark.parametrize(
