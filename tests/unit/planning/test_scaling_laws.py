@@ -30,9 +30,8 @@ def test_the_step_law_gives_what_its_authors_formula_gives() -> None:
 
 
 def test_below_its_range_the_step_law_is_lowered_to_what_was_measured() -> None:
-    """The optima of docs/quickstart-choice.md; and one that others found, a Llama of 46M parameters on 128M tokens
-    with 1.95e-3 (https://lucaslingle.substack.com/p/scaling-laws-for-optimal-lr-and-batch-1d4), to which it was not
-    fitted.
+    """The optima of docs/quickstart-choice.md; and two that others found for a Llama of 46M parameters
+    (https://lucaslingle.substack.com/p/scaling-laws-for-optimal-lr-and-batch-1d4), to which it was not fitted.
     """
 
     def rate(parameters: float, tokens: float) -> float:
@@ -41,6 +40,7 @@ def test_below_its_range_the_step_law_is_lowered_to_what_was_measured() -> None:
     assert rate(426e3, 560e3) == pytest.approx(2.4e-3, rel=0.25)
     assert rate(853e3, 400e3) == pytest.approx(2.0e-3, rel=0.25)
     assert rate(46e6, 128e6) == pytest.approx(1.95e-3, rel=0.25)
+    assert rate(46e6, 1024e6) == pytest.approx(3.9e-3, rel=0.25)
     assert rate(1e9, 1e11) == laws.step_law_learning_rate(1e9, 1e11)
 
 
