@@ -22,8 +22,9 @@ SMALLEST_VOCABULARY = 300
 """All bytes, and a few special tokens and merges."""
 FEWEST_STEPS = 50
 FEWEST_SEQUENCES = 4
+"""In a step, so that it holds more than one document."""
 LARGEST_DEVIATION = 0.25
-"""From the size that was asked for."""
+"""Relative, from the size that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def suggest(
     if mfu is not None and not 0 < mfu <= 1:
         raise UsageError(f"--mfu {mfu}: a share of the device's rate, such as 0.4")
     name, speed = speed_of(device, processes, mfu)
-    budget = budget if hours is None else hours * 3600 * speed.model_flops
+    budget = budget if hours is None else max(1.0, hours * 3600 * speed.model_flops)
     return _Reckoning(unique, budget, parameters, speed).suggestion(
         lambda size: shape_of(size, architecture, vocab_size), device=name, processes=processes
     )
@@ -127,17 +128,18 @@ class _Reckoning:
         """The run that follows.
 
         Raises:
-            UsageError: it would have too few steps.
+            UsageError: there is no such size, or it would have too few steps.
         """
         held_out = float(f"{self._held_out():.2g}")
         most = self.unique * (1 - held_out) * laws.EPOCHS_THAT_PAY if self.unique else math.inf
         best = laws.flops_for_parameters(self.parameters) if self.parameters else laws.flops_for_tokens(most)
-        shape = shaped(self.parameters or laws.optimal_parameters(min(self.budget or math.inf, best)))
-        if self.parameters and abs(shape.parameters / self.parameters - 1) > LARGEST_DEVIATION:
+        size = self.parameters or laws.optimal_parameters(min(self.budget or math.inf, best))
+        shape = shaped(size)
+        deviation = abs(shape.parameters / size - 1)
+        if size > shape.parameters * 2 or (self.parameters and deviation > LARGEST_DEVIATION):
             raise UsageError(
-                f"--model-size {formatting.compact(self.parameters)}: no {shape.architecture} with "
-                f"{shape.vocabulary:,} tokens in its vocabulary is near; the nearest has "
-                f"{formatting.compact(shape.parameters)}"
+                f"no model of {formatting.compact(size)} parameters is suggested; the nearest, a {shape.architecture} "
+                f"with {shape.vocabulary:,} tokens in its vocabulary, has {formatting.compact(shape.parameters)}"
             )
         allowed = self.budget or (best if self.parameters else math.inf)
         wanted = min(allowed / shape.flops_per_token, most)
@@ -230,28 +232,24 @@ def _usual_batch(sequences: float, processes: int) -> int:
 
 
 def _learning_rate(shape: TransformerShape, tokens: int) -> tuple[float, str]:
-    rate, share = (
-        laws.step_law_learning_rate(shape.hidden_parameters, tokens),
-        laws.small_model_share(shape.hidden_parameters),
-    )
+    rate = laws.step_law_learning_rate(shape.hidden_parameters, tokens)
+    share = laws.small_model_share(shape.hidden_parameters)
     if share == 1:
         return rate, laws.STEP_LAW.cited
-    return (
-        share * rate,
-        f"{laws.STEP_LAW.cited}, times {share:.2f}, as measured for small models: docs/what-to-train.md",
-    )
+    words = f"{laws.STEP_LAW.cited}, times {share:.2f}, as measured for small models: docs/what-to-train.md"
+    return share * rate, words
 
 
 def _number(value: float | str | None, option: str, example: str) -> float | None:
     """A count as people write it: 100M, 2B, 1.5e9.
 
     Raises:
-        UsageError: it is none, or not above 0.
+        UsageError: it is none, or below 1.
     """
     if value is None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*([KMBT]?)", str(value).strip(), re.IGNORECASE)
     number = float(match[1]) * SUFFIXES[match[2].upper()] if match else 0.0
-    if not 0 < number < math.inf:
-        raise UsageError(f"--{option} {value}: not a number above 0; write it like {example}")
+    if not 1 <= number < math.inf:
+        raise UsageError(f"--{option} {value}: not a number of 1 or more; write it like {example}")
     return number

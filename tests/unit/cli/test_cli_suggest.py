@@ -55,7 +55,7 @@ def test_a_file_is_not_overwritten() -> None:
 
 def test_a_mistake_is_one_line_and_status_2() -> None:
     wrong = toolkit("recipe", "suggest", "--tokens", "100X", status=2)
-    assert wrong.err == "error: --tokens 100X: not a number above 0; write it like 100M\n"
+    assert wrong.err == "error: --tokens 100X: not a number of 1 or more; write it like 100M\n"
     assert wrong.out == ""
 
 
