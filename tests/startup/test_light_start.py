@@ -56,6 +56,7 @@ HELP = [
     ["recipe", "-h"],
     ["recipe", "run", "-h"],
     ["recipe", "plan", "-h"],
+    ["recipe", "suggest", "-h"],
     ["plugin", "show", "-h"],
     ["run", "-h"],
 ]
@@ -73,6 +74,7 @@ LIGHT = [
     ["recipe", "validate", "mine.yaml"],
     ["recipe", "validate", "mine.yaml", "--data"],
     ["recipe", "new", "another", "--from", "mine.yaml"],
+    ["recipe", "suggest", "--flops", "1e18", "--device", "t4"],
     ["recipe", "schema"],
     ["plugin", "list"],
     ["plugin", "show", "memory", "small-batch"],

@@ -1,4 +1,4 @@
-"""`toolkit recipe`: list, show, validate, new, run, schema; plan and verify-resume have modules of their own."""
+"""`toolkit recipe`: list, show, new, run, schema; plan, suggest, validate, verify-resume are modules of their own."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from toolkit.cli import options, render
 from toolkit.cli.completion import complete_recipes
 from toolkit.cli.groups import NamingGroup
 from toolkit.cli.plan import plan
+from toolkit.cli.suggest import suggest
 from toolkit.cli.validate import validate
 from toolkit.cli.verify_resume import verify_resume
 from toolkit.errors import UsageError
@@ -229,5 +230,6 @@ def schema(output: str, plugin_folders: tuple[Path, ...]) -> None:
 
 
 recipe.add_command(plan)
+recipe.add_command(suggest)
 recipe.add_command(validate)
 recipe.add_command(verify_resume)
