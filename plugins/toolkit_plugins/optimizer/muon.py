@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from toolkit.api import Optimizer, RunContext
-from toolkit_plugins.optimizer.adamw import groups_by_decay
+from toolkit.api import Optimizer, RunContext, parameter_groups
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +53,7 @@ class Muon(Optimizer):
         others = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter not in hidden]
         adamw = None
         if others:
-            groups = groups_by_decay(others, weight_decay)
+            groups = parameter_groups(model, learning_rate=learning_rate, weight_decay=weight_decay, parameters=others)
             adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=self.betas, eps=self.eps, fused=True)
         if adamw and not hidden:
             run.log.info("muon found no hidden matrix to train, so AdamW takes all that is trained")
