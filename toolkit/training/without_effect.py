@@ -3,7 +3,7 @@
 A run computes the loss from the logits itself (`toolkit.training.loss`), so that gradient accumulation, world size
 and chunking do not change it. A loss function that a plugin sets on the model, or a term that the model adds to its
 own loss, never reaches the gradients. Nor does a batch entry that the model's forward does not take: transformers
-passes unknown ones on to that loss.
+passes unknown ones on to that loss. And a model's learning rates are for the optimizer to grant.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def check_learning_rates(optimizer: torch.optim.Optimizer, model: torch.nn.Modul
         if len({scales.get(parameter, 1.0) for parameter in group["params"]}) > 1:
             raise OptionError(
                 "the model asks for a learning rate of their own for some of its parameters (muP), which this "
-                "optimizer would ignore; take adamw or muon, or have it build its groups by parameter_groups of "
+                "optimizer would ignore; take adamw or muon, or let it take its groups from parameter_groups of "
                 "toolkit.api"
             )
 
