@@ -25,9 +25,9 @@ LAYERS = {GPT2: "transformer.h.", Llama: "model.layers."}
 SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "tie_word_embeddings": False}
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
-    return ByteBPE(vocab_size=300).build(["some words, and some more words"] * 3, None)
+@pytest.fixture
+def tokenizer(run_context: RunContext) -> PreTrainedTokenizerBase:
+    return ByteBPE(vocab_size=300).build(["some words, and some more words"] * 3, run_context)
 
 
 def activations(model: Any, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -106,10 +106,8 @@ def test_with_mup_activations_move_alike_at_every_width_and_without_it_more_at_l
     assert len(with_mup) == {GPT2: 13, Llama: 18}[plugin]
     # Measured: at most 0.12 with AdamW and, for the first layer of few columns, 0.26 with Muon.
     assert {name: slope for name, slope in with_mup.items() if slope > 0.3} == {}
-    layers = [name for name in without if name.startswith(LAYERS[plugin])]
-    assert {name: without[name] for name in layers if without[name] < with_mup[name] + 0.1} == {}
-    outputs = [without[f"{LAYERS[plugin]}1"], without["lm_head"]]
-    assert min(outputs) > 0.5
+    outputs = [f"{LAYERS[plugin]}0", f"{LAYERS[plugin]}1", "lm_head"]
+    assert {name: without[name] for name in outputs if without[name] < 0.5} == {}
 
 
 @pytest.mark.parametrize("plugin", ["gpt2", "llama"])
@@ -140,6 +138,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "training": {"max_grad_norm": 0, "weight_decay": 0.1},
     },
 }
+SLOW = {"muon", "adafactor"}
+"""Whose parts the others have as well."""
 
 
 def with_mup(folder: Path, **sections: Any) -> Path:
@@ -155,7 +155,13 @@ def rates(run: Path, step: int) -> set[float]:
     return {group["initial_lr"] for group in state["param_groups"]}
 
 
-@pytest.mark.parametrize("sections", [pytest.param(sections, id=name) for name, sections in RECIPES.items()])
+@pytest.mark.parametrize(
+    "sections",
+    [
+        pytest.param(sections, id=name, marks=pytest.mark.slow if name in SLOW else ())
+        for name, sections in RECIPES.items()
+    ],
+)
 def test_it_resumes_and_branches_with_its_learning_rates(tmp_path: Path, sections: dict[str, Any]) -> None:
     recipe = with_mup(tmp_path, **sections)
     whole, _ = train(recipe)
