@@ -26,7 +26,8 @@ class Muon(Optimizer):
 
     `learning_rate` of the training section is AdamW's; the hidden matrices use `hidden_learning_rate`, and the
     learning-rate schedule scales both. `weight_decay` applies to both: each step shrinks a matrix by its own learning
-    rate times the decay.
+    rate times the decay. What muP asks of the learning rates is granted to AdamW's part alone: an update of a given
+    spectral norm moves activations alike at every width (Yang et al. 2023, https://arxiv.org/abs/2310.17813).
     Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/.
     """
 
