@@ -4,7 +4,7 @@
     python -m tests.benchmarks.learning_rate_transfer --model gpt2 --widths 128 512 --steps 400
     python -m tests.benchmarks.learning_rate_transfer --output tests/benchmarks/results/learning_rate_transfer.txt
 
-Models on the documentation of Python, with a vocabulary of 4,096 and a head of their own, in fp32, by the toolkit's own
+Models on the documentation of Python, with a head of their own, in fp32, by the toolkit's own
 plugins in a bare loop: warm-up over a tenth of the steps, linear decay to zero, gradients clipped to 1. The widths
 differ, and nothing else: layers, head size, tokens and seed are the same. The smallest width is the base, where muP
 changes nothing, so it is trained once.
@@ -37,8 +37,8 @@ from toolkit_plugins.optimizer.adamw import AdamW
 from toolkit_plugins.optimizer.muon import Muon
 from toolkit_plugins.tokenizer.byte_bpe import ByteBPE
 
-HEAD_SIZE = 32
-BLOCK_SIZE, SEQUENCES, WARM_UP = 128, 4, 0.1
+HEAD_SIZE = 16
+BLOCK_SIZE, WARM_UP = 128, 0.1
 MODELS = {"llama": Llama, "gpt2": GPT2}
 OPTIMIZERS: dict[str, Optimizer] = {"adamw": AdamW(betas=(0.9, 0.95)), "muon": Muon()}
 
@@ -64,7 +64,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256], help="the smallest is the base")
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3, 8e-3, 16e-3])
-    parser.add_argument("--steps", type=int, default=200, help=f"of {SEQUENCES * BLOCK_SIZE} tokens")
+    parser.add_argument("--vocabulary", type=int, default=4096)
+    parser.add_argument("--sequences", type=int, default=8, help=f"per step, of {BLOCK_SIZE} tokens each")
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, help="append the table to this file")
     return parser.parse_args()
@@ -88,9 +90,9 @@ class Sweep:
         self.asked = asked
         device = replace(detect(), bf16=False)
         self.run = RunContext("sweep", folder, folder, asked.seed, device, "causal-lm", BLOCK_SIZE)
-        documents = PythonDocs().load(self.run)["train"].train_test_split(test_size=0.05, seed=42)
+        documents = PythonDocs().load(self.run)["train"].train_test_split(test_size=0.02, seed=42)
         data = DatasetDict(train=documents["train"], validation=documents["test"])
-        self.tokenizer = ByteBPE(vocab_size=4096).build(data["train"]["text"], self.run)
+        self.tokenizer = ByteBPE(vocab_size=asked.vocabulary).build(data["train"]["text"], self.run)
         objective = CausalLM(block_size=BLOCK_SIZE)
         self.packed: PackedData = prepare(data, contents_of(data), self.tokenizer, objective, self.run)
 
@@ -113,7 +115,7 @@ class Sweep:
         )
         order = torch.randperm(len(self.packed.train), generator=torch.Generator().manual_seed(self.asked.seed))
         for step in range(steps):
-            places = [(step * SEQUENCES + number) % len(order) for number in range(SEQUENCES)]
+            places = [(step * self.asked.sequences + number) % len(order) for number in range(self.asked.sequences)]
             loss_of(model, batch(self.packed.train, order[places].tolist()), self.run).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -130,8 +132,8 @@ def table(losses: Losses, asked: argparse.Namespace) -> list[str]:
         rows.setdefault((trial.base, trial.width), []).append(loss)
     carried = best(rows[None, min(asked.widths)])
     lines = [
-        f"{asked.model}, {asked.layers} layers, {asked.optimizer}, {asked.steps} steps of {SEQUENCES} x {BLOCK_SIZE} "
-        f"tokens, fp32, seed {asked.seed}",
+        f"{asked.model}, {asked.layers} layers, vocabulary {asked.vocabulary:,}, {asked.optimizer}, fp32, "
+        f"{asked.steps} steps of {asked.sequences} x {BLOCK_SIZE} tokens, seed {asked.seed}",
         "",
         f"{'held-out loss at':18}"
         + "".join(f"{rate:>8g}" for rate in rates)

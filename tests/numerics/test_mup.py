@@ -162,22 +162,28 @@ def rates(run: Path, step: int) -> set[float]:
         for name, sections in RECIPES.items()
     ],
 )
-def test_it_resumes_and_branches_with_its_learning_rates(tmp_path: Path, sections: dict[str, Any]) -> None:
+def test_it_resumes_with_its_learning_rates(tmp_path: Path, sections: dict[str, Any]) -> None:
     recipe = with_mup(tmp_path, **sections)
     whole, _ = train(recipe)
     assert {5e-4, 1e-3} <= rates(whole.folder, 8)
     assert_same_run(whole.folder, train_in_two(recipe, name="resumed", stop_after=3).folder)
-    child, _ = from_(recipe, "tiny@4", name="child")
-    parent_weights, child_weights = weights(whole.folder), weights(child.folder)
-    assert all(torch.equal(value, child_weights[name]) for name, value in parent_weights.items())
 
 
-def test_a_branch_may_change_the_learning_rate_and_the_base(tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
+def test_a_branch_keeps_its_learning_rates_unless_they_are_changed(tmp_path: Path, optimizer: str) -> None:
+    recipe = with_mup(tmp_path, optimizer=optimizer)
+    whole, _ = train(recipe)
+    same, _ = from_(recipe, "tiny@4", name="same")
+    expected, found = weights(whole.folder), weights(same.folder)
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    faster, _ = from_(recipe, "tiny@4", "training.learning_rate=4e-3", name="faster")
+    assert rates(faster.folder, 8) - {0.02} == {2e-3, 4e-3}  # beside Muon's own
+
+
+def test_a_branch_may_change_the_base_and_its_optimizer_begins_anew(tmp_path: Path) -> None:
     recipe = with_mup(tmp_path)
     train(recipe)
-    faster, _ = from_(recipe, "tiny@4", "training.learning_rate=4e-3", name="faster")
-    assert rates(faster.folder, 8) == {2e-3, 4e-3}
-    wider, _ = from_(recipe, "tiny@4", "model.mup_base_hidden_size=32", name="other-base")
-    assert rates(wider.folder, 8) == {1e-3}
-    record = json.loads((wider.folder / "run.json").read_text(encoding="utf-8"))
+    other, _ = from_(recipe, "tiny@4", "model.mup_base_hidden_size=32", name="other-base")
+    assert rates(other.folder, 8) == {1e-3}
+    record = json.loads((other.folder / "run.json").read_text(encoding="utf-8"))
     assert any("mup_base_hidden_size" in change for change in record["parent"]["changes"])

@@ -27,12 +27,12 @@ def scale_learning_rate(module: torch.nn.Module, parameter: str, scale: float) -
 
 def learning_rate_scales(model: torch.nn.Module) -> dict[torch.nn.Parameter, float]:
     """The scale of every parameter of the model that requires a gradient; 1 where the model has asked for nothing."""
-    return {
-        parameter: getattr(module, _ATTRIBUTE, {}).get(name, 1.0)
-        for module in model.modules()
-        for name, parameter in module.named_parameters(recurse=False)
-        if parameter.requires_grad
-    }
+    scales = {parameter: 1.0 for parameter in model.parameters() if parameter.requires_grad}
+    for module in model.modules():
+        for name, scale in getattr(module, _ATTRIBUTE, {}).items():
+            if (parameter := getattr(module, name)) in scales:
+                scales[parameter] = scale
+    return scales
 
 
 def parameter_groups(
