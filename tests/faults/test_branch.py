@@ -77,6 +77,9 @@ def test_another_optimizer_begins_anew_at_its_place_in_the_schedule(recipe: Path
     assert any("optimizer.plugin: the run has 'adamw', the recipe now says 'muon'" in line for line in told)
     rate = next(line["learning_rate"] for line in lines(child.folder) if line["kind"] == "train")
     assert rate == pytest.approx(0.02 * 4 / 6)  # Muon's own peak, of its matrices
+    back, _ = from_(recipe, "muon@6", name="back")  # to the one with fewer parameter groups
+    rate = next(line["learning_rate"] for line in lines(back.folder) if line["kind"] == "train")
+    assert rate == pytest.approx(1e-3 * 2 / 6)
 
 
 def test_more_data_and_another_seed_are_fine(recipe: Path) -> None:

@@ -1,5 +1,6 @@
 """Models: their sizes, their tokens, and what they say when they cannot be had."""
 
+import copy
 import json
 import logging
 from dataclasses import replace
@@ -13,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tests.hub_server import HubServer
 from tests.tiny import with_holes
-from toolkit.api import Model, OptionError, RunContext, UnavailableError
+from toolkit.api import Model, OptionError, RunContext, UnavailableError, learning_rate_scales
 from toolkit_plugins.model.gpt2 import GPT2
 from toolkit_plugins.model.llama import Llama
 from toolkit_plugins.model.pretrained import PretrainedModel
@@ -91,6 +92,7 @@ class TestFromScratch:
         "plugin",
         [
             GPT2(num_hidden_layers=3, hidden_size=48, num_attention_heads=4),
+            GPT2(num_hidden_layers=3, hidden_size=48, num_attention_heads=4, tie_word_embeddings=False),
             Llama(num_hidden_layers=3, hidden_size=48, num_attention_heads=4),
             Llama(
                 num_hidden_layers=2,
@@ -103,7 +105,7 @@ class TestFromScratch:
             GPT2(parameters="200K"),
             Llama(parameters=200_000),
         ],
-        ids=["gpt2", "llama", "llama with shared keys, untied", "gpt2 of 200K", "llama of 200K"],
+        ids=["gpt2", "untied gpt2", "llama", "llama with shared keys, untied", "gpt2 of 200K", "llama of 200K"],
     )
     def test_the_size_that_is_told_is_the_models(
         self,
@@ -364,3 +366,65 @@ class TestPretrained:
         model = PretrainedModel(path="example/qwen").rehearse().build(tokenizer, run_context)
         assert model.config.layer_types == ["full_attention"] * 2
         assert model.config.head_dim == 32
+
+
+@pytest.mark.parametrize("plugin", [GPT2, Llama])
+class TestMuP:
+    def test_weights_and_learning_rates_scale_with_the_width(
+        self, plugin: type[GPT2 | Llama], tokenizer: PreTrainedTokenizerBase, run_context: RunContext
+    ) -> None:
+        """Table 3 of https://arxiv.org/abs/2203.03466: embedding 1, 1; hidden 1/sqrt(n), 1/n; head 1/n, 1/n."""
+        options = {"num_hidden_layers": 2, "hidden_size": 256, "num_attention_heads": 8, "tie_word_embeddings": False}
+        torch.manual_seed(0)
+        plain = plugin(**options).build(tokenizer, run_context)
+        torch.manual_seed(0)
+        model = plugin(**options, mup_base_hidden_size=64).build(tokenizer, run_context)
+        scales = learning_rate_scales(model)
+        seen = set()
+        for (name, parameter), before in zip(model.named_parameters(), plain.parameters(), strict=True):
+            if parameter.ndim < 2 or "wte" in name or "wpe" in name or "embed_tokens" in name:
+                weight, rate = 1.0, 1.0
+            else:
+                weight, rate = (1 / 4, 1 / 4) if name.startswith("lm_head") else (1 / 2, 1 / 4)
+            assert torch.equal(parameter, before * weight), name
+            assert scales[parameter] == rate, name
+            seen.add((weight, rate))
+        assert len(seen) == 3
+        assert set(learning_rate_scales(copy.deepcopy(model)).values()) == {1.0, 0.25}
+        assert set(learning_rate_scales(plain).values()) == {1.0}
+
+    @pytest.mark.parametrize(("base", "width", "heads"), [(128, 512, 16), (256, 512, 8), (64, 96, 6), (128, 128, 4)])
+    def test_heads_keep_the_size_of_the_base(
+        self,
+        plugin: type[GPT2 | Llama],
+        base: int,
+        width: int,
+        heads: int,
+        tokenizer: PreTrainedTokenizerBase,
+        run_context: RunContext,
+    ) -> None:
+        options = {"num_hidden_layers": 1, "tie_word_embeddings": False, "mup_base_hidden_size": base}
+        config = plugin(**options, hidden_size=width).build(tokenizer, run_context).config
+        assert config.num_attention_heads == heads
+
+    def test_a_size_is_reached_with_heads_of_the_base(
+        self, plugin: type[GPT2 | Llama], tokenizer: PreTrainedTokenizerBase, run_context: RunContext
+    ) -> None:
+        wide = plugin(parameters="2M", tie_word_embeddings=False, mup_base_hidden_size=64)
+        model = wide.build(tokenizer, run_context)
+        assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(2e6, rel=0.1)
+        assert model.config.hidden_size // model.config.num_attention_heads == 16
+        assert min(learning_rate_scales(model).values()) == 64 / model.config.hidden_size
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"hidden_size": 64}, "set tie_word_embeddings: false"),
+            ({"hidden_size": 80, "tie_word_embeddings": False}, "take a multiple of it as hidden_size, not 80"),
+        ],
+    )
+    def test_what_cannot_be_scaled_is_refused(
+        self, plugin: type[GPT2 | Llama], options: dict[str, object], message: str
+    ) -> None:
+        with pytest.raises(ValidationError, match=message):
+            plugin(num_hidden_layers=2, mup_base_hidden_size=128, **options)

@@ -17,7 +17,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from toolkit.api import Optimizer, RunContext
+from toolkit.api import Optimizer, RunContext, scale_learning_rate
 from toolkit_plugins.memory.lora import LoRA
 from toolkit_plugins.optimizer.adamw import AdamW
 from toolkit_plugins.optimizer.muon import Muon, hidden_matrices, orthogonalized
@@ -75,6 +75,20 @@ class TestEveryOptimizer:
     def test_matrices_decay_and_vectors_do_not(self, plugin: Optimizer, make: object, run_context: RunContext) -> None:
         for group in built(plugin, make(), run_context).param_groups:
             assert {parameter.ndim >= 2 for parameter in group["params"]} == {group["weight_decay"] == 0.1}
+
+    def test_a_models_own_learning_rates_are_granted(
+        self, plugin: Optimizer, make: object, run_context: RunContext
+    ) -> None:
+        model = make()
+        embedding = model.get_input_embeddings()
+        scale_learning_rate(embedding, "weight", 0.25)
+        groups = built(plugin, model, run_context).param_groups
+        (scaled,) = [group for group in groups if embedding.weight in set(group["params"])]
+        if model.get_output_embeddings().weight is not embedding.weight:
+            assert len(scaled["params"]) == 1
+        # The rate times the decay stays what it is for the others.
+        assert (scaled["lr"], scaled["weight_decay"]) == pytest.approx((2.5e-4, 0.4))
+        assert {group["lr"] for group in groups if group is not scaled} <= {1e-3, 0.02}
 
     def test_what_is_frozen_stays_out(self, plugin: Optimizer, make: object, run_context: RunContext) -> None:
         model = make()

@@ -15,6 +15,7 @@ and only to methods that take it.
 from collections.abc import Mapping
 
 from toolkit.api.context import Peek, Progress, Results, RunContext, Task
+from toolkit.api.learning_rates import learning_rate_scales, parameter_groups, scale_learning_rate
 from toolkit.api.planner import PLANNER_HOOKS, Candidates, ExportBytes, ModelSkeleton, TokenizerSkeleton, chunk_starts
 from toolkit.api.plugins import (
     API_VERSION,
@@ -73,7 +74,10 @@ __all__ = [
     "chunk_starts",
     "entry_made",
     "highest_id",
+    "learning_rate_scales",
     "meanwhile",
+    "parameter_groups",
+    "scale_learning_rate",
 ]
 
 KINDS: Mapping[str, type[Plugin]] = {

@@ -26,7 +26,7 @@ from toolkit.training.optimizer_state import OPTIMIZER_FILE
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-RESETS_OPTIMIZER_STATE = ("optimizer.plugin:", "training.optim:", "memory.frozen-layers")
+RESETS_OPTIMIZER_STATE = ("optimizer.plugin:", "training.optim:", "memory.frozen-layers", "model.mup_base_hidden_size:")
 """Settings whose change makes the optimizer's state incompatible, so that it starts empty."""
 
 

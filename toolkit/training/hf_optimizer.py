@@ -1,15 +1,15 @@
 """Optimizers by their names in transformers, with which a memory strategy may replace the recipe's.
 
-The Trainer builds them. This module adds what it lacks for those that project gradients (GaLore, APOLLO): weight
-decay, the choice of target matrices, and loading their state from a checkpoint.
+The Trainer builds them. This module adds the learning rates that a model asks for and, for those that project gradients
+(GaLore, APOLLO), weight decay, the choice of target matrices, and loading their state from a checkpoint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from toolkit.api import Optimizer
+from toolkit.api import Optimizer, learning_rate_scales
 from toolkit.recipe.settings import Training
 
 if TYPE_CHECKING:
@@ -45,12 +45,14 @@ def build_named(
     arguments.optim_args = settings.optim_args
     arguments.adam_beta1, arguments.adam_beta2 = getattr(replaced, "betas", (0.9, 0.999))
     arguments.adam_epsilon = getattr(replaced, "eps", 1e-8)
-    if settings.optim not in PROJECTORS:
-        return build()
-    arguments.optim_target_modules = projected_matrices(model)
+    projects = settings.optim in PROJECTORS
+    if projects:
+        arguments.optim_target_modules = projected_matrices(model)
     optimizer = build()
-    _group_by_decay(optimizer, settings.weight_decay)
-    _allow_projectors(settings.optim)
+    if projects:
+        _group_by_decay(optimizer, settings.weight_decay)
+        _allow_projectors(settings.optim)
+    _group_by_learning_rate(optimizer, learning_rate_scales(model))
     return optimizer
 
 
@@ -74,6 +76,18 @@ def _group_by_decay(optimizer: torch.optim.Optimizer, weight_decay: float) -> No
         for decay, matrices in ((weight_decay, True), (0.0, False)):
             if chosen := [parameter for parameter in trained if (parameter.ndim >= 2) == matrices]:
                 optimizer.add_param_group({**group, "params": chosen, "weight_decay": decay})
+
+
+def _group_by_learning_rate(optimizer: torch.optim.Optimizer, scales: Mapping[torch.nn.Parameter, float]) -> None:
+    """Give parameters the learning rates that the model asks for, and the decay of `parameter_groups`."""
+    groups, optimizer.param_groups = optimizer.param_groups, []
+    for group in groups:
+        of_scale: dict[float, list[torch.nn.Parameter]] = {}
+        for parameter in group["params"]:
+            of_scale.setdefault(scales.get(parameter, 1.0), []).append(parameter)
+        for scale, chosen in of_scale.items():
+            scaled = {"lr": group["lr"] * scale, "weight_decay": group["weight_decay"] / scale}
+            optimizer.add_param_group({**group, **scaled, "params": chosen})
 
 
 def _allow_projectors(name: str) -> None:

@@ -30,8 +30,9 @@ def load_with_new_settings(
     peak_rates = list(scheduler.base_lrs)
     if (folder / OPTIMIZER_FILE).exists():
         load(str(folder))
-    else:  # the recipe has another optimizer, whose state starts empty
-        scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
+    else:  # the recipe has another optimizer, whose state starts empty, and which may have fewer parameter groups
+        saved = torch.load(folder / SCHEDULER_NAME, weights_only=True)
+        scheduler.load_state_dict({**saved, "lr_lambdas": []})
     scheduler.base_lrs = peak_rates
     for group, settings in zip(optimizer.param_groups, groups, strict=True):
         group.update(settings)

@@ -79,10 +79,15 @@ def optimizer_wrapper(
     """The memory strategies' wrappers of the optimizer, as one function.
 
     Raises:
-        RecipeError: when called, if a strategy refuses, or returns something that is no optimizer of these parameters.
+        RecipeError: when called, if the optimizer ignores the model's learning rates, or if a strategy refuses, or
+            returns something that is no optimizer of these parameters.
     """
 
     def wrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        from toolkit.training.without_effect import check_learning_rates
+
+        with refusals_placed(recipe, ("optimizer",)):
+            check_learning_rates(optimizer, model)
         for part in _overriding(recipe, "wrap_optimizer"):
             with refusals_placed(recipe, part.path):
                 optimizer = check_wrapper(part.plugin.wrap_optimizer(optimizer, model, context), of=optimizer)

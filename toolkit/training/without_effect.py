@@ -3,7 +3,7 @@
 A run computes the loss from the logits itself (`toolkit.training.loss`), so that gradient accumulation, world size
 and chunking do not change it. A loss function that a plugin sets on the model, or a term that the model adds to its
 own loss, never reaches the gradients. Nor does a batch entry that the model's forward does not take: transformers
-passes unknown ones on to that loss.
+passes unknown ones on to that loss. And a model's learning rates are for the optimizer to grant.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers.loss.loss_utils import LOSS_MAPPING
 
-from toolkit.api import OptionError, Task
+from toolkit.api import OptionError, Task, learning_rate_scales
 from toolkit.system.rng_state import random_state_preserved
 from toolkit.training.loss import DUMMY_INPUT_TOKENS, token_mean_loss
 
@@ -143,6 +143,24 @@ def check_batch(batch: Mapping[str, Any], model: PreTrainedModel) -> None:
         raise OptionError(
             f"labels have the shape {shapes['labels']} and input_ids {shapes['input_ids']}; a token has one label"
         )
+
+
+def check_learning_rates(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> None:
+    """Refuse an optimizer that ignores the model's learning rates: with one group for parameters of different scales.
+
+    An optimizer may have reasons of its own for the rate of a group (Muon's does not depend on the width).
+
+    Raises:
+        OptionError: it has such a group.
+    """
+    scales = learning_rate_scales(model)
+    for group in optimizer.param_groups:
+        if len({scales.get(parameter, 1.0) for parameter in group["params"]}) > 1:
+            raise OptionError(
+                "the model asks for a learning rate of their own for some of its parameters (muP), which this "
+                "optimizer would ignore; take adamw or muon, or let it take its groups from parameter_groups of "
+                "toolkit.api"
+            )
 
 
 def takes(model: torch.nn.Module, key: str) -> bool:

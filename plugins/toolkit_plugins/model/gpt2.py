@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Self
 from pydantic import Field, field_validator, model_validator
 
 from toolkit.api import Model, RunContext
+from toolkit_plugins.model.mup import check_untied, head_size, heads_of, parametrize
 from toolkit_plugins.model.sizes import (
     TINY,
     Shape,
@@ -15,7 +16,6 @@ from toolkit_plugins.model.sizes import (
     parameter_count,
     positions,
     tell,
-    usual_heads,
     vocabulary_size,
 )
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class GPT2(Model):
-    """GPT-2 with random weights: learned position embeddings, LayerNorm, GELU, tied embeddings.
+    """GPT-2 with random weights: learned position embeddings, LayerNorm, GELU.
 
     Set its size either with `parameters`, or with `num_hidden_layers` and `hidden_size`. Radford et al. 2019,
     https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf.
@@ -43,6 +43,12 @@ class GPT2(Model):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on embeddings, attention and residuals. 0 is usual in pre-training, where data is seen about once, and
     lets attention take its fast path."""
+    tie_word_embeddings: bool = True
+    """Tie the head to the input embedding, as GPT-2 does."""
+    mup_base_hidden_size: int | None = Field(default=None, ge=2)
+    """muP: the width at which the learning rate was tuned. Weights and learning rates are scaled from there, so that
+    the same learning rate is best at this width. Needs `tie_word_embeddings: false`; keep layers and head size the
+    same. Yang et al. 2022, https://arxiv.org/abs/2203.03466."""
 
     @field_validator("parameters")
     @classmethod
@@ -60,10 +66,11 @@ class GPT2(Model):
             )
         if self.parameters is None and (self.num_hidden_layers is None or self.hidden_size is None):
             raise ValueError("say how large: either parameters (30M, say), or num_hidden_layers and hidden_size")
-        if self.hidden_size and self.num_attention_heads and self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"num_attention_heads {self.num_attention_heads} does not divide hidden_size {self.hidden_size}"
-            )
+        if self.hidden_size:
+            heads = self.num_attention_heads or heads_of(self.hidden_size, self.mup_base_hidden_size)
+            if self.hidden_size % heads:
+                raise ValueError(f"num_attention_heads {heads} does not divide hidden_size {self.hidden_size}")
+        check_untied(self.mup_base_hidden_size, tied=self.tie_word_embeddings)
         return self
 
     def rehearse(self) -> Self:
@@ -86,9 +93,11 @@ class GPT2(Model):
 
         def count(shape: Shape) -> int:
             layer = 12 * shape.width**2 + 13 * shape.width
-            return (vocabulary + length + 2) * shape.width + shape.layers * layer
+            embeddings = vocabulary * shape.width * (1 if self.tie_word_embeddings else 2)
+            return embeddings + (length + 2) * shape.width + shape.layers * layer
 
-        shape = self._shape() or derive(parameter_count(self.parameters or 0), count)
+        base = self.mup_base_hidden_size
+        shape = self._shape() or derive(parameter_count(self.parameters or 0), count, head_size=head_size(base))
         config = GPT2Config(
             vocab_size=vocabulary,
             n_positions=length,
@@ -100,17 +109,20 @@ class GPT2(Model):
             attn_pdrop=self.dropout,
             # GPT-2's own function, in one kernel that keeps its input alone: "gelu_new" keeps five tensors of its size.
             activation_function="gelu_pytorch_tanh",
+            tie_word_embeddings=self.tie_word_embeddings,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
         model.loss_type = "ForCausalLM"  # transformers cannot infer it from this class's name, and warns
+        if base is not None:
+            parametrize(model, width=shape.width, base=base, run=run)
         tell(run, shape, count(shape), vocabulary, asked=self.parameters)
         return model
 
     def _shape(self) -> Shape | None:
         if self.num_hidden_layers is None or self.hidden_size is None:
             return None
-        heads = self.num_attention_heads or usual_heads(self.hidden_size)
+        heads = self.num_attention_heads or heads_of(self.hidden_size, self.mup_base_hidden_size)
         return Shape(self.num_hidden_layers, self.hidden_size, heads)

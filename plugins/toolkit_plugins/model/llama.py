@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Self
 from pydantic import Field, field_validator, model_validator
 
 from toolkit.api import Model, RunContext
+from toolkit_plugins.model.mup import check_untied, head_size, heads_of, parametrize
 from toolkit_plugins.model.sizes import (
     TINY,
     Shape,
@@ -15,7 +16,6 @@ from toolkit_plugins.model.sizes import (
     parameter_count,
     positions,
     tell,
-    usual_heads,
     vocabulary_size,
 )
 
@@ -48,6 +48,10 @@ class Llama(Model):
     """Base of the wavelengths of the rotary position embeddings."""
     tie_word_embeddings: bool = True
     """Tie the head to the input embedding, as small models do, where the vocabulary is most of the parameters."""
+    mup_base_hidden_size: int | None = Field(default=None, ge=2)
+    """muP: the width at which the learning rate was tuned. Weights and learning rates are scaled from there, so that
+    the same learning rate is best at this width. Needs `tie_word_embeddings: false`; keep layers and head size the
+    same. Yang et al. 2022, https://arxiv.org/abs/2203.03466."""
 
     @field_validator("parameters")
     @classmethod
@@ -71,7 +75,7 @@ class Llama(Model):
         if self.parameters is None and (self.num_hidden_layers is None or self.hidden_size is None):
             raise ValueError("say how large: either parameters (30M, say), or num_hidden_layers and hidden_size")
         if self.hidden_size:
-            heads = self.num_attention_heads or usual_heads(self.hidden_size)
+            heads = self.num_attention_heads or heads_of(self.hidden_size, self.mup_base_hidden_size)
             if self.hidden_size % heads:
                 raise ValueError(f"num_attention_heads {heads} does not divide hidden_size {self.hidden_size}")
             if self.hidden_size // heads % 2:
@@ -80,6 +84,7 @@ class Llama(Model):
                 raise ValueError(
                     f"num_key_value_heads {self.num_key_value_heads} does not divide num_attention_heads {heads}"
                 )
+        check_untied(self.mup_base_hidden_size, tied=self.tie_word_embeddings)
         return self
 
     def rehearse(self) -> Self:
@@ -110,7 +115,8 @@ class Llama(Model):
             embeddings = vocabulary * shape.width * (1 if self.tie_word_embeddings else 2)
             return embeddings + shape.layers * layer + shape.width
 
-        shape = self._shape() or derive(parameter_count(self.parameters or 0), count)
+        base = self.mup_base_hidden_size
+        shape = self._shape() or derive(parameter_count(self.parameters or 0), count, head_size=head_size(base))
         config = LlamaConfig(
             vocab_size=vocabulary,
             max_position_embeddings=positions(self.max_position_embeddings, run),
@@ -126,6 +132,8 @@ class Llama(Model):
             pad_token_id=tokenizer.pad_token_id,
         )
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        if base is not None:
+            parametrize(model, width=shape.width, base=base, run=run)
         tell(run, shape, count(shape), vocabulary, asked=self.parameters)
         return model
 
@@ -135,5 +143,5 @@ class Llama(Model):
     def _shape(self) -> Shape | None:
         if self.num_hidden_layers is None or self.hidden_size is None:
             return None
-        heads = self.num_attention_heads or usual_heads(self.hidden_size)
+        heads = self.num_attention_heads or heads_of(self.hidden_size, self.mup_base_hidden_size)
         return Shape(self.num_hidden_layers, self.hidden_size, heads)

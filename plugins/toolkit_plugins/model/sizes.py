@@ -65,8 +65,8 @@ def usual_heads(width: int) -> int:
     return width // size
 
 
-def derive(target: int, count: Callable[[Shape], int]) -> Shape:
-    """Return the shape of usual proportions whose number of parameters is closest to the target.
+def derive(target: int, count: Callable[[Shape], int], *, head_size: int | None = None) -> Shape:
+    """Return the shape of usual proportions, and with heads of this size, with about so many parameters as the target.
 
     Size takes precedence over proportions: 10 % off in size weighs as much as a factor of 2.7 off in proportion.
 
@@ -79,7 +79,7 @@ def derive(target: int, count: Callable[[Shape], int]) -> Shape:
         proportion = max(0.0, log(64 / ratio), log(ratio / 128))
         return 10 * abs(log(count(shape) / target)) + proportion
 
-    best = min(_shapes(target, count), key=cost)
+    best = min(_shapes(target, count, head_size), key=cost)
     if abs(count(best) / target - 1) > TOLERANCE:
         raise OptionError(
             f"no model of about {in_words(target)} parameters exists for this vocabulary: the nearest has "
@@ -89,12 +89,14 @@ def derive(target: int, count: Callable[[Shape], int]) -> Shape:
     return best
 
 
-def _shapes(target: int, count: Callable[[Shape], int]) -> Iterator[Shape]:
+def _shapes(target: int, count: Callable[[Shape], int], head_size: int | None) -> Iterator[Shape]:
     """For each width, all usual shapes up to the first that is too large; the smallest shape in any case."""
-    widths = [*range(16, 128, 16), *range(128, 256, 32), *range(256, 1024, 64), *range(1024, 16385, 128)]
+    usual = [*range(16, 128, 16), *range(128, 256, 32), *range(256, 1024, 64), *range(1024, 16385, 128)]
+    widths = [width for width in usual if width % (head_size or 1) == 0]
     for width in widths:
+        heads = width // head_size if head_size else usual_heads(width)
         for layers in (2, 3, *range(4, 129, 2)):
-            yield (shape := Shape(layers, width, usual_heads(width)))
+            yield (shape := Shape(layers, width, heads))
             if count(shape) > 2 * target:
                 break
         if layers == 2 and width > widths[0]:

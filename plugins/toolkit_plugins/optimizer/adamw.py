@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from toolkit.api import Optimizer, RunContext
+from toolkit.api import Optimizer, RunContext, parameter_groups
 
 if TYPE_CHECKING:
     import torch
@@ -31,17 +30,5 @@ class AdamW(Optimizer):
         """Return a fused AdamW: a third of the unfused one's time on a CPU, and one kernel per step on a GPU."""
         import torch
 
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        return torch.optim.AdamW(
-            groups_by_decay(trained, weight_decay), lr=learning_rate, betas=self.betas, eps=self.eps, fused=True
-        )
-
-
-def groups_by_decay(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """The parameter groups for AdamW: matrices are decayed, vectors are not. No group is empty."""
-    matrices: list[torch.nn.Parameter] = []
-    vectors: list[torch.nn.Parameter] = []
-    for parameter in parameters:
-        (matrices if parameter.ndim >= 2 else vectors).append(parameter)
-    groups = ({"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0})
-    return [group for group in groups if group["params"]]
+        groups = parameter_groups(model, learning_rate=learning_rate, weight_decay=weight_decay)
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=self.betas, eps=self.eps, fused=True)

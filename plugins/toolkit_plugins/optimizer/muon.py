@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from toolkit.api import Optimizer, RunContext
-from toolkit_plugins.optimizer.adamw import groups_by_decay
+from toolkit.api import Optimizer, RunContext, parameter_groups
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +26,8 @@ class Muon(Optimizer):
 
     `learning_rate` of the training section is AdamW's; the hidden matrices use `hidden_learning_rate`, and the
     learning-rate schedule scales both. `weight_decay` applies to both: each step shrinks a matrix by its own learning
-    rate times the decay.
+    rate times the decay. What muP asks of the learning rates is granted to AdamW's part alone: an update of a given
+    spectral norm moves activations alike at every width (Yang et al. 2023, https://arxiv.org/abs/2310.17813).
     Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/.
     """
 
@@ -54,7 +54,7 @@ class Muon(Optimizer):
         others = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter not in hidden]
         adamw = None
         if others:
-            groups = groups_by_decay(others, weight_decay)
+            groups = parameter_groups(model, learning_rate=learning_rate, weight_decay=weight_decay, parameters=others)
             adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=self.betas, eps=self.eps, fused=True)
         if adamw and not hidden:
             run.log.info("muon found no hidden matrix to train, so AdamW takes all that is trained")

@@ -159,6 +159,29 @@ def test_a_callback_that_sets_the_loss_is_refused_when_it_does(tmp_path: Path) -
         train(recipe)
 
 
+@pytest.mark.parametrize("base", [16, 32], ids=["wider than the base", "at the base"])
+def test_an_optimizer_that_ignores_the_models_learning_rates_is_refused(tmp_path: Path, base: int) -> None:
+    body = (
+        "def build(self, model, *, learning_rate, weight_decay, run):\n"
+        "    import torch\n"
+        "    return torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)"
+    )
+    write_plugin(tmp_path, "optimizer", body)
+    model = {"plugin": "llama", "num_hidden_layers": 1, "hidden_size": 32, "tie_word_embeddings": False}
+    recipe = write_recipe(
+        tmp_path,
+        plugin_paths=["plugins"],
+        optimizer={"plugin": "vain"},
+        model=model | {"mup_base_hidden_size": base},
+        training={"max_steps": 1},
+    )
+    if base == 32:  # where there is nothing to scale
+        assert train(recipe)[0].steps == 1
+        return
+    with pytest.raises(RecipeError, match=r"optimizer: the model asks for a learning rate of their own.* take adamw"):
+        train(recipe)
+
+
 def test_a_published_architecture_that_adds_to_its_loss_is_told_of() -> None:
     from transformers import MixtralConfig, MixtralForCausalLM
 
