@@ -19,6 +19,8 @@ from toolkit.recipe.schema import StrategyComponent
 
 MIN_SPEEDUP = 0.05
 """Where no strategy is needed, one has to make the step faster by this."""
+RECOMPUTED = "activations"
+"""The claim of what keeps fewer activations: it computes them again, so it is never taken for its speed."""
 SAME_SPEED_TOLERANCE = 0.01
 """Steps whose times differ by less than this are equally fast, and the one with fewer strategies is taken."""
 
@@ -105,7 +107,8 @@ class Search:
 
     def _if_worth_it(self, whole: Option) -> Option:
         """An exact strategy that is faster than none, though none is needed: chunked-loss on a CPU, say."""
-        alone = [self.planned(frozenset({part}), None) for part in self.others if rank(part) == 0]
+        worth_a_trace = [part for part in self.others if rank(part) == 0 and RECOMPUTED not in part.plugin.claims]
+        alone = [self.planned(frozenset({part}), None) for part in worth_a_trace]
         faster = [
             option
             for option in filter(None, alone)

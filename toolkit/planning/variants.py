@@ -13,7 +13,7 @@ from typing import cast
 
 from toolkit.api import Candidates, Fidelity, Strategy
 from toolkit.errors import PluginError, RecipeError
-from toolkit.planning.plan import Plan, reckon
+from toolkit.planning.plan import Plan, make_plan, reckon
 from toolkit.planning.roofline import Rates
 from toolkit.planning.trace import Trace
 from toolkit.planning.words import named
@@ -99,6 +99,7 @@ class Planner:
         self.limit_bytes = limit_bytes
         self.processes = processes
         self._traces: dict[tuple[Set, int], Trace] = {}
+        self._interpolated: set[tuple[Set, int]] = set()
 
     def option(self, added: Set, batch: StrategyComponent | None = None) -> Option | None:
         """The plan with these strategies and this micro-batch size; None if they do not go together.
@@ -132,6 +133,21 @@ class Planner:
         """Whether these strategies go together and with the recipe."""
         return is_valid(with_added(without_choosers(self.resolved.recipe), added), self.resolved)
 
+    def chosen(self, option: Option, resolved: ResolvedRecipe, *, limit_bytes: int) -> Plan:
+        """The plan of the recipe that an option has become, from the option's own trace where there is one.
+
+        Args:
+            option: one that this planner made.
+            resolved: the recipe with its strategies; only how saves are made may differ.
+            limit_bytes: what the plan may take.
+        """
+        batches = [part for part in option.added if cuts_the_batch_alone(part, option.resolved)]
+        sizes = BatchSplit.of(resolved, processes=self.processes)
+        key = frozenset(option.added).difference(batches), sizes.micro_batch_size
+        if key not in self._traces or key in self._interpolated:
+            return make_plan(resolved, rates=self.rates, limit_bytes=limit_bytes, processes=self.processes)
+        return reckon(resolved, self._traces[key], sizes, rates=self.rates, limit_bytes=limit_bytes)
+
     def _traced(self, added: Set, resolved: ResolvedRecipe, sizes: BatchSplit) -> Trace:
         from toolkit.planning.fake_step import trace
 
@@ -139,5 +155,7 @@ class Planner:
         if (added, size) not in self._traces:
             known = [found for (of, _), found in self._traces.items() if of == added and found.lies_on_a_line]
             between = known[0].at_micro_batch(size, other=known[1]) if len(known) > 1 and accumulation > 1 else None
+            if between:
+                self._interpolated.add((added, size))
             self._traces[added, size] = between or trace(resolved, micro_batch_size=size, accumulation=accumulation)
         return self._traces[added, size]
