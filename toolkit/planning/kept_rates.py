@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 from toolkit.errors import UnavailableError
 from toolkit.system.cache import cache_folder, entry_made
 from toolkit.system.device import Device
+from toolkit.system.threads import processors
 
 KEPT_SECONDS = 24 * 3600.0
 BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -60,6 +60,5 @@ def _digest(device: Device) -> str:
     import torch
 
     boot = BOOT.read_text(encoding="ascii") if BOOT.exists() else ""
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    known = [asdict(device), torch.__version__, torch.get_num_threads(), processors, boot]
+    known = [asdict(device), torch.__version__, torch.get_num_threads(), processors(), boot]
     return hashlib.sha256(repr(known).encode()).hexdigest()[:24]

@@ -1,6 +1,6 @@
 """Python's cyclic garbage collector, kept away from the objects of imported libraries.
 
-torch and transformers create a million objects that stay. While they are imported, the collector walks them again and
+torch and transformers create 440,000 objects that stay. While they are imported, the collector walks them again and
 again and finds nothing: a fifth of the time that the imports take. Each later full collection takes half a second.
 """
 
