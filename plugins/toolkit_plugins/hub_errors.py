@@ -75,18 +75,22 @@ def look_up(path: str, *, kind: Kind, revision: str | None) -> Repo:
             raise
         if info.gated:
             _knock(api, path, kind)
-        _remember(api, path, kind, revision)
+        _remember(api, path, kind, revision, info.sha)
     siblings = getattr(info, "siblings", None)  # a mirror may leave them out
     return Repo(path, info.sha, frozenset(file.rfilename for file in siblings) if siblings else None)
 
 
-def _remember(api: HfApi, path: str, kind: Kind, revision: str | None) -> None:
-    """Record in the cache which commit the revision points to now.
+def _remember(api: HfApi, path: str, kind: Kind, revision: str | None, commit: str | None) -> None:
+    """Record in the cache which commit the revision points to now, unless it says so already.
 
     Otherwise a run without a network would not find under `main` what was fetched by its commit alone.
     """
+    from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError
 
+    known = try_to_load_from_cache(path, FIRST_FILE[kind], repo_type=kind, revision=revision)
+    if isinstance(known, str) and Path(known).parent.name == commit:
+        return
     with suppress(EntryNotFoundError):
         api.hf_hub_download(path, FIRST_FILE[kind], repo_type=kind, revision=revision)
 

@@ -129,6 +129,23 @@ def check_tokenizer(repository: Repository) -> None:
         raise _problem(repository, _instead_of_a_tokenizer(repository))
 
 
+def tokenizer_is_cached(repository: Repository) -> bool:
+    """Whether the cache holds all that the tokenizer of a repository on the Hub may consist of, at its commit."""
+    from huggingface_hub import try_to_load_from_cache
+
+    names = [name for name in repository.names or () if _is_read_with_a_tokenizer(name)]
+    commit = repository.where["revision"]
+    return bool(names) and all(
+        isinstance(try_to_load_from_cache(repository.path, n, revision=commit), str) for n in names
+    )
+
+
+def _is_read_with_a_tokenizer(name: str) -> bool:
+    if "/" in name:
+        return name.startswith("additional_chat_templates/")
+    return name == "config.json" or name.startswith("chat_template") or bool(TOKENIZER_FILE.search(name))
+
+
 def _check_json(repository: Repository, names: Collection[str]) -> None:
     for name in names:
         if repository.folder is None or name not in repository:

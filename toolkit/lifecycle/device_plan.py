@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.system import environment_variables
+from toolkit.system import environment_variables, garbage_collection
 
 if TYPE_CHECKING:
     from toolkit.events import Listener
@@ -26,6 +26,7 @@ class Planned:
 
 
 @environment_variables.set_aside()
+@garbage_collection.given_back()
 def plan_of(
     resolved: ResolvedRecipe,
     *,

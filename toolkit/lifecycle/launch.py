@@ -28,11 +28,12 @@ from toolkit.planning.plan import peak_bytes
 from toolkit.recipe.resolve import ResolvedRecipe, check_trackers
 from toolkit.storage import run_directory, runs_folder
 from toolkit.storage.run_directory import RunDirectory
-from toolkit.system import distributed, environment_variables
+from toolkit.system import distributed, environment_variables, garbage_collection
 from toolkit.system.deterministic import deterministic_algorithms
 from toolkit.system.disk import DISK_FAULTS
 from toolkit.system.signals import StopRequest
 from toolkit.training.components import context_of, load_documents
+from toolkit.training.libraries import import_libraries
 from toolkit.training.refusals import refusals_placed
 
 NOTICE_BELOW_SHARE = 0.9
@@ -83,6 +84,7 @@ def run(
         StopRequest().handled() as stop,
         plugin_messages_told(listener),
         environment_variables.set_aside(),
+        garbage_collection.given_back(),
         _refusals_of_the_disk_told(runs),
         deterministic_algorithms(resolved.training.deterministic),
     ):
@@ -100,6 +102,7 @@ def run(
                 exporters = tuple(not_exported(directory, resolved))
                 return replace(_result(directory, already_finished=True), not_exported=exporters)
             listener(AttemptBegun(directory.log))
+            import_libraries()  # a plan has; a resume makes none
             Attempt(
                 resolved,
                 directory,

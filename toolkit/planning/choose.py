@@ -17,7 +17,7 @@ from toolkit.formatting import counted
 from toolkit.memory.budget import is_ample, own_share
 from toolkit.planning.overhead import framework_bytes
 from toolkit.planning.own_process import in_own_process
-from toolkit.planning.plan import Plan, make_plan
+from toolkit.planning.plan import Plan
 from toolkit.planning.roofline import Rates, measured
 from toolkit.planning.search import SAME_SPEED_TOLERANCE, Search
 from toolkit.planning.variants import FIDELITIES, Option, with_added, without_choosers
@@ -105,7 +105,7 @@ def _choice(
         "strategies": [{"plugin": part.name, **part.plugin.model_dump(mode="json")} for part in found.added],
         "save_in_background": has_room if resolved.device.kind == "cpu" else None,
     }
-    made = make_plan(with_choice(resolved, record), rates=rates, limit_bytes=limit, processes=processes)
+    made = search.planner.chosen(found, with_choice(resolved, record), limit_bytes=limit)
     return Choice(record, made, tuple(_why(found, made, search)))
 
 

@@ -32,11 +32,10 @@ def framework_bytes(device: Device, *, compiles: bool = False) -> int:
 @functools.cache
 def _resident_after_imports() -> int:
     """Resident memory, measured once, before the first plan itself adds to it."""
-    import datasets  # noqa: F401 - a run imports it
-
-    import toolkit.training.trainer  # noqa: F401 - what it imports is what is measured
     from toolkit.system.host_memory import resident_bytes
+    from toolkit.training.libraries import import_libraries
 
+    import_libraries()  # what a run imports is what is measured
     return resident_bytes()
 
 

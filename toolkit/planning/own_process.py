@@ -28,6 +28,7 @@ from toolkit.api import Progress
 from toolkit.api.context import nobody_watches
 from toolkit.errors import PlanTooLongError, PluginError, ToolkitError
 from toolkit.formatting import duration
+from toolkit.system.threads import processors
 
 T = TypeVar("T")
 
@@ -71,6 +72,29 @@ def in_own_process(work: Callable[..., T], *args: Any, progress: Progress | None
     return _result(_started_anew(), work, args, options, progress)
 
 
+def started_beside(work: Callable[..., T], *args: Any, **options: Any) -> Callable[[], T] | None:
+    """Start a function in a fork of a process that was itself forked for a plan.
+
+    Returns:
+        What waits for its end and returns what it returns, or raises what it raises; once nobody holds it, the work is
+        ended. None in any other process, and where there is no second processor: then the work is best done when its
+        result is needed.
+    """
+    # Not in a process started anew: there the system's libraries start threads, or a GPU has been used.
+    if not _is_own or multiprocessing.parent_process() is None or processors() < 2:
+        return None
+    ends_with_result = contextlib.ExitStack()
+    connection, ended = ends_with_result.enter_context(_forked(daemon=True))
+    _ask(connection, work, args, options, None)
+
+    def result() -> T:
+        with ends_with_result:
+            answer: T = _answer(connection, ended, None)
+            return answer
+
+    return result
+
+
 class _ForkFailedError(Exception):
     """torch cannot work in the fork of this process, because it has used a GPU."""
 
@@ -84,24 +108,38 @@ def _result(
 ) -> T:
     """Have the process do the work."""
     with process as (connection, ended):
-        with contextlib.suppress(BrokenPipeError):  # it has ended already: the next line says how
-            connection.send((work, args, options, progress is not None))
-        while True:
-            try:
-                kind, content = connection.recv()
-            except (EOFError, ConnectionResetError):
-                raise _early_end(ended()) from None
-            if kind == "returned":
-                returned: T = content
-                return returned
-            if kind == "raised":
-                is_of_the_fork = any(fault in str(content) for fault in FAULTS_OF_A_FORK)
-                raise _ForkFailedError if is_of_the_fork else content
-            if kind == "progress":
-                (progress or nobody_watches)(*content[0], **content[1])
-            else:
-                name, level, message = content
-                logging.getLogger(name).log(level, "%s", message)
+        _ask(connection, work, args, options, progress)
+        returned: T = _answer(connection, ended, progress)
+        return returned
+
+
+def _ask(
+    connection: Connection,
+    work: Callable[..., Any],
+    args: tuple[Any, ...],
+    options: dict[str, Any],
+    progress: Progress | None,
+) -> None:
+    with contextlib.suppress(BrokenPipeError):  # it has ended already, and its answer says how
+        connection.send((work, args, options, progress is not None))
+
+
+def _answer(connection: Connection, ended: Callable[[], int], progress: Progress | None) -> Any:
+    while True:
+        try:
+            kind, content = connection.recv()
+        except (EOFError, ConnectionResetError):
+            raise _early_end(ended()) from None
+        if kind == "returned":
+            return content
+        if kind == "raised":
+            is_of_the_fork = any(fault in str(content) for fault in FAULTS_OF_A_FORK)
+            raise _ForkFailedError if is_of_the_fork else content
+        if kind == "progress":
+            (progress or nobody_watches)(*content[0], **content[1])
+        else:
+            name, level, message = content
+            logging.getLogger(name).log(level, "%s", message)
 
 
 @contextlib.contextmanager
@@ -124,10 +162,10 @@ def _started_anew() -> Iterator[tuple[Connection, Callable[[], int]]]:
 
 
 @contextlib.contextmanager
-def _forked() -> Iterator[tuple[Connection, Callable[[], int]]]:
-    """The same by a fork of this process, which has imported everything."""
+def _forked(*, daemon: bool = False) -> Iterator[tuple[Connection, Callable[[], int]]]:
+    """The same by a fork of this process, which has imported everything; a daemon is not waited for at its end."""
     here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=_serve_forked, args=(here, there))
+    process = multiprocessing.get_context("fork").Process(target=_serve_forked, args=(here, there), daemon=daemon)
     with warnings.catch_warnings():
         # Python 3.12 warns of every fork beside threads. Ours wait and print; torch's are not used in the child.
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -19,6 +19,7 @@ from toolkit.api import Device
 from toolkit.api.context import Precision
 from toolkit.formatting import counted
 from toolkit.planning.devices import GIGA, TERA, Published
+from toolkit.planning.kept_rates import kept
 from toolkit.planning.trace import Work
 
 if TYPE_CHECKING:
@@ -85,12 +86,13 @@ def published(entry: Published) -> Rates:
 
 @functools.lru_cache(maxsize=2)
 def measured(device: Device) -> Rates:
-    """The rates of this machine's device, from a benchmark of about a second."""
+    """The rates of this machine's device, from a benchmark of about a second, which is kept for the next start."""
     precisions: tuple[Precision, ...] = ("fp32", "bf16", "fp16") if device.kind == "cuda" else ("fp32", "bf16")
     busy, seconds = _others_load(), _probe_seconds()
     flops: dict[str, float] = {precision: product_rate(device, precision) for precision in precisions}
     size = PROBE_BYTES[device.kind]
-    bandwidth, fresh = _memory_rates(size, device, seconds)
+    probe = kept(device, "memory", lambda: _memory_rates(size, device, seconds), is_busy=_is_busy)
+    bandwidth, fresh = probe.figures
     _forget_probe(device)
     shown = ", ".join(f"{_rate(rate)} in {name}" for name, rate in flops.items())
     return Rates(
@@ -98,20 +100,24 @@ def measured(device: Device) -> Rates:
         bandwidth=bandwidth,
         seconds_per_kernel=SECONDS_PER_KERNEL[device.kind],
         seconds_per_fresh_byte=fresh if device.kind == "cpu" else 0.0,
-        source=f"measured here: {shown}, {bandwidth / GIGA:.1f} GB/s" + _caution(busy, device),
+        source=f"measured here: {shown}, {bandwidth / GIGA:.1f} GB/s" + (_caution(busy, device) if probe.now else ""),
     )
 
 
 @functools.lru_cache(maxsize=8)
 def product_rate(device: Device, precision: Precision) -> float:
-    """FLOP/s in the product of two large matrices, measured in a fraction of a second."""
+    """FLOP/s in the product of two large matrices, measured in a fraction of a second, or by an earlier start."""
     import torch
 
     emulated = precision != "fp32" and device.kind == "cpu" and not device.bf16
     side = EMULATED_PROBE_SIDE if emulated else PROBE_SIDE[device.kind]
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    rate = _product_rate(dtype, side, device, _probe_seconds())
+    seconds = _probe_seconds()
+    probe = kept(
+        device, f"product-{precision}", lambda: [_product_rate(dtype, side, device, seconds)], is_busy=_is_busy
+    )
     _forget_probe(device)
+    (rate,) = probe.figures
     return rate
 
 
@@ -124,17 +130,21 @@ def _forget_probe(device: Device) -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def _memory_rates(size: int, device: Device, seconds: float) -> tuple[float, float]:
+def _memory_rates(size: int, device: Device, seconds: float) -> list[float]:
     """Bytes per second that are read or written, and what a byte of newly allocated memory costs beside that."""
     import torch
 
     many = torch.ones(size // 4, device=device.kind)
     in_place, to_fresh = _seconds(lambda: many.add_(1), device, seconds), _seconds(lambda: many + 1, device, seconds)
-    return 2 * size / in_place, max(0.0, to_fresh - in_place) / size
+    return [2 * size / in_place, max(0.0, to_fresh - in_place) / size]
 
 
 def _probe_seconds() -> float:
-    return PROBE_SECONDS if _others_load() < BUSY else BUSY_PROBE_SECONDS
+    return BUSY_PROBE_SECONDS if _is_busy() else PROBE_SECONDS
+
+
+def _is_busy() -> bool:
+    return _others_load() >= BUSY
 
 
 def _others_load() -> float:

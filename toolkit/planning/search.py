@@ -19,6 +19,8 @@ from toolkit.recipe.schema import StrategyComponent
 
 MIN_SPEEDUP = 0.05
 """Where no strategy is needed, one has to make the step faster by this."""
+RECOMPUTED = "activations"
+"""The claim of what keeps fewer activations: it computes them again, so it is never taken for its speed."""
 SAME_SPEED_TOLERANCE = 0.01
 """Steps whose times differ by less than this are equally fast, and the one with fewer strategies is taken."""
 
@@ -83,6 +85,7 @@ class Search:
 
     def best(self, *, fidelity: Fidelity) -> Option | None:
         """The best option that fits, with strategies of at least this fidelity; None if there is none."""
+        self.planner.trace_ahead(map(_alone, self._taken_for_speed()))
         whole = self.planned(frozenset(), None)
         if whole and whole.plan.peak_bytes <= self.limit_bytes:
             return self._if_worth_it(whole)  # the usual case: nothing is needed
@@ -105,7 +108,7 @@ class Search:
 
     def _if_worth_it(self, whole: Option) -> Option:
         """An exact strategy that is faster than none, though none is needed: chunked-loss on a CPU, say."""
-        alone = [self.planned(frozenset({part}), None) for part in self.others if rank(part) == 0]
+        alone = [self.planned(_alone(part), None) for part in self._taken_for_speed()]
         faster = [
             option
             for option in filter(None, alone)
@@ -113,6 +116,9 @@ class Search:
             and option.plan.seconds_per_step * (1 + MIN_SPEEDUP) < whole.plan.seconds_per_step
         ]
         return min(faster, key=lambda option: option.plan.seconds_per_step, default=whole)
+
+    def _taken_for_speed(self) -> list[StrategyComponent]:
+        return [part for part in self.others if rank(part) == 0 and RECOMPUTED not in part.plugin.claims]
 
     def _let_go(self, usable: Sequence[StrategyComponent]) -> Option | None:
         """The best option with the smallest micro-batch; or with the whole batch, for strategies that need it."""
@@ -209,6 +215,10 @@ class Search:
 def rank(part: StrategyComponent) -> int:
     """The rank of a strategy's fidelity, 0 for exact."""
     return FIDELITIES.index(part.plugin.fidelity)
+
+
+def _alone(part: StrategyComponent) -> Set:
+    return frozenset({part})
 
 
 def _exclude(one: StrategyComponent, other: StrategyComponent) -> bool:

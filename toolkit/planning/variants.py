@@ -6,14 +6,18 @@ Knows no strategy by name. A plugin's `candidates` says what may be tried, its c
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import cast
 
 from toolkit.api import Candidates, Fidelity, Strategy
 from toolkit.errors import PluginError, RecipeError
-from toolkit.planning.plan import Plan, reckon
+from toolkit.planning import fake_step
+from toolkit.planning.own_process import started_beside
+from toolkit.planning.plan import Plan, make_plan, reckon
 from toolkit.planning.roofline import Rates
 from toolkit.planning.trace import Trace
 from toolkit.planning.words import named
@@ -21,6 +25,7 @@ from toolkit.recipe.auto import Auto
 from toolkit.recipe.batch import BatchSplit
 from toolkit.recipe.resolve import ResolvedRecipe, resolve
 from toolkit.recipe.schema import Recipe, StrategyComponent
+from toolkit.system.threads import processors
 
 FIDELITIES: tuple[Fidelity, ...] = ("exact", "approximate", "different")
 
@@ -99,6 +104,9 @@ class Planner:
         self.limit_bytes = limit_bytes
         self.processes = processes
         self._traces: dict[tuple[Set, int], Trace] = {}
+        self._interpolated: set[tuple[Set, int]] = set()
+        self._begun: dict[tuple[Set, int], Callable[[], Trace]] = {}
+        """What waits for the traces that were begun ahead."""
 
     def option(self, added: Set, batch: StrategyComponent | None = None) -> Option | None:
         """The plan with these strategies and this micro-batch size; None if they do not go together.
@@ -107,17 +115,12 @@ class Planner:
             RecipeError, PluginError: the recipe is refused even without any of them.
         """
         parts = tuple(sorted(added, key=lambda part: part.name)) + ((batch,) if batch else ())
-        recipe = with_added(without_choosers(self.resolved.recipe), parts)
         try:
-            resolved = resolve(recipe, self.resolved.device)
-            sizes = BatchSplit.of(resolved, processes=self.processes)
+            resolved, sizes = self._with(parts)
         except RecipeError:
             if not parts:
                 raise
             return None
-        if resolved.training.save_in_background is None:
-            # Whether there is room for a copy of the state is decided once the strategies are chosen.
-            resolved = replace(resolved, training=resolved.training.model_copy(update={"save_in_background": False}))
         try:
             traced = self._traced(added, resolved, sizes)
         except (RecipeError, PluginError) as error:
@@ -128,16 +131,60 @@ class Planner:
         made = reckon(resolved, traced, sizes, rates=self.rates, limit_bytes=self.limit_bytes)
         return Option(parts, resolved, made)
 
+    def trace_ahead(self, sets: Iterable[Set]) -> None:
+        """Begin to trace steps with these strategies beside what is asked for next, one per further processor."""
+        for added in itertools.islice(sets, processors() - 1):
+            with contextlib.suppress(RecipeError):  # `option` says what that means
+                resolved, sizes = self._with(tuple(added))
+                size, accumulation = sizes.micro_batch_size, sizes.accumulation
+                begun = started_beside(fake_step.trace, resolved, micro_batch_size=size, accumulation=accumulation)
+                if begun:
+                    self._begun[added, size] = begun
+
+    def _with(self, parts: tuple[StrategyComponent, ...]) -> tuple[ResolvedRecipe, BatchSplit]:
+        """The recipe with these strategies in place of its choosers.
+
+        Raises:
+            RecipeError: they do not go together.
+        """
+        recipe = with_added(without_choosers(self.resolved.recipe), parts)
+        resolved = resolve(recipe, self.resolved.device)
+        if resolved.training.save_in_background is None:
+            # Whether there is room for a copy of the state is decided once the strategies are chosen.
+            resolved = replace(resolved, training=resolved.training.model_copy(update={"save_in_background": False}))
+        return resolved, BatchSplit.of(resolved, processes=self.processes)
+
     def is_valid(self, added: Set) -> bool:
         """Whether these strategies go together and with the recipe."""
         return is_valid(with_added(without_choosers(self.resolved.recipe), added), self.resolved)
 
-    def _traced(self, added: Set, resolved: ResolvedRecipe, sizes: BatchSplit) -> Trace:
-        from toolkit.planning.fake_step import trace
+    def chosen(self, option: Option, resolved: ResolvedRecipe, *, limit_bytes: int) -> Plan:
+        """The plan of the recipe that an option has become, from the option's own trace where there is one.
 
-        size, accumulation = sizes.micro_batch_size, sizes.accumulation
-        if (added, size) not in self._traces:
-            known = [found for (of, _), found in self._traces.items() if of == added and found.lies_on_a_line]
-            between = known[0].at_micro_batch(size, other=known[1]) if len(known) > 1 and accumulation > 1 else None
-            self._traces[added, size] = between or trace(resolved, micro_batch_size=size, accumulation=accumulation)
-        return self._traces[added, size]
+        Args:
+            option: one that this planner made.
+            resolved: the recipe with its strategies; only how saves are made may differ.
+            limit_bytes: what the plan may take.
+        """
+        batches = [part for part in option.added if cuts_the_batch_alone(part, option.resolved)]
+        sizes = BatchSplit.of(resolved, processes=self.processes)
+        key = frozenset(option.added).difference(batches), sizes.micro_batch_size
+        if key not in self._traces or key in self._interpolated:
+            return make_plan(resolved, rates=self.rates, limit_bytes=limit_bytes, processes=self.processes)
+        return reckon(resolved, self._traces[key], sizes, rates=self.rates, limit_bytes=limit_bytes)
+
+    def _traced(self, added: Set, resolved: ResolvedRecipe, sizes: BatchSplit) -> Trace:
+        size = sizes.micro_batch_size
+        key = added, size
+        if key in self._traces:
+            return self._traces[key]
+        known = [found for (of, _), found in self._traces.items() if of == added and found.lies_on_a_line]
+        if len(known) > 1 and sizes.accumulation > 1 and (between := known[0].at_micro_batch(size, other=known[1])):
+            self._interpolated.add(key)
+            found = between
+        elif begun := self._begun.pop(key, None):
+            found = begun()
+        else:
+            found = fake_step.trace(resolved, micro_batch_size=size, accumulation=sizes.accumulation)
+        self._traces[key] = found
+        return found

@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from toolkit.system.garbage_collection import held_for_imports
+
 CUBLAS_WORKSPACE = ":4096:8"
 """A cuBLAS workspace of fixed size, 32 MiB: https://docs.nvidia.com/cuda/cublas/#results-reproducibility."""
 
@@ -17,7 +19,8 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
 
     To be entered before the first product on a GPU, when cuBLAS reads its variable.
     """
-    import torch
+    with held_for_imports():
+        import torch
 
     if not wanted:
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator
 
@@ -30,3 +31,8 @@ def meanwhile(work: Callable[[], object], *, seconds: float | None = None, name:
     finally:
         ended.set()
         thread.join()
+
+
+def processors() -> int:
+    """The processors that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,7 +10,7 @@ from pydantic import Field
 from toolkit.api import OptionError, RunContext, Tokenizer
 from toolkit_plugins.hub_errors import quiet
 from toolkit_plugins.library_errors import reading
-from toolkit_plugins.repository_files import check_tokenizer, find
+from toolkit_plugins.repository_files import check_tokenizer, find, tokenizer_is_cached
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,9 +54,13 @@ class PretrainedTokenizer(Tokenizer):
         check_tokenizer(repository)
         if repository.is_remote and repository.where["local_files_only"]:
             run.log.info("The Hub cannot be reached; looking for the tokenizer of %s in the cache.", self.path)
+        where = repository.where
+        if repository.is_remote and tokenizer_is_cached(repository):
+            # transformers would ask for lists of files of a commit, which cannot have changed.
+            where = {**where, "local_files_only": True}
         with quiet(transformers.utils), reading(repository, revision=self.revision, what="the tokenizer"):
             tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
-                self.path, trust_remote_code=False, **repository.where
+                self.path, trust_remote_code=False, **where
             )
             tokenizer(PROBE)  # some files turn out to be broken only when text is encoded
         return tokenizer

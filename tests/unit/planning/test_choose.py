@@ -12,17 +12,17 @@ import pytest
 
 from tests.planned import RATES, SMALL
 from tests.tiny import resolved, write_recipe
-from toolkit.api import Device, Fidelity
+from toolkit.api import Fidelity
 from toolkit.errors import RecipeError
 from toolkit.planning import fake_step
 from toolkit.planning.choose import SPARE_SHARE, Choice, not_all_was_tried, resolve_auto, usable_bytes, with_choice
 from toolkit.planning.compare import rows
 from toolkit.planning.fake_step import trace
 from toolkit.planning.plan import Plan, make_plan
-from toolkit.planning.roofline import measured
 from toolkit.planning.search import Search, choose
 from toolkit.planning.trace import Trace
 from toolkit.planning.variants import Option, candidates, without_choosers
+from toolkit.planning.words import named
 from toolkit.recipe.identity import identity
 from toolkit.recipe.resolve import ResolvedRecipe, resolve
 
@@ -154,6 +154,22 @@ def test_where_none_is_needed_one_is_taken_for_its_speed_alone(tmp_path: Path) -
     assert choice.record["strategies"] == []
     _, choice = resolve_auto(recipe, ample, rates=replace(RATES, seconds_per_fresh_byte=1e-8))
     assert [entry["plugin"] for entry in choice.record["strategies"]] == ["chunked-loss"]
+
+
+def test_where_none_is_needed_no_step_is_traced_twice_and_none_that_only_recomputes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run waits for each of them, a second or more."""
+    asked: list[tuple[str, ...]] = []
+
+    def noted(recipe: ResolvedRecipe, **sizes: int) -> Trace:
+        asked.append(named(recipe.recipe.memory))
+        return trace(recipe, **sizes)
+
+    monkeypatch.setattr(fake_step, "trace", noted)
+    concrete, choice = chosen(auto(tmp_path), 10**12)
+    assert asked == [(), ("chunked-loss",)]
+    assert choice.plan == make_plan(concrete, rates=RATES, limit_bytes=10**12)
 
 
 @pytest.mark.slow
@@ -312,14 +328,3 @@ def test_a_search_tells_how_it_goes_and_ends_with_its_time(tmp_path: Path) -> No
     assert hurried.cut_short
     assert hurried.tried < whole.tried
     assert "--search-seconds" in not_all_was_tried(hurried)
-
-
-def test_a_machine_that_was_busy_while_it_was_measured_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("toolkit.planning.roofline.PROBE_SECONDS", 0.0)
-    monkeypatch.setattr("toolkit.planning.roofline.BUSY_PROBE_SECONDS", 0.0)
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
-    for load, told in ((1.2, ""), (9.0, "busy (load 9.0 on 2 cores): the time may be up to 5.0 times shorter")):
-        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, load, load))
-        source = measured.__wrapped__(Device("cpu", "a processor", 2**33)).source
-        assert told in source
-        assert ("busy" in source) == bool(told)

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.planned import RATES
 from tests.tiny import command, resolved, write_recipe
 from toolkit.api import Progress
+from toolkit.api.context import nobody_watches
 from toolkit.errors import Place, PlanTooLongError, PluginError, Problem, RecipeError, ToolkitError, UnavailableError
-from toolkit.planning import fake_step, own_process
-from toolkit.planning.own_process import FAULTS_OF_A_FORK, in_own_process
+from toolkit.planning import fake_step, own_process, variants
+from toolkit.planning.choose import resolve_auto
+from toolkit.planning.fake_step import trace
+from toolkit.planning.own_process import FAULTS_OF_A_FORK, in_own_process, started_beside
+from toolkit.planning.trace import Trace
+from toolkit.recipe.resolve import ResolvedRecipe
 from toolkit.registry import Registry
 
 MODEL = '''
@@ -74,6 +82,31 @@ def computing() -> None:
         pass
 
 
+def beside(work: Callable[..., Any], *args: Any) -> tuple[int, Any]:
+    begun = started_beside(work, *args)
+    return os.getpid(), begun and begun()
+
+
+def stay(file: Path) -> None:
+    file.write_text(f"{os.getpid()}\n")
+    time.sleep(60)
+
+
+def leave_behind(file: Path, *, killed: bool) -> None:
+    begun = started_beside(stay, file)
+    assert begun
+    while not (file.exists() and file.read_text().endswith("\n")):
+        time.sleep(0.02)
+    if killed:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def noting_its_process(recipe: ResolvedRecipe, **sizes: int) -> Trace:
+    with Path(recipe.recipe.document.source).with_name("processes").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    return trace(recipe, **sizes)
+
+
 def own_model(folder: Path, disturbance: str) -> Path:
     (folder / "plugins/model").mkdir(parents=True)
     (folder / "plugins/model/own.py").write_text(MODEL.replace("{disturbance}", disturbance), encoding="utf-8")
@@ -83,6 +116,49 @@ def own_model(folder: Path, disturbance: str) -> Path:
 def test_work_is_done_in_another_process_and_what_it_asks_for_in_the_same() -> None:
     outer, inner = in_own_process(nested)
     assert outer == inner != os.getpid()
+
+
+def test_work_beside_that_of_a_plan_is_done_in_a_third_process(caplog: pytest.LogCaptureFixture) -> None:
+    plan, other = in_own_process(beside, process_of_work)
+    assert len({os.getpid(), plan, other}) == 3
+    with pytest.raises(PluginError, match="no plan can be made"):
+        in_own_process(beside, failing, PluginError("no plan can be made"))
+    in_own_process(beside, telling, nobody_watches)
+    assert [record.getMessage() for record in caplog.records] == ["this is odd"]
+
+
+def test_nothing_is_started_beside_on_one_processor_or_outside_of_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert started_beside(process_of_work) is None
+    monkeypatch.setattr(own_process, "processors", lambda: 1)
+    assert in_own_process(beside, process_of_work)[1] is None
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_what_was_started_beside_a_plan_ends_with_it(tmp_path: Path, killed: bool) -> None:
+    file = tmp_path / "process"
+    with pytest.raises(PluginError) if killed else contextlib.nullcontext():
+        in_own_process(leave_behind, file, killed=killed)
+    until = time.monotonic() + 30
+    while Path(f"/proc/{file.read_text().strip()}/cmdline").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert time.monotonic() < until
+
+
+def test_auto_traces_side_by_side_what_it_traces_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = resolved(write_recipe(tmp_path, memory=["auto"]))
+    monkeypatch.setattr(fake_step, "trace", noting_its_process)
+    choices = []
+    for number in (2, 1):
+        monkeypatch.setattr(own_process, "processors", lambda number=number: number)
+        monkeypatch.setattr(variants, "processors", lambda number=number: number)
+        choices.append(resolve_auto(recipe, 10**12, rates=RATES)[1])
+    processes = (tmp_path / "processes").read_text().split()
+    assert len(processes) == 4
+    assert processes[0] != processes[1]
+    assert processes[2] == processes[3]
+    assert choices[0] == choices[1]
 
 
 @pytest.mark.parametrize(
