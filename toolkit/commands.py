@@ -210,15 +210,17 @@ def evaluate(
     run: FilePath,
     *,
     runs: FilePath | None = None,
+    model_folder: str = "model",
     stride: int | None = None,
     max_documents: int | None = None,
     listener: Listener | None = None,
 ) -> Evaluation:
-    """Score the documents that a run held out with the model that it exported, with a sliding window.
+    """Score the documents that a run held out with a model that it exported, with a sliding window.
 
     Args:
         run: the name of a run in the folder of runs, or the path of its folder.
         runs: the folder of runs, as for `run`.
+        model_folder: the name of the exported folder: "model-800-average-4", say.
         stride: tokens by which the window moves; half of the window, if not given.
         max_documents: score so many documents only.
         listener: is called with the progress, as for `run`.
@@ -227,7 +229,7 @@ def evaluate(
         Perplexity per token and per word, bits per byte, and on how much they were measured.
 
     Raises:
-        UsageError: there is no such run; or it has no model, held nothing out, or has a masked model.
+        UsageError: there is no such run; or it has no such model, held nothing out, or has a masked model.
     """
     from toolkit.storage import runs_folder
 
@@ -235,7 +237,13 @@ def evaluate(
     from toolkit.inference import evaluation
 
     _at_least_one(stride=stride, max_documents=max_documents)
-    return evaluation.evaluate(found, stride=stride, max_documents=max_documents, listener=listener or _unheard)
+    return evaluation.evaluate(
+        found,
+        model_folder=model_folder,
+        stride=stride,
+        max_documents=max_documents,
+        listener=listener or _unheard,
+    )
 
 
 def generate(

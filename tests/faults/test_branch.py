@@ -132,3 +132,41 @@ def test_a_branch_that_was_stopped_early_goes_on(recipe: Path) -> None:
         from_(recipe, "tiny@2", "training.learning_rate=2e-3", name="twice-in-two", stop_after=3)
     resumed = train_in_two(recipe, "training.learning_rate=2e-3", name="twice-in-two", stop_after=5)
     assert_same_run(whole.folder, resumed.folder)
+
+
+WSD = {
+    "lr_scheduler_type": "warmup_stable_decay",
+    "lr_scheduler_kwargs": {"num_decay_steps": 2, "decay_type": "linear"},
+}
+
+
+def rates(run: Path) -> dict[float, float]:
+    return {line["step"]: line["learning_rate"] for line in lines(run) if line["kind"] == "train"}
+
+
+def test_the_decay_is_a_branch_of_a_constant_run(tmp_path: Path) -> None:
+    """As docs/learning-sooner.md shows it: one constant run, and a decay from any of its checkpoints."""
+    constant = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 2, "keep_every": 2}
+    recipe = write_recipe(tmp_path, training=constant)
+    trunk, _ = train(recipe)
+    decay = ["training.lr_scheduler_type=warmup_stable_decay", "training.lr_scheduler_kwargs.decay_type=linear"]
+    decay += ["training.lr_scheduler_kwargs.num_decay_steps=4", "training.max_steps=10"]
+    branch, _ = from_(recipe, "tiny@6", *decay, name="decayed")
+    assert rates(trunk.folder) == pytest.approx({1: 0, 2: 5e-4} | dict.fromkeys(range(3, 9), 1e-3))
+    assert rates(branch.folder) == pytest.approx({7: 1e-3, 8: 7.5e-4, 9: 5e-4, 10: 2.5e-4})
+    # Nobody has to know beforehand where the decay will begin: in one run it gives the same.
+    whole, _ = train(recipe, *decay, name="in-one")
+    assert losses(branch.folder) == [line for line in losses(whole.folder) if line[0] > 6]
+    first, second = weights(whole.folder), weights(branch.folder)
+    assert all(bool((first[name] == second[name]).all()) for name in first)
+
+
+def test_a_decayed_run_goes_on_from_where_its_decay_began(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, training={**WSD, "warmup_steps": 2, "keep_every": 6})
+    decayed, _ = train(recipe)
+    longer, _ = from_(recipe, "tiny@6", "training.max_steps=12", name="longer")
+    whole, _ = train(recipe, "training.max_steps=12", name="whole")
+    assert rates(decayed.folder)[8] == pytest.approx(5e-4)
+    assert rates(longer.folder) == pytest.approx(dict.fromkeys(range(7, 12), 1e-3) | {12: 5e-4})
+    first, second = weights(whole.folder), weights(longer.folder)
+    assert all(bool((first[name] == second[name]).all()) for name in first)

@@ -89,7 +89,8 @@ class Results:
     data: Mapping[str, Any]
     """The data account: documents, tokens, and where each of them went."""
     metrics: Mapping[str, float]
-    """At least `steps` and `tokens_seen`; `eval_loss` and `perplexity` if data was held out and evaluated."""
+    """At least `steps` and `tokens_seen`; `eval_loss` and `perplexity` if data was held out and evaluated;
+    `averaged_checkpoints`, if the weights are the mean of so many."""
     licenses: tuple[str, ...] = ()
     """Of the documents, if the dataset declares them."""
     languages: tuple[str, ...] = ()

@@ -59,9 +59,17 @@ def generate(
 
 
 @click.command(
-    epilog=render.examples("toolkit evaluate quickstart", "toolkit evaluate quickstart --max-documents 100 --json")
+    epilog=render.examples(
+        "toolkit evaluate quickstart",
+        "toolkit evaluate quickstart --model model-400-average-4",
+        "toolkit evaluate quickstart --max-documents 100 --json",
+    )
 )
 @options.run_argument
+@click.option(
+    "--model", "model_folder", metavar="FOLDER", default="model", show_default=True,
+    help="Folder in the run that holds the exported model.",
+)  # fmt: skip
 @click.option(
     "--stride", type=click.IntRange(min=1), default=None,
     help="Tokens by which the sliding window advances: fewer give each token more context, but take longer.",
@@ -69,7 +77,9 @@ def generate(
 @click.option("--max-documents", type=click.IntRange(min=1), default=None, help="Evaluate at most this many documents.")
 @options.runs
 @options.as_json
-def evaluate(run: str, stride: int | None, max_documents: int | None, runs: Path, as_json: bool) -> None:
+def evaluate(
+    run: str, model_folder: str, stride: int | None, max_documents: int | None, runs: Path, as_json: bool
+) -> None:
     """Evaluate a run's model.
 
     On the documents that the run held out, with a sliding window. Perplexity per token depends on the tokenizer;
@@ -82,7 +92,14 @@ def evaluate(run: str, stride: int | None, max_documents: int | None, runs: Path
 
     found = runs_folder.find(run, runs)
     with watching(quiet=False, on_standard_error=True) as listener:
-        reached = commands.evaluate(run, runs=runs, stride=stride, max_documents=max_documents, listener=listener)
+        reached = commands.evaluate(
+            run,
+            runs=runs,
+            model_folder=model_folder,
+            stride=stride,
+            max_documents=max_documents,
+            listener=listener,
+        )
     if as_json:
         render.as_json({"run": found.name, **asdict(reached)})
         return

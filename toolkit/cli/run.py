@@ -190,6 +190,7 @@ def verify(ctx: click.Context, run: str, runs: Path, as_json: bool) -> None:
         "toolkit run export quickstart",
         "toolkit run export quickstart --exporter push-to-hub --recipe ./mine.yaml",
         "toolkit run export quickstart --checkpoint 500 --json",
+        "toolkit run export quickstart --average 4",
     )
 )
 @options.run_argument
@@ -202,6 +203,10 @@ def verify(ctx: click.Context, run: str, runs: Path, as_json: bool) -> None:
     help="Export the checkpoint of this step; by default the newest intact one.",
 )  # fmt: skip
 @click.option(
+    "--average", metavar="N", type=click.IntRange(min=1), default=1,
+    help="Export the mean of the weights of the last N checkpoints up to that one.",
+)  # fmt: skip
+@click.option(
     "--recipe", metavar="FILE",
     help="Recipe whose exporters to run; by default the one that the run was started with.",
 )  # fmt: skip
@@ -212,6 +217,7 @@ def export(
     run: str,
     exporters: tuple[str, ...],
     step: int | None,
+    average: int,
     recipe: str | None,
     runs: Path,
     plugin_folders: tuple[Path, ...],
@@ -221,7 +227,7 @@ def export(
 
     Runs the exporters of a recipe on a run that has finished or was stopped, without training and without its data.
     The last step of a finished run is exported to the exporter's own folder, any other checkpoint to one that ends in
-    its step: model-500.
+    its step: model-500. The mean of the last four checkpoints up to it goes to model-500-average-4.
     """
     from toolkit.cli.watch import watching
     from toolkit.storage import runs_folder
@@ -231,11 +237,21 @@ def export(
         from toolkit.lifecycle import export_run
 
         exported = export_run.export_run(
-            found, listener, recipe=recipe, exporters=exporters, step=step, plugin_folders=plugin_folders
+            found,
+            listener,
+            recipe=recipe,
+            exporters=exporters,
+            step=step,
+            average=average,
+            plugin_folders=plugin_folders,
         )
     done = [{"exporter": event.exporter, "folder": event.folder} for event in exported.done]
     if as_json:
-        render.as_json({"run": found.name, "step": exported.step, "exported": done})
+        averaged = {"averaged": exported.averaged} if average > 1 else {}
+        render.as_json({"run": found.name, "step": exported.step, **averaged, "exported": done})
+    elif average > 1:
+        steps = ", ".join(f"{step:,}" for step in exported.averaged)
+        render.text(f"Exported: the mean of the steps {steps} of {found.name}")
     else:
         render.text(f"Exported: step {exported.step:,} of {found.name}")
 

@@ -21,7 +21,7 @@ from toolkit.events import Listener, ProgressReporter
 from toolkit.inference.generation import load_model
 from toolkit.logs import libraries_quiet
 from toolkit.recipe.resolve import resolve
-from toolkit.storage.run_directory import RunDirectory
+from toolkit.storage.run_directory import MODEL_FOLDER, RunDirectory
 from toolkit.system import environment_variables
 from toolkit.system.device import detect
 from toolkit.training.components import context_of, load_documents
@@ -69,9 +69,14 @@ class Window:
 @environment_variables.set_aside()
 @libraries_quiet()
 def evaluate(
-    run: RunDirectory, *, stride: int | None = None, max_documents: int | None = None, listener: Listener
+    run: RunDirectory,
+    *,
+    model_folder: str = MODEL_FOLDER,
+    stride: int | None = None,
+    max_documents: int | None = None,
+    listener: Listener,
 ) -> Evaluation:
-    """Score the held-out documents with the run's exported model.
+    """Score the held-out documents with a model that the run has exported.
 
     Raises:
         UsageError: the run has no model, held no text out, or has a masked model, for which perplexity is undefined.
@@ -80,7 +85,7 @@ def evaluate(
         raise UsageError(f"{run.name} is a masked language model; perplexity needs a causal one")
     progress = ProgressReporter(listener)
     progress("loading")
-    model, tokenizer = load_model(run)
+    model, tokenizer = load_model(run, model_folder)
     documents = held_out_documents(run, tokenizer)
     chosen = documents.select(range(min(len(documents), max_documents or len(documents))))
     texts = [text for text in chosen["text"] if text]

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from toolkit.errors import UsageError
+from toolkit.errors import UsageError, nearest
 from toolkit.logs import libraries_quiet
-from toolkit.storage.run_directory import RunDirectory
+from toolkit.storage.run_directory import MODEL_FOLDER, RunDirectory
 from toolkit.system import environment_variables
 from toolkit.system.device import detect
 
@@ -50,22 +50,31 @@ def generate(
     )
 
 
-def load_model(run: RunDirectory) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(run: RunDirectory, name: str = MODEL_FOLDER) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and tokenizer that a run has exported, the model in eval mode on this machine's device.
+
+    Args:
+        run: the run.
+        name: of the exported folder.
 
     Raises:
         UsageError: it has not exported any yet.
     """
-    if not (run.model / "config.json").is_file() and not (run.model / "adapter_config.json").is_file():
+    folder = run.folder / name
+    if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+        if name != MODEL_FOLDER:
+            exports = run.record.get("exports", {})
+            names = (path.name for path in run.folder.iterdir() if path.is_dir() and path.name in exports)
+            raise UsageError(f"{run.name} has exported no {name}; {nearest(name, names)}")
         raise UsageError(f"{run.name} has no model yet (it is {run.status}); run its recipe again to resume it")
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
     auto: Any = AutoModelForMaskedLM if run.record["task"] == "masked-lm" else AutoModelForCausalLM
-    if (run.model / "adapter_config.json").is_file():
-        model = _adapter_on_its_base(run.model, auto)
+    if (folder / "adapter_config.json").is_file():
+        model = _adapter_on_its_base(folder, auto)
     else:
-        model = auto.from_pretrained(run.model)
-    return model.eval().to(detect().kind), AutoTokenizer.from_pretrained(run.model)
+        model = auto.from_pretrained(folder)
+    return model.eval().to(detect().kind), AutoTokenizer.from_pretrained(folder)
 
 
 def _adapter_on_its_base(folder: Path, auto: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.api import Results, RunContext
 from toolkit.errors import UsageError, nearest
 from toolkit.events import Exported, Listener, ProgressReporter
+from toolkit.lifecycle.averaging import last_checkpoints, mean_of
 from toolkit.lifecycle.comparison import carried_out, exporters_of
 from toolkit.lifecycle.export import export, ready, told_by
 from toolkit.logs import libraries_quiet, plugin_messages_told
@@ -41,6 +42,9 @@ class ExportedStep:
     """What was exported, and from which step."""
 
     step: int
+    """The last of `averaged`."""
+    averaged: tuple[int, ...]
+    """Steps whose mean it is."""
     done: tuple[Exported, ...]
 
 
@@ -51,12 +55,13 @@ def export_run(
     recipe: str | None = None,
     exporters: Collection[str] = (),
     step: int | None = None,
+    average: int = 1,
     plugin_folders: Collection[Path] = (),
 ) -> ExportedStep:
     """Run exporters on a checkpoint, beside what the run has already exported.
 
     The folders of a finished run's last step have the exporters' own names; those of any other checkpoint get its
-    step as a suffix.
+    step as a suffix, and those of an average also the number of checkpoints.
 
     Args:
         run: the run, which is locked meanwhile.
@@ -65,24 +70,31 @@ def export_run(
             if that is gone.
         exporters: names of those to run; all, if none are given.
         step: the checkpoint's; by default the newest intact one's.
+        average: so many checkpoints, that one and those before it, of whose weights the mean is exported.
         plugin_folders: folders to find plugins in.
 
     Raises:
-        UsageError: there is no such exporter or checkpoint, or an earlier export has been changed since.
+        UsageError: there is no such exporter or checkpoint, there are too few for an average, or an earlier export has
+            been changed since.
         UnavailableError: a process is working on the run.
         RecipeError: the recipe is invalid, or an exporter refuses.
     """
     with run.locked(), plugin_messages_told(listener), environment_variables.set_aside():
         resolved = resolve(_recipe(run, recipe, exporters, plugin_folders), detect())
         found = _checkpoint(run, step)
+        averaged = last_checkpoints(run, found, average) if average > 1 else [found]
         results = run.record["results"]
-        is_end = run.status == "finished" and results is not None and found.step == results["steps"]
-        suffix = "" if is_end else f"-{found.step}"
+        is_end = run.status == "finished" and results is not None and found.step == results["steps"] and average == 1
+        suffix = "" if is_end else f"-{found.step}" + (f"-average-{average}" if average > 1 else "")
         _check_targets(run, resolved, suffix)
         rehearsal = bool(run.record.get("rehearsal"))
         context = context_of(resolved, run.folder, rehearsal=rehearsal, progress=ProgressReporter(listener))
         with libraries_quiet():
-            tokenizer, model = _loaded(resolved, found.folder, run, context)
+            from transformers import AutoTokenizer
+
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(found.folder, local_files_only=True)
+            folders = [one.folder for one in averaged]
+            model = mean_of(folders, lambda folder: _loaded(resolved, folder, tokenizer, run, context))
         check_exporters(resolved.recipe, model, context)
         done: list[Exported] = []
 
@@ -90,13 +102,13 @@ def export_run(
             done.append(event)
             listener(event)
 
-        told = _results(resolved, run, found, results if is_end else None)
+        told = _results(resolved, run, found, results if is_end else None, average)
         exports = export(resolved, model, tokenizer, told, context, tell, suffix=suffix)
         run.update(exports=run.record.get("exports", {}) | exports)
         if is_end:
             before = carried_out(run)
             run.update(exporters=before + [entry for entry in exporters_of(resolved) if entry not in before])
-    return ExportedStep(found.step, tuple(done))
+    return ExportedStep(found.step, tuple(one.step for one in averaged), tuple(done))
 
 
 def _recipe(run: RunDirectory, name: str | None, wanted: Collection[str], plugin_folders: Collection[Path]) -> Recipe:
@@ -146,13 +158,16 @@ def _check_targets(run: RunDirectory, resolved: ResolvedRecipe, suffix: str) -> 
 
 
 def _loaded(
-    resolved: ResolvedRecipe, folder: Path, run: RunDirectory, context: RunContext
-) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """Tokenizer and model of a checkpoint."""
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+    resolved: ResolvedRecipe,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    run: RunDirectory,
+    context: RunContext,
+) -> PreTrainedModel:
+    """The model of a checkpoint."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     config = folder / "config.json"
     if config.exists() and read_json(config).get("model_type") in CONFIG_MAPPING:
         auto: Any = AutoModelForCausalLM if context.task == "causal-lm" else AutoModelForMaskedLM
@@ -160,7 +175,7 @@ def _loaded(
         model.config.name_or_path = ""
     else:
         model = _built(resolved, tokenizer, folder, run, context)
-    return tokenizer, ready(model, context.task)
+    return ready(model, context.task)
 
 
 def _built(
@@ -192,14 +207,19 @@ def _built(
     return model
 
 
-def _results(resolved: ResolvedRecipe, run: RunDirectory, found: Checkpoint, finished: ResultsRecord | None) -> Results:
-    """The run's results at a checkpoint's step."""
+def _results(
+    resolved: ResolvedRecipe, run: RunDirectory, found: Checkpoint, finished: ResultsRecord | None, average: int
+) -> Results:
+    """The run's results at a checkpoint's step; an average was never evaluated."""
     metrics: dict[str, Any] = {**(finished or {})}
     if finished is None:
         seen = read_json(found.folder / "trainer_state.json")["num_input_tokens_seen"]
         metrics = {"steps": found.step, "tokens_seen": int(seen)}
         metrics["seconds"] = read_record(found.folder / STATE_FILE, TrainingState)["seconds_trained"]
-        evaluated = [line for line in run.metrics() if line["kind"] == "eval" and line["step"] <= found.step]
+        lines = [] if average > 1 else run.metrics()
+        evaluated = [line for line in lines if line["kind"] == "eval" and line["step"] <= found.step]
         metrics |= {name: line[name] for line in evaluated[-1:] for name in ("eval_loss", "perplexity")}
+    if average > 1:
+        metrics["averaged_checkpoints"] = average
     own = (run.folder / "resolved.yaml").read_text(encoding="utf-8")
     return replace(told_by(resolved, read_json(run.folder / DATA_FILE), metrics), recipe=own)

@@ -17,8 +17,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from toolkit.api import Device, Fidelity
+from toolkit.errors import OptionError
 from toolkit.recipe import catalog, trackers
 from toolkit.recipe.document import Document, Path_, dotted, read, with_override, with_value
+from toolkit.recipe.schedules import check_schedule
 from toolkit.recipe.schema import FORMAT, LIST_SECTIONS, SINGLE_SECTIONS, Component, Recipe, plugin_paths, validate
 from toolkit.recipe.settings import Training
 from toolkit.recipe.strategies import StrategyChange, merge
@@ -171,7 +173,7 @@ def _check_export_folders(recipe: Recipe) -> None:
 
 
 def _check_used(recipe: Recipe, training: Training) -> None:
-    """Refuse a setting that has no effect because another one is off."""
+    """Refuse a setting that has no effect because another one is off, and arguments that the schedule does not take."""
     unused = {
         "optim_args": ("optim", training.optim_args is not None and training.optim is None),
         "gradient_checkpointing_every": (
@@ -182,6 +184,11 @@ def _check_used(recipe: Recipe, training: Training) -> None:
     for setting, (switch, is_unused) in unused.items():
         if is_unused:
             raise recipe.error(f"{setting} has no effect without {switch}; set it too", ("training", setting))
+    try:
+        check_schedule(training)
+    except OptionError as error:
+        name = () if error.option is None else (error.option,)
+        raise recipe.error(error.message, ("training", "lr_scheduler_kwargs", *name)) from None
 
 
 def resolve(recipe: Recipe, device: Device) -> ResolvedRecipe:

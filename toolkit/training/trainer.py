@@ -41,6 +41,7 @@ from toolkit.training.optimizer_in_backward import OptimizerInBackward
 from toolkit.training.optimizer_state import load_with_new_settings
 from toolkit.training.status import TrainingStatus
 from toolkit.training.undisturbed_training import UndisturbedTrainer
+from toolkit.training.weight_average import AveragingOptimizer
 
 if TYPE_CHECKING:
     from toolkit.recipe.resolve import ResolvedRecipe
@@ -98,6 +99,8 @@ class RecipeTrainer(UndisturbedTrainer):
         """Create the recipe's optimizer, or the one that a memory strategy names, with its wrappers."""
         if not isinstance(self.optimizer, RetryingOptimizer):
             plain = self.components.wrap_optimizer(self._new_optimizer())
+            if self.settings.ema_width is not None:
+                plain = AveragingOptimizer(plain, width=self.settings.ema_width)
             if self.settings.release_gradients:
                 self.released = OptimizerInBackward(self.components.model, plain, check=self._check_gradient)
             self.optimizer = RetryingOptimizer(
@@ -191,6 +194,8 @@ class RecipeTrainer(UndisturbedTrainer):
         if last or not self.saver.in_background:
             self.progress("saving")
         self.store_flos()
+        if self.settings.ema_width is not None:
+            cast(Any, self.optimizer).eval()  # a checkpoint's weights are those that are evaluated and exported
         self.saver.save(self.state.global_step, self._content, last=last)
 
     def _content(self, copied: bool) -> Content:

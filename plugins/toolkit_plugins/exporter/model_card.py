@@ -117,6 +117,8 @@ def _measured(metrics: Mapping[str, float]) -> Iterator[str]:
             else "* validation perplexity: over a million"
         )
     yield f"* steps: {metrics['steps']:,.0f}"
+    if averaged := metrics.get("averaged_checkpoints"):
+        yield f"* weights: the mean of the last {averaged:.0f} checkpoints up to there"
     yield f"* tokens seen: {metrics['tokens_seen']:,.0f}"
     if seconds := metrics.get("seconds"):
         yield f"* training time: {seconds / 60:,.0f} minutes" if seconds >= 120 else f"* training time: {seconds:.0f} s"

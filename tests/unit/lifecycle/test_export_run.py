@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
+from safetensors.numpy import load_file
 
 from tests.command_line import toolkit
 from tests.tiny import train, write_recipe
@@ -95,6 +97,52 @@ def test_an_adapter_of_an_unfinished_run_is_exported_and_its_run_goes_on(folder:
     merged = (folder / "runs" / "tiny" / "model" / "model.safetensors").read_bytes()
     toolkit("run", "export", "tiny", "--json")
     assert (run.folder / "model" / "model.safetensors").read_bytes() == merged
+
+
+def test_the_mean_of_the_last_checkpoints(folder: Path) -> None:
+    training = {"max_steps": 8, "keep_every": 2, "lr_scheduler_type": "constant"}
+    recipe = write_recipe(folder, exporters=["model-folder"], training=training)
+    toolkit("recipe", "run", str(recipe), "--json")
+    run = RunDirectory(folder / "runs" / "tiny")
+    before = content(run.model)
+    exported = toolkit("run", "export", "tiny", "--average", "3", "--json").json
+    assert exported["averaged"] == [4, 6, 8]
+    assert exported["exported"] == [{"exporter": "model-folder", "folder": "runs/tiny/model-8-average-3"}]
+    mean = load_file(run.folder / "model-8-average-3" / "model.safetensors")
+    parts = [load_file(run.checkpoints / f"checkpoint-{step}" / "model.safetensors") for step in (4, 6, 8)]
+    assert mean.keys() == parts[0].keys()
+    for name, tensor in mean.items():
+        expected = numpy.mean([part[name].astype(numpy.float64) for part in parts], axis=0)
+        numpy.testing.assert_allclose(tensor, expected, rtol=1e-6, atol=1e-8)
+    assert any((mean[name] != part[name]).any() for part in parts for name in mean)
+    card = (run.folder / "model-8-average-3" / "README.md").read_text(encoding="utf-8")
+    assert "the mean of the last 3 checkpoints" in card
+    assert "validation loss" not in card  # the last step's
+    assert content(run.model) == before
+    toolkit("run", "verify", "tiny")
+
+    earlier = toolkit("run", "export", "tiny", "--checkpoint", "6", "--average", "2")
+    assert "the mean of the steps 4, 6 of tiny" in earlier.out
+    scores = [
+        toolkit("evaluate", "tiny", "--json", *words).json["bits_per_byte"]
+        for words in ([], ["--model", "model-8-average-3"], ["--model", "model-6-average-2"])
+    ]
+    assert len(set(scores)) == 3
+    assert (
+        "did you mean 'model-8-average-3'?" in toolkit("evaluate", "tiny", "--model", "model-8-average", status=2).err
+    )
+
+    (run.checkpoints / "checkpoint-4" / "model.safetensors").write_bytes(b"")
+    refused = toolkit("run", "export", "tiny", "--average", "4", status=2)
+    assert "tiny has 3 that are intact (2, 6, 8)" in refused.err
+    assert toolkit("run", "export", "tiny", "--average", "3", "--json").json["averaged"] == [2, 6, 8]
+
+
+def test_no_mean_of_adapters(folder: Path) -> None:
+    training = {"max_steps": 2, "keep_every": 1}
+    recipe = write_recipe(folder, memory=[{"plugin": "lora", "r": 2}], exporters=["merge-lora"], training=training)
+    train(recipe)
+    assert "trains an adapter" in toolkit("run", "export", "tiny", "--average", "2", status=2).err
 
 
 def damage(run: RunDirectory) -> None:
