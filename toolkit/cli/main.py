@@ -86,8 +86,7 @@ def toolkit() -> None:
 def main() -> None:
     """Entry point of the console script."""
     output.install()
-    # At its end, the interpreter looks through all objects for garbage, which takes seconds once torch is imported.
-    atexit.register(gc.freeze)
+    atexit.register(_end_without_collection)
     be_quiet()
     be_somebody()
     with signals.ending_the_process(), signals.at_forced_end(_say_at_forced_end):
@@ -99,6 +98,18 @@ def main() -> None:
         except signals.Interrupt:
             render.note(INTERRUPTED)
             raise
+
+
+def _end_without_collection() -> None:
+    """Spare the interpreter's last garbage collection, which takes seconds once torch is imported.
+
+    triton 3.9 (torch 2.15) reports whatever is then left as leaked, in dozens of lines after the command's own last
+    one. Nothing in Python turns that off, so standard error ends here; triton's own workers do the same.
+    """
+    gc.freeze()
+    if "triton" in sys.modules:
+        sys.stderr.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _say_at_forced_end(reason: str) -> None:

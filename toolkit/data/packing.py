@@ -92,7 +92,7 @@ def content_key(contents: Mapping[str, Contents], tokenizer: PreTrainedTokenizer
     rules = [objective.block_size, before, after, objective.document_end(tokenizer)]
     digests = {split: contents[split].digest for split in sorted(contents)}
     digest = xxhash.xxh3_128(json.dumps([rules, digests]).encode())
-    digest.update(_tokenizer_content(tokenizer))
+    digest.update(_tokenizer_content(tokenizer).encode())
     return f"{BLOCK_FORMAT}-{digest.hexdigest()}"
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -163,3 +164,15 @@ def test_the_interrupt_key_stops_a_process(tmp_path: Path) -> None:
     started.send_signal(signal.SIGINT)
     _, err = started.communicate(timeout=30)
     assert (started.returncode, err) == (130, "interrupted\n")
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton comes with a torch for GPUs")
+def test_the_last_line_is_the_commands_own_with_triton_too() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import triton; from toolkit.cli.main import main; main()", "recipe", "shwo"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "did you mean 'show'" in done.stderr.splitlines()[-1]
