@@ -238,11 +238,7 @@ def evaluate(
 
     _at_least_one(stride=stride, max_documents=max_documents)
     return evaluation.evaluate(
-        found,
-        model_folder=model_folder,
-        stride=stride,
-        max_documents=max_documents,
-        listener=listener or _unheard,
+        found, model_folder=model_folder, stride=stride, max_documents=max_documents, listener=listener or _unheard
     )
 
 
