@@ -81,7 +81,8 @@ def small_model_share(hidden_parameters: float) -> float:
 
     Measured here, with AdamW: 2.4e-3 for 426,000 parameters without embeddings on 560,000 tokens, where the Step Law
     has 1.0e-2, and 2.0e-3 for 853,000 on 400,000, where it has 5.5e-3 (docs/quickstart-choice.md). Between these and
-    the edge of the law, a power of the size: (N / 59M)^0.26. docs/what-to-train.md has the figures.
+    the edge of the law, a power of the size: (N / 59M)^0.26. Checked at 107,000:
+    tests/benchmarks/results/suggested_learning_rate.txt.
     """
     return min(1.0, float((hidden_parameters / STEP_LAW.fitted_from) ** 0.26))
 
