@@ -19,7 +19,7 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
 
     To be entered before the first product on a GPU, when cuBLAS reads its variable.
     """
-    with held_for_imports():
+    with held_for_imports("torch"):
         import torch
 
     if not wanted:

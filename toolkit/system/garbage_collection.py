@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import sys
 from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def held_for_imports() -> Iterator[None]:
+def held_for_imports(module: str) -> Iterator[None]:
     """Collect nothing inside the `with` block, and leave what exists at its end out of later collections.
 
-    Objects without references are freed as always. Does nothing if the collector is off already.
+    Objects without references are freed as always. Does nothing if the collector is off, or the module, the last that
+    the block imports, is there already.
     """
-    if not gc.isenabled():
+    if not gc.isenabled() or module in sys.modules:
         yield
         return
     gc.disable()
