@@ -40,7 +40,14 @@ autodoc_preserve_defaults = True
 NAPOLEON = Config(napoleon_use_rtype=False)
 
 CONTENTS = {
-    "Train": ["docs/from-the-notebook", "docs/desde-el-notebook", "docs/your-own", "docs/will-it-fit", "docs/how-fast"],
+    "Train": [
+        "docs/from-the-notebook",
+        "docs/desde-el-notebook",
+        "docs/your-own",
+        "docs/will-it-fit",
+        "docs/how-fast",
+        "docs/learning-sooner",
+    ],
     "Run": ["docs/when-something-goes-wrong", "docs/quickstart-choice", "docs/site/recipes", "docker/README"],
     "Extend": ["plugins/README", "plugins/example/README", "docs/site/api"],
     "Call": ["docs/python-api", "docs/site/python", "docs/site/errors"],
