@@ -42,7 +42,7 @@ NAPOLEON = Config(napoleon_use_rtype=False)
 CONTENTS = {
     "Train": [
         *("docs/from-the-notebook", "docs/desde-el-notebook", "docs/your-own"),
-        *("docs/what-to-train", "docs/will-it-fit", "docs/how-fast"),
+        *("docs/what-to-train", "docs/will-it-fit", "docs/how-fast", "docs/learning-sooner"),
     ],
     "Run": ["docs/when-something-goes-wrong", "docs/quickstart-choice", "docs/site/recipes", "docker/README"],
     "Extend": ["plugins/README", "plugins/example/README", "docs/site/api"],

@@ -45,7 +45,7 @@ class Settings(BaseModel):
     """Steps of linear learning-rate warmup; a number below 1 is a share of all steps."""
     ema_width: float | None = Field(default=None, gt=0, le=0.25)
     """Average the weights as they are trained (EMA), and evaluate, save and export the averages: about so large a share
-    of all steps so far is averaged, 0.1 for a tenth. With a constant learning rate it does more than a decay."""
+    of all steps so far is averaged, 0.1 for a tenth. With a constant learning rate it replaces the decay."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Weight decay of the matrices; biases and norms are not decayed."""
     max_grad_norm: float = Field(default=1.0, ge=0)
