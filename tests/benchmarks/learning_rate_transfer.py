@@ -1,13 +1,13 @@
 """The best learning rate at three widths, with muP and without: does that of the smallest carry over?
 
-    python -m tests.benchmarks.learning_rate_transfer                   # 25 runs, 15 minutes on an idle core
-    python -m tests.benchmarks.learning_rate_transfer --model gpt2 --widths 128 512 --steps 400
+    python -m tests.benchmarks.learning_rate_transfer                   # 25 models, hours on two cores
+    python -m tests.benchmarks.learning_rate_transfer --model gpt2 --widths 128 256 512 --seed 2
     python -m tests.benchmarks.learning_rate_transfer --output tests/benchmarks/results/learning_rate_transfer.txt
 
-Models on the documentation of Python, with a head of their own, in fp32, by the toolkit's own
-plugins in a bare loop: warm-up over a tenth of the steps, linear decay to zero, gradients clipped to 1. The widths
-differ, and nothing else: layers, head size, tokens and seed are the same. The smallest width is the base, where muP
-changes nothing, so it is trained once.
+Models on the documentation of Python, with a head of their own, in fp32, by the toolkit's own plugins in a bare loop:
+warm-up over a tenth of the steps, linear decay to zero, gradients clipped to 1. The widths differ, and nothing else:
+layers, head size, tokens and seed are the same. The smallest width is the base, where muP changes nothing, so it is
+trained once.
 """
 
 from __future__ import annotations

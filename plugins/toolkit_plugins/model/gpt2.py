@@ -47,7 +47,7 @@ class GPT2(Model):
     """Tie the head to the input embedding, as GPT-2 does."""
     mup_base_hidden_size: int | None = Field(default=None, ge=2)
     """muP: the width at which the learning rate was tuned. Weights and learning rates are scaled from there, so that
-    the same learning rate is best at this width. Needs `tie_word_embeddings: false`; keep layers and head size the
+    the learning rate carries over to this width. Needs `tie_word_embeddings: false`; keep layers and head size the
     same. Yang et al. 2022, https://arxiv.org/abs/2203.03466."""
 
     @field_validator("parameters")
