@@ -94,7 +94,8 @@ class Attempt:
                 components = distributed.main_process_first(lambda: assemble(self.resolved, self.context))
                 distributed.by_main_process(lambda: self._check_data(components.data.account))
                 intervals = self._prepare(components)
-                checkpoint_bytes = checkpoint.expected_bytes(components.model)
+                states = self.resolved.training.optimizer_states
+                checkpoint_bytes = checkpoint.expected_bytes(components.model, optimizer_states=states)
                 if start.folder and start.of_parent:
                     branch.check_fits(
                         self.directory,
@@ -205,11 +206,11 @@ class Attempt:
     def _saver(self, components: Components, start: Start, log: MetricsLog) -> AsyncSaver:
         from toolkit.storage.host_copy import fits_in_memory
 
-        training = self.resolved.training
-        asked = training.save_in_background
-        in_background = (
-            distributed.by_main_process(lambda: fits_in_memory(components.model)) if asked is None else asked
-        )
+        training, in_background = self.resolved.training, self.resolved.training.save_in_background
+        if in_background is None:
+            in_background = distributed.by_main_process(
+                lambda: fits_in_memory(components.model, optimizer_states=training.optimizer_states)
+            )
         if not in_background:
             self.listener(Message("training waits for each save: background saves need memory for a copy of the state"))
         return AsyncSaver(

@@ -206,7 +206,11 @@ def _snapshot_bytes(resolved: ResolvedRecipe, traced: Trace, limit: int) -> int:
 
     asked, device, totals = resolved.training.save_in_background, resolved.device, traced.totals()
     free = limit - framework_bytes(device) - totals["weights"]
-    in_background = 3 * traced.trained_bytes <= MAX_SHARE_OF_FREE_MEMORY * free if asked is None else asked
+    in_background = (
+        (1 + resolved.training.optimizer_states) * traced.trained_bytes <= MAX_SHARE_OF_FREE_MEMORY * free
+        if asked is None
+        else asked
+    )
     return traced.trained_bytes + totals["optimizer"] if in_background else 0
 
 

@@ -50,6 +50,11 @@ class Training(Settings):
     """Experiment trackers that the Trainer supports: tensorboard, wandb, mlflow, ... Their packages must be installed.
     If not given, nothing is reported, even if their environment variables are set."""
 
+    @property
+    def optimizer_states(self) -> int:
+        """Tensors in a checkpoint per trained weight: two moments, as of Adam; with an EMA, it and that weight, too."""
+        return 2 if self.ema_width is None else 4
+
     @model_validator(mode="after")
     def _released_gradients_are_not_needed_together(self) -> Self:
         cures = {

@@ -170,10 +170,10 @@ def numbered(checkpoints: Path) -> list[tuple[int, Path]]:
     return [(int(match[1]), folder) for match, folder in matches if match]
 
 
-def expected_bytes(model: torch.nn.Module) -> int:
-    """Approximate size of a checkpoint: its weights, and two float32 optimizer states per trained weight."""
+def expected_bytes(model: torch.nn.Module, *, optimizer_states: int = 2) -> int:
+    """Approximate size of a checkpoint: its weights, and so many float32 optimizer states per trained weight."""
     trained = sum(parameter.numel() * 4 for parameter in model.parameters() if parameter.requires_grad)
-    return weights_bytes(model) + 2 * trained
+    return weights_bytes(model) + optimizer_states * trained
 
 
 def weights_bytes(model: torch.nn.Module) -> int:

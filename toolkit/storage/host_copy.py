@@ -20,11 +20,11 @@ MAX_SHARE_OF_FREE_MEMORY = 0.25
 """Share of the memory available before training that a snapshot may take."""
 
 
-def fits_in_memory(model: torch.nn.Module) -> bool:
-    """Whether a second copy of the trained weights and two optimizer states for each of them fits in memory."""
+def fits_in_memory(model: torch.nn.Module, *, optimizer_states: int = 2) -> bool:
+    """Whether a second copy of the trained weights and so many optimizer states for each of them fits in memory."""
     parameters = (parameter for parameter in model.parameters() if parameter.requires_grad)
     trained = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
-    return 3 * trained <= MAX_SHARE_OF_FREE_MEMORY * available_memory_bytes()
+    return (1 + optimizer_states) * trained <= MAX_SHARE_OF_FREE_MEMORY * available_memory_bytes()
 
 
 class HostCopy:

@@ -225,7 +225,8 @@ class RecipeTrainer(UndisturbedTrainer):
             ]
         else:
             now += [lambda folder: check(model.named_parameters()), lambda folder: check(named_state(optimizer.state))]
-        return Content(now, later, self.state_dict(), checkpoint.expected_bytes(model))
+        expected = checkpoint.expected_bytes(model, optimizer_states=self.settings.optimizer_states)
+        return Content(now, later, self.state_dict(), expected)
 
     def _write_trainer_state(self, folder: Path) -> None:
         saved: Any = self.state.stateful_callbacks
