@@ -46,12 +46,15 @@ def compiled(model: PreTrainedModel, loss: StepLoss) -> Iterator[None]:
     Each shape is compiled for itself: with dynamic shapes, which kernel runs would depend on which batch came first,
     and a resume would not be exact.
     """
-    from torch._dynamo import config
+    from torch._dynamo import config as tracing
+    from torch._inductor import config as generating
 
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))  # torch's own is lost with /tmp
     layers: list[torch.nn.Module] = [*repeated_layers(model)] or [model.base_model]
     plain = loss.cross_entropy
-    with config.patch(recompile_limit=MAX_SHAPES):
+    # Otherwise kernels are chosen by timing them, and may sum in another order at the next start.
+    chosen_by_rule = generating.patch(deterministic=torch.are_deterministic_algorithms_enabled())
+    with tracing.patch(recompile_limit=MAX_SHAPES), chosen_by_rule:
         loss.cross_entropy = _in_training(plain)
         for layer in layers:
             layer.forward = _in_training(layer.forward)
