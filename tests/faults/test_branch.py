@@ -161,6 +161,7 @@ def test_the_decay_is_a_branch_of_a_constant_run(tmp_path: Path) -> None:
     assert all(bool((first[name] == second[name]).all()) for name in first)
 
 
+@pytest.mark.slow
 def test_a_decayed_run_goes_on_from_where_its_decay_began(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, training={**WSD, "warmup_steps": 2, "keep_every": 6})
     decayed, _ = train(recipe)

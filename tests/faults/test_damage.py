@@ -142,6 +142,7 @@ def test_one_that_cannot_be_read_is_passed_over(checkpoints: Path, monkeypatch: 
     assert [one.reason for one in skipped] == ["optimizer.pt cannot be read: Input/output error"]
 
 
+@pytest.mark.slow
 def test_with_every_checkpoint_damaged_it_begins_again_and_says_so(
     server: CommandServer, stopped: Path, checkpoints: Path, tmp_path: Path
 ) -> None:

@@ -23,6 +23,7 @@ SAID = (
 )
 
 
+@pytest.mark.slow
 def test_a_run_saves_rotates_and_exports_where_modes_locks_and_renamed_folders_are_refused(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, training={"max_steps": 4, "save_steps": 1, "eval_steps": 4})
     cache = tmp_path.with_name(f"{tmp_path.name}-cache")  # on a disk of this machine, as it is

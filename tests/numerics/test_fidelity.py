@@ -18,11 +18,11 @@ def test_gradient_checkpointing_is_bit_identical(tmp_path: Path, every: int) -> 
 
 def test_every_other_layer_is_checkpointed(tmp_path: Path) -> None:
     from toolkit.testing.bench import Bench
-    from toolkit.training.strategies import _checkpoint
+    from toolkit.training.strategies import checkpoint_layers
 
     for family in ("gpt2", "llama", "bert"):
         model = Bench(tmp_path, rehearsal=False).model(family)
-        _checkpoint(model, every=2)
+        checkpoint_layers(model, every=2)
         flags = [module.gradient_checkpointing for module in layers_of(model)]
         assert flags == [True, False], family
 

@@ -180,6 +180,7 @@ def test_a_branch_keeps_its_learning_rates_unless_they_are_changed(tmp_path: Pat
     assert rates(faster.folder, 8) - {0.02} == {2e-3, 4e-3}  # beside Muon's own
 
 
+@pytest.mark.slow
 def test_a_branch_may_change_the_base_and_its_optimizer_begins_anew(tmp_path: Path) -> None:
     recipe = with_mup(tmp_path)
     train(recipe)

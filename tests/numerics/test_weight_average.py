@@ -85,6 +85,7 @@ def test_it_resumes_exactly(tmp_path: Path, sections: dict[str, object], stop_af
     assert_same_run(whole.folder, resumed.folder)
 
 
+@pytest.mark.slow
 def test_a_branch_begins_to_average_and_goes_on_from_averages(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, training={"save_steps": 2, "save_total_limit": 9})
     train(recipe)

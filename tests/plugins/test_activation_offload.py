@@ -10,7 +10,7 @@ from tests.tiny import resolved, write_recipe
 from toolkit.api import RunContext
 from toolkit.errors import RecipeError
 from toolkit.testing.bench import Bench
-from toolkit.training.strategies import _checkpoint
+from toolkit.training.strategies import checkpoint_layers
 from toolkit_plugins.memory import activation_offload
 from toolkit_plugins.memory.activation_offload import ActivationOffload, HostCopies
 
@@ -40,7 +40,7 @@ def test_the_same_gradients_from_copies(
         if offloaded:
             model = ActivationOffload(least_bytes=1000).apply(model, run_context)
         if checkpointed:
-            _checkpoint(model, every=1)
+            checkpoint_layers(model, every=1)
         model.train()(input_ids=bench.batch(), labels=bench.batch()).loss.backward()
         results.append({name: parameter.grad for name, parameter in model.named_parameters()})
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.hub_server import HubServer
 from tests.tiny import command, write_recipe
 
@@ -29,6 +31,7 @@ def test_a_second_start_asks_only_which_commit_is_the_newest(hub: HubServer, tmp
     assert set(asked(hub, recipe, "--fresh")) == {f"GET /api/models/{GPT2}"}
 
 
+@pytest.mark.slow
 def test_a_commit_that_is_new_is_fetched(hub: HubServer, tmp_path: Path) -> None:
     files = dict(hub.repositories["model", GPT2].revisions["main"].files)
     hub.publish("model", "example/moving", files)

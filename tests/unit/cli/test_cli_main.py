@@ -37,6 +37,7 @@ def test_the_commands_are_those_of_the_documentation() -> None:
     leaves = {" ".join(path) for path, command in EVERY.items() if not isinstance(command, click.Group)}
     assert leaves == {
         *(f"recipe {name}" for name in ("list", "show", "validate", "new", "plan", "run", "verify-resume", "schema")),
+        "recipe suggest",
         *(f"plugin {name}" for name in ("list", "show", "new", "check")),
         *(f"run {name}" for name in ("list", "show", "report", "verify", "export")),
         *("generate", "evaluate", "completion"),

@@ -124,6 +124,7 @@ def test_wrong_words_are_explained(words: list[str], text: str, here: Path) -> N
     assert [file for file in sorted(here.rglob("*")) if "__pycache__" not in str(file)] == before
 
 
+@pytest.mark.slow
 def test_check_gives_its_findings() -> None:
     checks = process("plugin", "check", "memory", "small-batch", "--set", "micro_batch_size=1", "--quick", "--json")
     assert checks.status == 0, checks.err

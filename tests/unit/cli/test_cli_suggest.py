@@ -59,6 +59,7 @@ def test_a_mistake_is_one_line_and_status_2() -> None:
     assert wrong.out == ""
 
 
+@pytest.mark.slow
 def test_what_is_written_for_this_machine_rehearses(here: Path) -> None:
     """The machine's speed is measured."""
     written = process("recipe", "suggest", "--tokens", "660K", "--hours", "0.05", "-o", "new.yaml", cwd=here)
