@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.errors import UsageError
+from toolkit.errors import require_at_least_one
 
 if TYPE_CHECKING:
     from toolkit.api import Device
@@ -94,7 +94,7 @@ def run(
     """
     from toolkit.report.run_log import logged
 
-    _at_least_one(profile_steps=profile_steps)
+    require_at_least_one(profile_steps=profile_steps)
     folder = _folder_of(runs)
     if name is not None:
         from toolkit.storage.runs_folder import check_name
@@ -236,7 +236,7 @@ def evaluate(
     found = runs_folder.find(os.fspath(run), _folder_of(runs))
     from toolkit.inference import evaluation
 
-    _at_least_one(stride=stride, max_documents=max_documents)
+    require_at_least_one(stride=stride, max_documents=max_documents)
     return evaluation.evaluate(
         found, model_folder=model_folder, stride=stride, max_documents=max_documents, listener=listener or _unheard
     )
@@ -274,7 +274,7 @@ def generate(
     found = runs_folder.find(os.fspath(run), _folder_of(runs))
     from toolkit.inference import generation
 
-    _at_least_one(max_new_tokens=max_new_tokens, top_k=top_k)
+    require_at_least_one(max_new_tokens=max_new_tokens, top_k=top_k)
     return generation.generate(
         found, prompt=prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed
     )
@@ -290,12 +290,6 @@ def _resolved(
 
 def _folder_of(runs: FilePath | None) -> Path:
     return Path(runs or os.environ.get("TOOLKIT_RUNS") or "runs")
-
-
-def _at_least_one(**numbers: int | None) -> None:
-    for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise UsageError(f"{name} is {number}, and must be at least 1")
 
 
 def _unheard(event: Event) -> None:

@@ -181,6 +181,17 @@ def of_the_machine(error: OSError) -> UnavailableError | None:
     return UnavailableError(f"cannot use {path if len(path) < 200 else path[:200] + '...'}: {error.strerror}")
 
 
+def require_at_least_one(**numbers: int | None) -> None:
+    """Check the arguments of a function of the Python API, by name; None is fine.
+
+    Raises:
+        UsageError: one is below 1.
+    """
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise UsageError(f"{name} is {number}, and must be at least 1")
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Suggest the known word that was probably meant, or list them all: the second half of an error message."""
     names = sorted(known)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.api import OptionError, UnavailableError
-from toolkit_plugins.hub_errors import look_up
+from toolkit_plugins.hub_repositories import look_up
 
 TOKENIZER_JSON = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 MODEL_JSON = ("config.json", "generation_config.json", "adapter_config.json")

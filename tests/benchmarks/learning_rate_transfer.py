@@ -24,7 +24,7 @@ import torch
 from datasets import DatasetDict
 
 from tests.benchmarks.quickstart_choice import batch, held_out_loss, loss_of
-from tests.benchmarks.random_models import device_and_versions
+from tests.benchmarks.random_models import device_and_versions, show
 from toolkit.api import Optimizer, RunContext
 from toolkit.data.documents import contents_of
 from toolkit.data.packing import PackedData, prepare
@@ -160,11 +160,7 @@ def main() -> None:
         for trial in trials(asked):
             losses[trial] = sweep.held_out_loss(trial)
             print(trial, f"{losses[trial]:.3f}", flush=True)
-    lines = table(losses, asked)
-    print("\n".join(lines))
-    if asked.output:
-        with asked.output.open("a", encoding="utf-8") as file:
-            file.write("\n".join([device_and_versions(), *lines, "", ""]))
+    show([device_and_versions(), *table(losses, asked), ""], asked.output)
 
 
 if __name__ == "__main__":

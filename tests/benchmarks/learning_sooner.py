@@ -26,7 +26,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 import toolkit
-from tests.benchmarks.random_models import device_and_versions
+from tests.benchmarks.random_models import device_and_versions, show
 from tests.tiny import callback
 from toolkit.system.device import detect
 from toolkit.training.components import assemble, context_of
@@ -209,11 +209,7 @@ def main() -> None:
         found = do(asked.job, asked.work)
         (asked.work / f"{asked.job.replace(' ', '-')}.json").write_text(json.dumps(found), encoding="utf-8")
         return
-    for line in table(asked):
-        print(line, flush=True)
-        if asked.output:
-            with asked.output.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+    show(table(asked), asked.output)
 
 
 if __name__ == "__main__":

@@ -123,18 +123,19 @@ def loss_of(model: Any, inputs: torch.Tensor, run: RunContext) -> torch.Tensor:
     return loss
 
 
-def held_out_loss(model: torch.nn.Module, packed: PackedData, run: RunContext) -> float:
-    """Nats per token."""
+def held_out_loss(model: torch.nn.Module, packed: PackedData, run: RunContext, most: int | None = None) -> float:
+    """Nats per token; of the first `most` blocks, if given."""
     blocks = packed.validation
     assert blocks is not None
+    number = min(len(blocks), most or len(blocks))
     model.eval()
     total = 0.0
     with torch.no_grad():
-        for start in range(0, len(blocks), 32):
-            inputs = batch(blocks, list(range(start, min(start + 32, len(blocks)))))
+        for start in range(0, number, 32):
+            inputs = batch(blocks, list(range(start, min(start + 32, number))))
             total += float(loss_of(model, inputs, run)) * len(inputs)
     model.train()
-    return total / len(blocks)
+    return total / number
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,15 @@ def device_and_versions() -> str:
     """What a figure depends on, in a line."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     return f"{name}; torch {torch.__version__}, transformers {transformers.__version__}; {time.strftime('%Y-%m-%d')}"
+
+
+def show(lines: Iterable[str], output: Path | None) -> None:
+    """Print lines as they come, and append each to a file."""
+    for line in lines:
+        print(line, flush=True)
+        if output:
+            with output.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
 
 
 def peak_of(start: str, words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> int:

@@ -30,7 +30,7 @@ from datasets import DatasetDict
 from tests.benchmarks.quickstart_choice import batch, held_out_loss, loss_of
 from toolkit.api import RunContext
 from toolkit.data.documents import contents_of
-from toolkit.data.packing import PackedData, prepare
+from toolkit.data.packing import prepare
 from toolkit.system.cache import cache_folder
 from toolkit.system.device import detect
 from toolkit_plugins.dataset.python_docs import PythonDocs
@@ -41,6 +41,8 @@ from toolkit_plugins.optimizer.muon import Muon
 from toolkit_plugins.tokenizer.byte_bpe import ByteBPE
 
 BATCH, BLOCK = 8, 256
+HELD_OUT = 96
+"""Blocks that are evaluated."""
 """Sequences of a step and tokens of a sequence, at full size."""
 WARM_UP = 0.05
 """Share of all tokens."""
@@ -150,9 +152,7 @@ class Corpus:
             data = DatasetDict(train=parts["train"], validation=parts["test"])
         self.tokenizer = ByteBPE(vocab_size=VOCABULARY).build(data["train"]["text"], self.run)
         run = replace(self.run, seed=42)
-        packed = prepare(data, contents_of(data), self.tokenizer, CausalLM(block_size=BLOCK), run)
-        assert packed.validation is not None
-        self.packed: PackedData = replace(packed, validation=torch.utils.data.Subset(packed.validation, range(96)))  # type: ignore[arg-type] # held_out_loss asks for no more than items and their number
+        self.packed = prepare(data, contents_of(data), self.tokenizer, CausalLM(block_size=BLOCK), run)
 
     def order(self, number: int) -> list[int]:
         """The first so many blocks of an order that depends on the seed alone."""
@@ -171,10 +171,10 @@ class Corpus:
     def loss(self, model: Any, weights: Weights | None = None) -> float:
         """Held-out, in nats per token."""
         if weights is None:
-            return held_out_loss(model, self.packed, self.run)
+            return held_out_loss(model, self.packed, self.run, HELD_OUT)
         own = {name: w.detach().clone() for name, w in model.named_parameters()}
         model.load_state_dict(weights, strict=False)
-        loss = held_out_loss(model, self.packed, self.run)
+        loss = held_out_loss(model, self.packed, self.run, HELD_OUT)
         model.load_state_dict(own, strict=False)
         return loss
 

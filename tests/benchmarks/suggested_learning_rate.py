@@ -19,7 +19,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.benchmarks.random_models import device_and_versions
+from tests.benchmarks.random_models import device_and_versions, show
 from toolkit.planning.suggested_recipe import recipe_text
 from toolkit.planning.suggestion import Suggestion, suggest
 
@@ -65,10 +65,7 @@ def main() -> None:
     for rate, loss in sorted(losses.items()):
         above = loss / min(losses.values()) - 1
         lines.append(f"{rate:8.2g}  {rate / made.learning_rate:16.2f}  {loss:13.4f}  {above:14.1%}")
-    print("\n".join(lines))
-    if asked.output:
-        with asked.output.open("a", encoding="utf-8") as file:
-            file.write("\n".join([*lines, "", ""]))
+    show([*lines, ""], asked.output)
 
 
 def held_out_loss(work: Path, made: Suggestion, rate: float) -> float:

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from tests.benchmarks.random_models import device_and_versions, tokenizer_folder
+from tests.benchmarks.random_models import device_and_versions, show, tokenizer_folder
 from tests.tiny import callback
 from toolkit.api.context import Precision
 from toolkit.system.device import detect
@@ -286,11 +286,7 @@ def main() -> None:
         (run,) = (runner for names, runner in RUNNERS if asked.only_here in names)
         run(asked.only_here, asked.work, asked)
         return
-    for line in table(asked):
-        print(line, flush=True)
-        if asked.output:
-            with asked.output.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+    show(table(asked), asked.output)
 
 
 def table(asked: argparse.Namespace) -> Any:

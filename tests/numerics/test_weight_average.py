@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,9 +77,9 @@ def trained(run: Path) -> list[tuple[int, float]]:
     ],
 )
 @pytest.mark.parametrize("stop_after", [4, 5])
-def test_it_resumes_exactly(tmp_path: Path, sections: dict[str, object], stop_after: int) -> None:
+def test_it_resumes_exactly(tmp_path: Path, sections: dict[str, Any], stop_after: int) -> None:
     """The stop after step 4 falls on an evaluation, and the one after step 5 on none."""
-    training = {**AVERAGED, **sections.get("training", {})}  # type: ignore[dict-item] # a mapping, where it is there
+    training = {**AVERAGED, **sections.get("training", {})}
     recipe = write_recipe(tmp_path, **{**sections, "training": training})
     whole, _ = train(recipe, name="whole")
     resumed = train_in_two(recipe, name="resumed", stop_after=stop_after)

@@ -11,7 +11,6 @@ import click
 
 from toolkit import formatting
 from toolkit.cli import options, render
-from toolkit.errors import UnavailableError, UsageError
 
 if TYPE_CHECKING:
     from toolkit.planning.suggestion import Suggestion
@@ -92,7 +91,9 @@ def suggest(
     shown = "./mine.yaml" if target is None else str(target) if target.is_absolute() else f"./{target}"
     recipe = recipe_text(made, command=command, file=shown, files=files)
     if target:
-        _write(target, recipe, shown)
+        from toolkit.recipe.new import write_new
+
+        write_new(target, recipe, shown)
     if as_json:
         render.as_json({**asdict(made), "recipe": recipe})
         return
@@ -125,19 +126,3 @@ def _show(made: Suggestion) -> None:
         render.text()
     for caution in made.cautions:
         render.text(f"* {caution}")
-
-
-def _write(target: Path, recipe: str, shown: str) -> None:
-    """Create the file.
-
-    Raises:
-        UsageError: it is there already.
-        UnavailableError: it cannot be written.
-    """
-    try:
-        with target.open("x", encoding="utf-8") as file:
-            file.write(recipe)
-    except FileExistsError:
-        raise UsageError(f"{shown} already exists and was not changed; choose another name") from None
-    except OSError as error:
-        raise UnavailableError(f"cannot write {shown}: {error.strerror}") from None

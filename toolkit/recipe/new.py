@@ -25,6 +25,17 @@ def write_copy(origin: str, new_name: str) -> str:
     # The comments name the command that runs the recipe; in the copy they should name the new recipe.
     named = rf"\btoolkit recipe run (?:[\w./-]*/)?{re.escape(source.stem)}(?:\.ya?ml)?(?![\w.-])"
     text = re.sub(named, lambda _: f"toolkit recipe run {shown}", text)
+    write_new(target, text, shown)
+    return shown
+
+
+def write_new(target: Path, text: str, shown: str) -> None:
+    """Create a recipe's file, called `shown` in messages.
+
+    Raises:
+        UsageError: it is there already.
+        UnavailableError: it cannot be written.
+    """
     try:
         with target.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -32,4 +43,3 @@ def write_copy(origin: str, new_name: str) -> str:
         raise UsageError(f"{shown} already exists and was not changed; choose another name") from None
     except OSError as error:
         raise UnavailableError(f"cannot write {shown}: {error.strerror}") from None
-    return shown

@@ -6,7 +6,6 @@ bit. Why it pays: docs/learning-sooner.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,7 +48,7 @@ class AveragingOptimizer(torch.optim.Optimizer):
         self.param_groups, self.state = self.optimizer.param_groups, self.optimizer.state
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override] # as torch documents it
+    def step(self, closure: Any = None) -> Any:
         """Take the step, and average the weights that it moved."""
         loss = self.optimizer.step(closure)
         for parameter in self._parameters():

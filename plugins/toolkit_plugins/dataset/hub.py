@@ -14,7 +14,8 @@ from toolkit.api import Dataset, OptionError, Peek, RunContext, UnavailableError
 from toolkit_plugins.dataset.arrow import dataset_of
 from toolkit_plugins.dataset.hub_rows import first_line, readable, text_column, texts, unreadable
 from toolkit_plugins.hub_downloads import shown
-from toolkit_plugins.hub_errors import Repo, choice, explained, gated, look_up, quiet, unreachable, unwritable
+from toolkit_plugins.hub_errors import choice, explained, gated, quiet, unreachable, unwritable
+from toolkit_plugins.hub_repositories import Repo, look_up
 
 if TYPE_CHECKING:
     import datasets
