@@ -3,6 +3,7 @@
 
 VENV ?= .venv
 OLDEST := .venv-oldest
+NEWEST := .venv-newest
 BIN := $(VENV)/bin
 
 # The first of these that runs and is new enough; a name alone proves neither.
@@ -19,9 +20,11 @@ COVERAGE ?= $(shell $(BIN)/python -c 'import sys; print("--cov" * (sys.version_i
 # What only a GPU can show is run where somebody has installed a torch for it.
 PYTHON_HERE = $(or $(wildcard $(BIN)/python),python3)
 
+GPU_ROW = $(PYTHON_HERE) -m tests.benchmarks.throughput --output tests/benchmarks/results/gpu-throughput.txt
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart install test test-slow test-oldest gpu benchmark check format docs clean
+.PHONY: help quickstart install test test-slow test-oldest test-newest gpu benchmark check format docs clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -42,11 +45,22 @@ test-oldest: $(OLDEST)/.installed-dev ## The tests with the oldest dependencies 
 	@# plugin that imports a deprecated name from pytest.
 	$(OLDEST)/bin/pytest $(PROCESSES) -p no:anyio -W ignore::pytest.PytestUnraisableExceptionWarning
 
+test-newest: ## The tests with the newest releases on the package index, pyproject.toml's upper bounds aside
+	$(call make-environment,$(NEWEST))
+	@# No stamp: an index has new releases at any time. `pip check` says which bounds of ours they exceed.
+	$(NEWEST)/bin/python -c "$$LOWER_BOUNDS" > $(NEWEST)/requirements.txt
+	$(NEWEST)/bin/python -m pip install --upgrade --upgrade-strategy eager --requirement $(NEWEST)/requirements.txt
+	$(NEWEST)/bin/python -m pip install --no-deps --editable .
+	-$(NEWEST)/bin/python -m pip check
+	$(NEWEST)/bin/pytest $(PROCESSES)
+
 gpu: ## The tests and figures that need a GPU, into tests/benchmarks/results/gpu-*.txt; with the environment at hand
 	$(PYTHON_HERE) -m pytest tests/gpu --numprocesses 6
-	$(PYTHON_HERE) -m tests.benchmarks.throughput --output tests/benchmarks/results/gpu-throughput.txt
-	$(PYTHON_HERE) -m tests.benchmarks.throughput --model llama-1B --block-size 2048 --micro-batch-size 4 \
-		--output tests/benchmarks/results/gpu-throughput.txt
+	$(GPU_ROW)
+	$(GPU_ROW) --model gpt2-350M --micro-batch-size 16
+	$(GPU_ROW) --model llama-1B --block-size 2048 --micro-batch-size 4 --document-length 300
+	$(GPU_ROW) --model llama-1B --block-size 8192 --micro-batch-size 1 --document-length 300
+	$(PYTHON_HERE) -m pytest tests/benchmarks/test_muon.py tests/benchmarks/test_loss.py --benchmark-only --benchmark-columns=min,median,rounds
 	$(PYTHON_HERE) -m tests.benchmarks.planned_memory --parallel 6 --output tests/benchmarks/results/gpu-planned-memory.txt
 
 benchmark: $(VENV)/.installed-dev ## What is fast, against a baseline in the same run
@@ -71,7 +85,7 @@ docs: $(VENV)/.installed-docs ## The documentation as a website, in build/docs; 
 	@echo build/docs/index.html
 
 clean: ## Remove the environments, not the runs
-	rm -rf $(VENV) $(OLDEST)
+	rm -rf $(VENV) $(OLDEST) $(NEWEST)
 
 # A stamp is newer than what it was made from, or pip runs again.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -93,6 +107,15 @@ $(OLDEST)/.installed-dev: pyproject.toml constraints-oldest.txt
 	$(call make-environment,$(OLDEST))
 	$(OLDEST)/bin/python -m pip install --constraint constraints-oldest.txt --editable '.[dev]'
 	@touch $@
+
+# pyproject.toml's requirements without their upper bounds.
+define LOWER_BOUNDS
+import re, tomllib
+project = tomllib.load(open('pyproject.toml', 'rb'))['project']
+for requirement in project['dependencies'] + project['optional-dependencies']['dev']:
+    print(re.sub(r',<[^,;]+', '', requirement))
+endef
+export LOWER_BOUNDS
 
 define make-environment
 @test -n "$(PYTHON)" || { echo "This needs Python 3.11 or later, and there is none on PATH; give one: make $(MAKECMDGOALS) PYTHON=/path/to/python" >&2; exit 1; }

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import re
+import sys
 import threading
 import time
 import urllib.parse
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,9 @@ class HubServer:
         self.plugged_in = True
         self.seconds_per_slice = 0.0
         """A slow line: the pause after each SLICE bytes of an answer."""
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self.held: set[str] = set()
+        """Files, by the end of their paths, that a client waits for until they are taken out of here."""
+        self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._server.daemon_threads = True
         self._server.block_on_close = False
         self._thread = threading.Thread(target=self._server.serve_forever, name="hub", daemon=True)
@@ -133,6 +137,14 @@ RESOLVE = re.compile(r"/(?P<datasets>datasets/)?(?P<name>[^/]+/[^/]+)/resolve/(?
 SLICE = 2**14
 
 
+class _Server(ThreadingHTTPServer):
+    """Says nothing of clients that were killed."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class _Handler(BaseHTTPRequestHandler):
     """One connection. Paths are matched before they are unquoted: a revision may hold an escaped slash."""
 
@@ -151,6 +163,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.hub.failure is not None:
             self._answer(self.hub.failure, b"")
         elif match := RESOLVE.fullmatch(url.path):
+            while url.path.endswith(tuple(self.hub.held)):
+                time.sleep(0.05)
             kind = "dataset" if match["datasets"] else "model"
             self._resolve(
                 kind, match["name"], urllib.parse.unquote(match["revision"]), urllib.parse.unquote(match["path"])

@@ -211,9 +211,13 @@ def from_(recipe: Path, place: str, *overrides: str, **options: Any) -> tuple[Ru
 
 
 def command(*words: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
-    """Start `toolkit` in a process of its own."""
+    """Start `toolkit` in a process of its own, which heeds the interrupt key.
+
+    A shell starts background jobs, and so perhaps these tests, with that key ignored.
+    """
+    heeds = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     return subprocess.Popen(
-        [sys.executable, "-c", "from toolkit.cli.main import main; main()", *words],
+        [sys.executable, "-c", f"{heeds}; from toolkit.cli.main import main; main()", *words],
         cwd=cwd,
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
@@ -223,10 +227,12 @@ def command(*words: str, cwd: Path, **environment: str) -> subprocess.Popen[str]
     )
 
 
-def wait_for(condition: str, process: subprocess.Popen[str], file: Path) -> None:
+def wait_for(condition: str, process: subprocess.Popen[str], file: Path, *, seconds: float = 300) -> None:
     """Wait until the text stands in the file, while the process lives."""
+    end = time.monotonic() + seconds
     while not (file.exists() and condition in file.read_text(encoding="utf-8")):
         assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, f"{condition!r} is not in {file} within {seconds:g} s"
         time.sleep(0.02)
 
 

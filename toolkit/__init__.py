@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from toolkit.commands import evaluate, generate, plan, rehearse, resolve, run
+    from toolkit.lifecycle.preparation import prepare
     from toolkit.planning.suggestion import suggest
     from toolkit.report.lines import LogLines
 
 __version__ = "0.1.0"
-__all__ = ["LogLines", "evaluate", "generate", "plan", "rehearse", "resolve", "run", "suggest"]
+__all__ = ["LogLines", "evaluate", "generate", "plan", "prepare", "rehearse", "resolve", "run", "suggest"]
 
 if not TYPE_CHECKING:  # a type checker would take any name to exist
 
@@ -23,7 +24,11 @@ if not TYPE_CHECKING:  # a type checker would take any name to exist
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
 
-        elsewhere = {"LogLines": "toolkit.report.lines", "suggest": "toolkit.planning.suggestion"}
+        elsewhere = {
+            "LogLines": "toolkit.report.lines",
+            "prepare": "toolkit.lifecycle.preparation",
+            "suggest": "toolkit.planning.suggestion",
+        }
         return getattr(import_module(elsewhere.get(name, "toolkit.commands")), name)
 
     def __dir__() -> list[str]:

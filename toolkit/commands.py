@@ -163,6 +163,8 @@ def plan(
     device: str | None = None,
     memory: int | str | None = None,
     processes: int = 1,
+    gpus_per_node: int = 8,
+    network: float | None = None,
     runs: FilePath | None = None,
     search_seconds: float = 60,
     plugin_folders: Iterable[FilePath] = (),
@@ -176,14 +178,15 @@ def plan(
         device: plan for this device in place of this machine's: "h100", "t4", ...
         memory: what the run may take, in place of the device's memory: bytes, or "12GiB".
         processes: devices that share a step.
+        gpus_per_node: how many of them are in a host.
+        network: Gbit/s of a host, in place of what is usual; only for a GPU whose links are known.
         runs: the folder of runs; one of this name that has counted the same data gives the number of steps.
         search_seconds: how long `auto` may look for strategies with which it fits.
         plugin_folders: find plugins in these folders too.
         listener: is called with the progress, as for `run`.
 
     Returns:
-        The plan, with the strategies that `auto` has chosen. `fits` says whether `peak_bytes` is within
-        `limit_bytes`: on this machine what is free now, else the device's memory.
+        The plan, with what `auto` has chosen. Its `limit_bytes` are free here now, or the other device's memory.
 
     Raises:
         RecipeError: it is invalid, or nothing that `auto` may choose fits.
@@ -194,12 +197,13 @@ def plan(
     from toolkit.lifecycle.device_plan import plan_of
     from toolkit.planning.devices import device_called
 
-    resolved = _resolved(recipe, overrides, plugin_folders, device_called(device, memory=memory))
     return plan_of(
-        resolved,
+        _resolved(recipe, overrides, plugin_folders, device_called(device, memory=memory)),
         device=device,
         memory=memory,
         processes=processes,
+        gpus_per_node=gpus_per_node,
+        network=network,
         runs=_folder_of(runs),
         search_seconds=search_seconds,
         listener=listener or _unheard,

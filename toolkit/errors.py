@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,10 @@ class TrainingError(ToolkitError):
     """Training cannot usefully go on."""
 
 
+class LostProcessError(TrainingError):
+    """Another process of the run is gone, or cannot be reached: a consequence, whose cause that process knows."""
+
+
 class OutOfMemoryError(TrainingError):
     """Out of memory where the step cannot be repeated in this attempt; the next one runs fewer sequences at a time."""
 
@@ -151,6 +155,10 @@ class InterruptedRun(ToolkitError):  # noqa: N818 - named for what it tells: an 
         self.signal_number = signal_number
         self.exit_status = 128 + signal_number
         super().__init__(message)
+
+
+REFUSALS: Mapping[int, type[ToolkitError]] = {2: UsageError, 3: UnavailableError}
+"""The error behind the exit status of another process of ours that was refused something."""
 
 
 OF_THE_MACHINE = frozenset(

@@ -7,12 +7,13 @@ no torch.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from toolkit.data.mixture_plan import MixturePlan
     from toolkit.data.stats import DataAccount
 
 
@@ -41,6 +42,8 @@ class DataPrepared:
     """Passes over the training tokens that the run's steps amount to."""
     total_steps: int
     from_cache: bool
+    mixture: MixturePlan | None = None
+    """What the run takes of each source, if there are several."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Progressed:
     """What is counted, in the plural: "documents"; empty if nothing is."""
     seconds: float
     """Since the phase began."""
+    detail: str = ""
+    """What else is worth knowing, in words."""
 
     @property
     def per_second(self) -> float:
@@ -109,6 +114,8 @@ class Evaluated:
     step: int
     eval_loss: float
     perplexity: float
+    by_source: Mapping[str, float] = field(default_factory=dict)
+    """The loss on each source of a mixture."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +165,9 @@ class ProgressReporter:
         self._done = 0
         self._begun = self._told = 0.0
 
-    def __call__(self, phase: str, done: int = 0, total: int | None = None, *, unit: str = "") -> None:
+    def __call__(
+        self, phase: str, done: int = 0, total: int | None = None, *, unit: str = "", detail: str = ""
+    ) -> None:
         """Pass on the progress of the phase; a smaller `done` than before starts another phase of the same name."""
         now = self._clock()
         if begins := phase != self._phase or done < self._done:
@@ -166,7 +175,7 @@ class ProgressReporter:
         self._done = done
         if begins or done == total or now - self._told >= 1 / MOST_EVENTS_PER_SECOND:
             self._told = now
-            self._listener(Progressed(phase, done, total, unit, now - self._begun))
+            self._listener(Progressed(phase, done, total, unit, now - self._begun, detail))
 
 
 @dataclass(frozen=True)
@@ -194,5 +203,7 @@ class RunResult:
     model_folder: Path | None
     load_line: str | None
     """The line of Python that loads the model."""
+    eval_loss_by_source: Mapping[str, float] = field(default_factory=dict)
+    """The held-out loss on each source of a mixture."""
     not_exported: Sequence[str] = ()
     """The recipe's exporters that have not run on a run that was already finished."""

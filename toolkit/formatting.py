@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +13,8 @@ MAX_SHOWN_PERPLEXITY = 1e6
 """Uniform guessing gives the vocabulary size, at most a few hundred thousand; above this the digits mean nothing."""
 MIN_TEXT_COLUMNS = 24
 """Columns that text needs to fit beside a name; with fewer it goes below."""
+SUFFIXES = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+"""Units of a count as people write it."""
 UNWRAPPED_WIDTH = 10_000
 """The width where output is not a terminal: nothing wraps there, so that `grep` finds whole lines."""
 
@@ -31,9 +35,23 @@ def compact(number: float) -> str:
     return f"{scaled:.0f}{unit}" if scaled >= 100 else f"{scaled:.3g}{unit}"
 
 
+def parsed_count(written: float | str) -> float | None:
+    """A count of at least 1 as people write it, 100M, 2B, 1.5e9; None if it is none."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*([KMBT]?)", str(written).strip(), re.IGNORECASE)
+    number = float(match[1]) * SUFFIXES[match[2].upper()] if match else 0.0
+    return number if 1 <= number < math.inf else None
+
+
 def counted(number: int, noun: str) -> str:
     """An exact count of things: 1 step, 1,000 steps."""
     return f"{number:,} {noun}" + "s" * (number != 1)
+
+
+def share(part: int, whole: int) -> str:
+    """A part of a whole in percent: 12%, 0.31%; 99.6%, where it is nearly all."""
+    percent = 100 * part / whole if whole else 0.0
+    digits = ".2g" if percent < 9.95 else ".0f" if percent < 99.5 or part == whole else ".1f"
+    return f"{percent:{digits}}%"
 
 
 def duration(seconds: float) -> str:

@@ -7,6 +7,7 @@ get private names, so that a user's `dataset/torch.py` never shadows a library.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import inspect
@@ -20,10 +21,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 from toolkit import __version__
-from toolkit.api import API_VERSION, KINDS, PLANNER_HOOKS, Fidelity, Plugin, Task
+from toolkit.api import API_VERSION, KINDS, PLANNER_HOOKS, CorpusFilter, Fidelity, Plugin, Task
 from toolkit.errors import PluginError, nearest
 
+BASES = (*KINDS.values(), CorpusFilter)
+"""The classes that plugins derive from."""
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+LOCAL_PREFIX = "_toolkit_local_"
+"""With what the names of modules from plugin folders begin."""
 
 
 @dataclass(frozen=True)
@@ -146,10 +151,22 @@ def _local(folder: Path) -> Iterable[Offer]:
         yield Offer(kind, name, str(file), file)
 
 
+def local_files() -> list[str]:
+    """The files of the plugins that this process has loaded from folders."""
+    return [str(module.__file__) for name, module in sys.modules.items() if name.startswith(LOCAL_PREFIX)]
+
+
+def import_files(files: Iterable[str]) -> None:
+    """Import what `local_files` found in another process, so that objects of those modules can be unpickled."""
+    for file in map(Path, files):
+        with contextlib.suppress(PluginError):  # the other process has refused it too, and asks for nothing of it
+            Offer(kind=file.parent.name, name=file.stem, distribution=str(file), target=file).load()
+
+
 def _only_plugin_in(file: Path, kind: str) -> Any:
     """Import a local file under a private name and return the one class in it that is of this kind."""
     digest = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]
-    name = f"_toolkit_local_{digest}_{file.stem}"
+    name = f"{LOCAL_PREFIX}{digest}_{file.stem}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, file)
         if spec is None or spec.loader is None:
@@ -176,12 +193,13 @@ def contract_faults(candidate: Any, kind: str) -> list[str]:
         return [f"{candidate!r} is not a subclass of toolkit.api.{contract.__name__}"]
     faults = []
     for method in sorted(getattr(candidate, "__abstractmethods__", ())):
-        faults.append(f"it has no method {method}{_parameters(getattr(contract, method))}")
-    for method, declared in _methods(contract, *filter(None, [PLANNER_HOOKS.get(kind)])).items():
+        faults.append(f"it has no method {method}{_parameters(getattr(candidate, method))}")
+    contracts = [base for base in candidate.__mro__ if issubclass(base, contract) and base in BASES]
+    for method, declared in _methods(contracts[0], *filter(None, [PLANNER_HOOKS.get(kind)])).items():
         own = _function(inspect.getattr_static(candidate, method, None))
         if callable(own) and not _takes_what_is_passed(own, declared):
             faults.append(f"{method} takes {_parameters(own)} where {kind} plugins take {_parameters(declared)}")
-    if not candidate.__doc__ or candidate.__doc__ == contract.__doc__:
+    if not candidate.__doc__ or candidate.__doc__ == contracts[0].__doc__:
         faults.append("its class has no docstring")
     if not candidate.model_config.get("frozen") or candidate.model_config.get("extra") != "forbid":
         faults.append("it must stay frozen and refuse unknown options")

@@ -21,7 +21,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc"]
 root_doc = "README"
 include_patterns = [
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
-    *("docs/*.md", "docs/site/*.md", "docker/README.md", "plugins/README.md", "plugins/example/README.md"),
+    *("docs/*.md", "docs/site/*.md", "docker/*.md", "plugins/README.md", "plugins/example/README.md"),
     *(str(note.relative_to(ROOT)) for note in ROOT.glob("toolkit/**/NOTES.md")),
 ]
 exclude_patterns = [".*", "*.egg-info", "build", "dist", "runs", "tests"]  # folders that need not be walked through
@@ -41,13 +41,26 @@ NAPOLEON = Config(napoleon_use_rtype=False)
 
 CONTENTS = {
     "Train": [
-        *("docs/from-the-notebook", "docs/desde-el-notebook", "docs/your-own"),
-        *("docs/what-to-train", "docs/will-it-fit", "docs/how-fast", "docs/learning-sooner"),
+        *("docs/from-the-notebook", "docs/desde-el-notebook", "docs/your-own", "docs/cleaning", "docs/mixtures"),
+        *("docs/streaming", "docs/what-to-train", "docs/sweeps", "docs/will-it-fit", "docs/how-fast"),
+        "docs/learning-sooner",
     ],
-    "Run": ["docs/when-something-goes-wrong", "docs/quickstart-choice", "docs/site/recipes", "docker/README"],
+    "Run": [
+        *("docs/many-machines", "docs/when-something-goes-wrong", "docs/quickstart-choice"),
+        *("docs/site/recipes", "docker/README"),
+    ],
     "Extend": ["plugins/README", "plugins/example/README", "docs/site/api"],
     "Call": ["docs/python-api", "docs/site/python", "docs/site/errors"],
-    "Carry it on": ["docs/architecture", "toolkit/planning/NOTES", "CONTRIBUTING", "SECURITY", "CHANGELOG"],
+    "Carry it on": [
+        "docs/architecture",
+        "toolkit/planning/NOTES",
+        "toolkit/training/NOTES",
+        "toolkit/data/NOTES",
+        "docker/NOTES",
+        "CONTRIBUTING",
+        "SECURITY",
+        "CHANGELOG",
+    ],
 }
 """The sidebar: captions and pages; a page of docs/ that is not named here goes to the end of "Extend"."""
 LISTED = {page for pages in CONTENTS.values() for page in pages}

@@ -170,6 +170,19 @@ def is_unreachable(error: BaseException) -> bool:
     )
 
 
+def is_temporary(error: BaseException) -> bool:
+    """Whether the same request may succeed later: the connection was lost, or the Hub has too much to do."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    statuses = [cause.response.status_code for cause in _chain(error) if isinstance(cause, HfHubHTTPError)]
+    return any(status == 429 or status >= 500 for status in statuses) if statuses else is_unreachable(error)
+
+
+def is_missing_file(error: BaseException) -> bool:
+    """Whether a file that was listed is not there."""
+    return any(isinstance(cause, FileNotFoundError) for cause in _chain(error))
+
+
 def _is_transport_error(error: BaseException) -> bool:
     # huggingface_hub changed its HTTP library twice (requests, httpx, httpx2) and may again: the classes are matched
     # by name, so that this module depends on none of them.

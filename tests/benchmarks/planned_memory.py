@@ -2,6 +2,7 @@
 
     python tests/benchmarks/planned_memory.py                                 # all, an hour on two cores
     python tests/benchmarks/planned_memory.py --only small                    # those whose name has this in it
+    python tests/benchmarks/planned_memory.py --processes 2                   # the peak of each of several processes
     python tests/benchmarks/planned_memory.py --parallel 6                    # on a GPU, so many runs at once
     python tests/benchmarks/planned_memory.py --output tests/benchmarks/results/planned_memory.txt
 
@@ -22,6 +23,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +102,19 @@ def cases() -> Iterator[Case]:
     yield Case("llama", "124M", 1024, 1, (BF16,), document_mask=True)
 
 
-def recipe(case: Case, work: Path) -> Path:
+def cases_of_several() -> Iterator[Case]:
+    """Those that several processes are tried with: models whose weights are most of the memory."""
+    for memory in ((), ("shard",)):
+        yield Case("llama", "small", 256, 2, memory)
+        yield Case("gpt2", "124M", 128, 2, memory)
+        yield Case("llama", "124M", 128, 2, memory)
+    yield Case("llama", "124M", 128, 2, ("shard",), optimizer="muon")
+    yield Case("llama", "124M", 128, 2, (CHECKPOINTED, BF16, "shard"))
+    yield Case("gpt2", "124M", 512, 1, (CHECKPOINTED, "lora"))
+    yield Case("gpt2", "124M", 512, 1, (CHECKPOINTED, "lora", "shard"))
+
+
+def recipe(case: Case, work: Path, *, processes: int = 1) -> Path:
     """The recipe of a case, and what it reads."""
     layers, width, vocabulary = SIZES[case.size]
     masked = case.family == "bert"
@@ -130,10 +144,11 @@ def recipe(case: Case, work: Path) -> Path:
         "exporters": ["merge-lora" if "lora" in case.memory else "model-folder"],
         "training": {
             "max_steps": STEPS,
-            "global_batch_size": case.micro_batch_size * case.accumulation,
+            "global_batch_size": case.micro_batch_size * case.accumulation * processes,
             "micro_batch_size": case.micro_batch_size,
             "eval_steps": 1000,
             "save_minutes": None,
+            **({"save_steps": 1} if processes > 1 else {}),  # a save leaves what a sharded run holds from then on
             "max_grad_norm": case.max_grad_norm,
             "save_in_background": False,
         },
@@ -143,9 +158,9 @@ def recipe(case: Case, work: Path) -> Path:
     return file
 
 
-def planned(file: Path) -> dict[str, Any]:
+def planned(file: Path, *, processes: int = 1) -> dict[str, Any]:
     """The plan, as a script gets it."""
-    words = [sys.executable, "-c", COMMAND, "recipe", "plan", str(file), "--json"]
+    words = [sys.executable, "-c", COMMAND, "recipe", "plan", str(file), "--json", f"--processes={processes}"]
     done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=file.parent)
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -153,21 +168,21 @@ def planned(file: Path) -> dict[str, Any]:
     return answer
 
 
-def measured(file: Path) -> int:
-    """The peak of the run, in bytes."""
+def measured(file: Path, *, processes: int = 1) -> int:
+    """The peak of the run, in bytes; of the process that holds most, if there are several."""
     words = ["recipe", "run", str(file), "--quiet"]
     cache = {"TOOLKIT_CACHE": str(file.parent / "cache")}
-    return peak_of(AS_WHERE_MEMORY_IS_SHORT, words, file.parent, cache)
+    return peak_of(AS_WHERE_MEMORY_IS_SHORT, words, file.parent, cache, processes=processes)
 
 
-def both(case: Case) -> tuple[dict[str, Any], int]:
+def both(case: Case, *, processes: int = 1) -> tuple[dict[str, Any], int]:
     """The plan of a case, and the peak of its run."""
     with tempfile.TemporaryDirectory() as folder:
-        file = recipe(case, Path(folder))
-        plan = planned(file)
+        file = recipe(case, Path(folder), processes=processes)
+        plan = planned(file, processes=processes)
         if detect().kind == "cuda":
             plan["peak_bytes"] -= CUDA_CONTEXT_BYTES
-        return plan, measured(file)
+        return plan, measured(file, processes=processes)
 
 
 def main() -> None:
@@ -175,13 +190,15 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose name has this in it")
     parser.add_argument("--output", type=Path, help="write the table here, too")
     parser.add_argument("--parallel", type=int, default=1, metavar="RUNS", help="this many at once, on a GPU")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="processes of each run")
     asked = parser.parse_args()
 
     lines, errors = [device_and_versions(), f"{'planned':>9} {'measured':>9} {'error':>7}  peak in         case"], []
     print(*lines, sep="\n")
-    chosen = [case for case in cases() if asked.only in case.name]
+    offered = cases() if asked.processes == 1 else cases_of_several()
+    chosen = [case for case in offered if asked.only in case.name]
     with ThreadPoolExecutor(asked.parallel) as pool:
-        for case, (plan, peak) in zip(chosen, pool.map(both, chosen), strict=True):
+        for case, (plan, peak) in zip(chosen, pool.map(partial(both, processes=asked.processes), chosen), strict=True):
             errors.append(plan["peak_bytes"] / peak - 1)
             lines.append(
                 f"{plan['peak_bytes'] / 1e9:6.2f} GB {peak / 1e9:6.2f} GB {errors[-1]:+7.1%}  "

@@ -14,14 +14,14 @@ import torch
 import transformers
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
-NOTED = "peak"
+NOTED = "peak-of-rank-"
 COMMAND = f"""
-import atexit, pathlib
+import atexit, os, pathlib
 from toolkit.system.host_memory import peak_resident_bytes
 def peak():
     import torch
     return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else peak_resident_bytes()
-atexit.register(lambda: pathlib.Path({NOTED!r}).write_text(str(peak())))
+atexit.register(lambda: pathlib.Path({NOTED!r} + os.environ.get("RANK", "0")).write_text(str(peak())))
 from toolkit.cli.main import main
 main()
 """
@@ -46,21 +46,25 @@ def show(lines: Iterable[str], output: Path | None) -> None:
                 file.write(line + "\n")
 
 
-def peak_of(start: str, words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> int:
-    """Run the toolkit in a process of its own, in this folder, and return the most bytes that it held.
+def peak_of(
+    start: str, words: Sequence[str], folder: Path, environment: Mapping[str, str], *, processes: int = 1
+) -> int:
+    """Run the toolkit in a process of its own, or in several, in this folder, and return the most bytes that one held.
 
     Raises:
         SystemExit: it failed; with what it said.
     """
+    together = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--no-python"]
+    launcher = [sys.executable, *together] if processes > 1 else []
     with (folder / "log.txt").open("w+") as log:
         done = subprocess.run(
-            [sys.executable, "-c", start, *words],
+            [*launcher, sys.executable, "-c", start, *words],
             stdout=log, stderr=log, cwd=folder, env={**os.environ, **environment}, check=False,
         )  # fmt: skip
         if done.returncode:
             log.seek(0)
             raise SystemExit(f"{' '.join(words)}: {log.read()[-4000:]}")
-    return int((folder / NOTED).read_text(encoding="utf-8"))
+    return max(int(file.read_text(encoding="utf-8")) for file in folder.glob(f"{NOTED}*"))
 
 
 def tokenizer_folder(folder: Path, vocabulary: int) -> Path:

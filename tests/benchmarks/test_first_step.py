@@ -4,7 +4,8 @@
 
 Documents, tokenizer and tokens are cached, and the model is so small that its step takes no time. The bare import is
 timed before each round, so that both see the same machine. The line above the table has the ratio of the times, and
-that of the processor time, which other programs disturb less.
+that of the processor time, which other programs disturb less. The same for compiled steps: an empty cache of compiled
+kernels is before each round what the bare import is above.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ import pytest
 from tests.tiny import callback, write_recipe
 
 ROUNDS = 5
+COMPILED_ROUNDS = 3
+"""To compile takes half a minute."""
 BARE = "import torch; from transformers import Trainer"
 TOOLKIT = "from toolkit.cli.main import main; main()"
 MEMORY: dict[str, list[Any]] = {"strategies given": [], "auto": ["mixed-precision", "auto"]}
@@ -77,3 +80,45 @@ def test_first_step(
             f"\nfirst step, {request.node.callspec.id}: {wall:.2f} times the bare import of torch and Trainer, "
             f"{processor:.2f} times its processor time (median of {ROUNDS})"
         )
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.benchmark(group="from the command to the end of the first compiled step")
+def test_first_compiled_step(benchmark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    callback(tmp_path, "leave", "def on_step_end(self, args, state, control, **rest):\n    os._exit(0)")
+    recipes = {
+        compiled: write_recipe(
+            tmp_path, name=f"compiled-{compiled}", callbacks=["leave"], training={"torch_compile": compiled}
+        )
+        for compiled in (False, True)
+    }
+    found: dict[str, list[tuple[float, float]]] = {"not compiled": [], "cold": [], "warm": []}
+
+    def start(how: str) -> None:
+        shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+        recipe = recipes[how != "not compiled"]
+        command = ("recipe", "run", str(recipe), "--plugins", "plugins", "--runs", "runs")
+        found[how].append(seconds_of(TOOLKIT, *command, cwd=tmp_path))
+
+    def others() -> None:
+        start("not compiled")
+        shutil.rmtree(tmp_path / "cache" / "compiled", ignore_errors=True)
+        start("cold")
+
+    benchmark.pedantic(lambda: start("warm"), setup=others, rounds=COMPILED_ROUNDS, warmup_rounds=1)
+    wall, processor = (
+        {
+            how: statistics.median(
+                one[kind] / warm[kind] for one, warm in zip(times[1:], found["warm"][1:], strict=True)
+            )
+            for how, times in found.items()
+        }
+        for kind in (0, 1)
+    )
+    benchmark.extra_info.update({f"{how}, of the warm start": round(ratio, 2) for how, ratio in wall.items()})
+    with capsys.disabled():
+        for how in ("cold", "not compiled"):
+            print(
+                f"\nfirst compiled step: {how} takes {wall[how]:.2f} of the time with a warm cache, "
+                f"{processor[how]:.2f} of its processor time (median of {COMPILED_ROUNDS})"
+            )

@@ -15,10 +15,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 CRASHED = 70
@@ -66,6 +69,11 @@ class Command:
         """Send a signal; that it has ended meanwhile is no matter, for the server has not yet been asked."""
         os.kill(self.process, number)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is a zombie, as it stays until the server is asked to wait for it."""
+        return bool(psutil.Process(self.process).status() == psutil.STATUS_ZOMBIE)
+
     def wait(self) -> Outcome:
         """Wait for its end."""
         status = self.server.ask({"wait": self.process})["status"]
@@ -110,6 +118,11 @@ class CommandServer:
     def start(self, words: Sequence[str], *, folder: Path, output: Path, fault: Fault | None = None) -> Command:
         """Start `toolkit` with these words in a folder; its cache is there too, and its output goes elsewhere."""
         output.mkdir(exist_ok=True)
+        for name in ("out", "err"):
+            # A new file: what the orphans of a killed command still write is not this one's. And here, because a
+            # command may be killed before it opens it.
+            (output / name).unlink(missing_ok=True)
+            (output / name).touch()
         question = {
             "words": list(words),
             "folder": str(folder),
@@ -117,6 +130,21 @@ class CommandServer:
             "fault": asdict(fault) if fault else None,
         }
         return Command(self, self.ask(question)["process"], output)
+
+
+def wait_for_orphans(folder: Path, *, seconds: float = 300) -> None:
+    """Wait until the processes that killed commands have left in a folder have noticed it, and ended too."""
+    end = time.monotonic() + seconds
+    while orphans := [process.pid for process in psutil.process_iter() if works_in(folder, process)]:
+        assert time.monotonic() < end, f"{orphans} have not ended within {seconds:g} s"
+        time.sleep(0.05)
+
+
+def works_in(folder: Path, process: psutil.Process) -> bool:
+    try:
+        return Path(process.cwd()).is_relative_to(folder.resolve())
+    except psutil.Error:  # it has ended, or is somebody else's
+        return False
 
 
 def serve() -> None:

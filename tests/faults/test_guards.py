@@ -9,6 +9,7 @@ import pytest
 from tests.tiny import assert_same_run, callback, steps_of, train, train_in_two, weights, write_recipe
 from toolkit.errors import TrainingError
 from toolkit.events import Message
+from toolkit.training import loss_guard
 
 JUMP = """
 def on_train_begin(self, args, state, control, model=None, **kwargs):
@@ -27,13 +28,20 @@ def recipe_with(folder: Path, body: str, **training: object) -> Path:
     return write_recipe(folder, plugin_paths=["plugins"], callbacks=["spoiler"], training=settings)
 
 
+def judge_on_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the device judge, as on a GPU, although it is the CPU."""
+    monkeypatch.setattr(loss_guard, "ASYNCHRONOUS_DEVICES", {"cpu"})
+
+
 def texts_of(folder: Path, rows: str) -> list[str]:
     """The training documents of these numbers, as the dataset plugin splits them."""
     from tests.tiny import resolved
-    from toolkit.training.components import context_of, load_documents
+    from toolkit.training.components import context_of
+    from toolkit.training.loading import documents_of
 
     recipe = resolved(folder / "tiny.yaml")
-    train_split = load_documents(recipe, context_of(recipe, folder / "elsewhere"))["train"]
+    data, _ = documents_of(recipe.recipe.dataset, recipe.recipe, context_of(recipe, folder / "elsewhere"))
+    train_split = data["train"]
     numbers: list[int] = []
     for part in rows.replace(",", "").split(" "):
         first, _, last = part.partition("-")
@@ -131,8 +139,13 @@ def test_a_batch_with_a_spike_is_left_out(tmp_path: Path) -> None:
     assert any(bool((before[name] != weights(taken.folder)[name]).any()) for name in before)
 
 
+@pytest.mark.parametrize("on_device", [False, True])
 @pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
-def test_left_out_batches_resume_exactly(tmp_path: Path, optimizer: str) -> None:
+def test_left_out_batches_resume_exactly(
+    tmp_path: Path, optimizer: str, on_device: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if on_device:
+        judge_on_device(monkeypatch)
     body = JUMP.format(steps={21, 24}, factor=50)
     recipe = recipe_with(tmp_path, body, on_spike="skip-batch", save_in_background=True, save_steps=5)
     whole, _ = train(recipe, f"optimizer={optimizer}", name="whole")
@@ -154,3 +167,33 @@ def test_no_spike_where_there_is_none(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, training={"max_steps": 60, "eval_steps": 60})
     result, _ = train(recipe)
     assert '"spike"' not in (result.folder / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("on_spike", ["warn", "skip-batch", "stop"])
+def test_the_device_judges_as_the_host_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_spike: str) -> None:
+    """The step that is not finite is one that would be logged, evaluated and saved."""
+    factor = "(float('nan') if state.global_step == 25 else 50)"
+    body = JUMP.format(steps={22, 24, 25}, factor=factor)
+    every = {"logging_steps": 13, "eval_steps": 13, "save_steps": 13, "max_steps": 30}
+    recipe = recipe_with(tmp_path, body, on_spike=on_spike, **every)
+    messages, lines, saved = [], [], []
+    for judge in ("host", "device"):
+        if judge == "device":
+            judge_on_device(monkeypatch)
+        with pytest.raises(TrainingError) as error:
+            train(recipe, name=judge)
+        folder = tmp_path / "runs" / judge
+        messages.append(str(error.value))
+        known = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        told = ("step", "kind", "loss", "eval_loss", "action", "batch", "mean", "deviation")
+        lines.append([tuple(line.get(name) for name in told) for line in known if line["kind"] != "save"])
+        assert steps_of(folder) == {13}
+        saved.append((folder / "checkpoints" / "checkpoint-13" / "model.safetensors").read_bytes())
+    assert messages[0] == messages[1]
+    assert ("step 23 is" if on_spike == "stop" else "step 26 is not a finite") in messages[0]
+    assert saved[0] == saved[1]
+    spikes = [line[6:] for line in lines[0] if line[1] == "spike"]
+    assert len(spikes) == (2 if on_spike == "skip-batch" else 1)  # with "warn" the first makes the second usual
+    assert [line[:6] for line in lines[0]] == [line[:6] for line in lines[1]]
+    for one, other in zip(spikes, [line[6:] for line in lines[1] if line[1] == "spike"], strict=True):
+        assert one == pytest.approx(other, rel=1e-12)

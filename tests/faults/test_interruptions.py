@@ -12,9 +12,12 @@ from tests.tiny import assert_same_run, command, losses, train, train_in_two, wa
 from toolkit.errors import InterruptedRun, RunMismatchError, UnavailableError
 from toolkit.events import Message
 
+# On a machine that is slow enough, steps would be compiled to save time.
+LONG = {"max_steps": 3000, "eval_steps": 3000, "torch_compile": False}
+
 
 def test_killed_between_saves_it_goes_on_from_the_last_one(tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path, training={"max_steps": 3000, "save_steps": 4, "eval_steps": 3000})
+    recipe = write_recipe(tmp_path, training={**LONG, "save_steps": 4})
     process = command("recipe", "run", str(recipe), "--quiet", cwd=tmp_path)
     run = tmp_path / "runs" / "tiny"
     wait_for('"step": 8, "kind": "save"', process, run / "metrics.jsonl")
@@ -32,12 +35,12 @@ def test_killed_between_saves_it_goes_on_from_the_last_one(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_ends_the_step_saves_and_says_so(tmp_path: Path, number: signal.Signals) -> None:
-    recipe = write_recipe(tmp_path, training={"max_steps": 3000, "eval_steps": 3000})
+    recipe = write_recipe(tmp_path, training=LONG)
     process = command("recipe", "run", str(recipe), cwd=tmp_path)
     run = tmp_path / "runs" / "tiny"
     wait_for('"step": 3', process, run / "metrics.jsonl")
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=180)
     assert process.returncode == 128 + number, out + err
     (saved,) = (run / "checkpoints").iterdir()
     step = saved.name.removeprefix("checkpoint-")
@@ -284,7 +287,7 @@ def test_a_signal_to_native_code_before_training_ends_the_run_in_words(tmp_path:
     process = command("recipe", "run", str(recipe), cwd=tmp_path)
     wait_for("here", process, tmp_path / "loading")
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=180)
     words = "error: stopped by SIGTERM; before training, so there was nothing to save"
     assert (process.returncode, err.splitlines()[-1]) == (128 + signal.SIGTERM, words)
     run = tmp_path / "runs" / "tiny"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults.command_server import CommandServer
 from tests.tiny import assert_same_run, callback, steps_of, train, train_in_two, write_recipe
 from toolkit.errors import InterruptedRun
 from toolkit.events import CheckpointSaved, Message
@@ -126,7 +127,7 @@ def test_no_copy_is_taken_where_memory_is_short(tmp_path: Path, monkeypatch: pyt
     assert [event.stall_seconds == event.seconds for event in saves] == [True] * 4
 
 
-def test_what_a_kill_has_cost_is_noted(tmp_path: Path) -> None:
+def test_what_a_kill_has_cost_is_noted(server: CommandServer, tmp_path: Path) -> None:
     callback(
         tmp_path,
         "killing",
@@ -138,11 +139,8 @@ def test_what_a_kill_has_cost_is_noted(tmp_path: Path) -> None:
         training={"save_steps": 4, "save_in_background": False},
         callbacks=["killing"],
     )
-    child = os.fork()
-    if child == 0:
-        train(recipe)
-        os._exit(0)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    outcome = server.start(("recipe", "run", str(recipe)), folder=tmp_path, output=tmp_path / "output").wait()
+    assert outcome.status == -signal.SIGKILL, outcome.err
     result, _ = train(recipe, "callbacks=[]")
     first, second = json.loads((result.folder / "run.json").read_text())["attempts"]
     assert (first["how"], first["lost_steps"]) == (None, 2)

@@ -76,7 +76,7 @@ def test_a_token_in_the_environment_is_written_nowhere(folder: Path) -> None:
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     page = command("run", "report", "tiny", cwd=folder, **secrets)
-    shown = "".join(page.communicate(timeout=60))
+    shown = "".join(page.communicate(timeout=300))
     files = [file for root in ("runs", "cache") for file in (folder / root).rglob("*") if file.is_file()]
     assert len(files) > 20
     assert [file for file in files if CANARY.encode() in file.read_bytes()] == []

@@ -1,5 +1,7 @@
 """`run verify` finds what has changed on disk, and `recipe verify-resume` what does not resume."""
 
+import json
+import os
 import shutil
 from pathlib import Path
 
@@ -7,7 +9,9 @@ import pytest
 
 from tests.command_line import toolkit
 from tests.tiny import train, write_recipe
+from toolkit.events import DataPrepared
 from toolkit.lifecycle.verify_resume import verify_resume
+from toolkit.system.cache import cache_folder
 from toolkit.testing import check_resume
 
 
@@ -39,6 +43,29 @@ def test_verify_finds_each_file_that_has_changed(tmp_path: Path) -> None:
     assert tried > 12
     shutil.rmtree(result.folder / "model")
     assert "DAMAGED" in toolkit("run", "verify", "tiny", status=1).out
+
+
+def test_verify_reads_the_data_again_where_size_and_time_tell_nothing(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, training={"max_steps": 1})
+    result, _ = train(recipe)
+    faults = {part["name"]: part["reason"] for part in toolkit("run", "verify", "tiny", "--data", "--json").json}
+    assert faults["documents"] is faults["tokens"] is None
+    file, key = tmp_path / "texts.txt", result.folder / "run.json"
+    before, stat = file.read_bytes(), file.stat()
+    file.write_bytes(before.replace(b"a", b"o", 1))
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    _, events = train(recipe, fresh=True)
+    assert [event.from_cache for event in events if isinstance(event, DataPrepared)] == [True], "it was noticed"
+    answer = toolkit("run", "verify", "tiny", "--data", status=1)
+    assert "documents" in answer.out
+    assert "touch the file" in " ".join(answer.out.split())
+    os.utime(file)
+    _, events = train(recipe, fresh=True)
+    assert [event.from_cache for event in events if isinstance(event, DataPrepared)] == [False]
+    tokens = cache_folder() / "tokens" / json.loads(key.read_text())["data_key"] / "train.tokens"
+    tokens.write_bytes(tokens.read_bytes()[:-2] + b"\0\0")
+    answer = toolkit("run", "verify", "tiny", "--data", status=1)
+    assert "train.tokens" in answer.out
 
 
 UNSAVED = '''

@@ -149,6 +149,10 @@ class Bench:
         fault = Fault(str(self.watcher), str(journal), str(kept), at=at, action=action, error=error)
         return self.command(self.disturbed_folder, fault=fault), Journal(journal)
 
+    def end_of(self, outcome: Outcome) -> End:
+        """The end of a disturbed run that has finished all the same."""
+        return End.of(self.disturbed_folder / outcome.folder)
+
     def states(self, journal: Journal) -> Iterator[State]:
         """What the disturbed run has left, then what power cuts may have. Each takes the place of the one before."""
         data, names = journal.unsynced_data(), journal.unsynced_names()

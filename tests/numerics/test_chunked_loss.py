@@ -23,8 +23,10 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-def chunked_loss(model: Any, task: Any, *, chunk_size: int, dtype: torch.dtype | None) -> StepLoss:
-    summed = ChunkedCrossEntropy(model.get_output_embeddings(), chunk_size=chunk_size, dtype=dtype)
+def chunked_loss(
+    model: Any, task: Any, *, chunk_size: int, dtype: torch.dtype | None, on_gpu: bool = False
+) -> StepLoss:
+    summed = ChunkedCrossEntropy(model.get_output_embeddings(), chunk_size=chunk_size, dtype=dtype, on_gpu=on_gpu)
     return StepLoss(model, task, Loss(summed, inputs="hidden_states"), name="chunked-loss", in_evaluation=True)
 
 
@@ -32,7 +34,7 @@ def compute(model: Any, loss: Any, ids: torch.Tensor, labels: torch.Tensor, **ho
     if isinstance(loss, StepLoss):
         with loss.head_withheld():
             outputs = model(input_ids=ids)
-        assert outputs.logits.shape[-1] == 32
+        assert outputs.logits.shape[-1] == (32 if loss.loss else model.config.vocab_size)
         return loss(outputs, labels, **how)
     return loss(model(input_ids=ids), labels, **how)
 
@@ -40,14 +42,29 @@ def compute(model: Any, loss: Any, ids: torch.Tensor, labels: torch.Tensor, **ho
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
 @pytest.mark.parametrize("chunk_size", [7, 10_000])
 @pytest.mark.parametrize("counted", [None, torch.tensor(500)])
-def test_the_same_loss_and_the_same_gradients(bench: Bench, family: str, chunk_size: int, counted: Any) -> None:
+@pytest.mark.parametrize("on_gpu", [False, True], ids=["300 rows", "300 rows filled up to 320"])
+def test_the_same_loss_and_the_same_gradients(
+    bench: Bench, family: str, chunk_size: int, counted: Any, on_gpu: bool
+) -> None:
     task: Any = "masked-lm" if family == "bert" else "causal-lm"
     model, ids = bench.model(family), bench.batch()
+    assert len(model.get_output_embeddings().weight) == 300
     labels = ids.where(torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)) < 0.5, -100)
+    loss = chunked_loss(model, task, chunk_size=chunk_size, dtype=None, on_gpu=on_gpu)
+    assert_same(model, task, loss, ids, labels, counted)
+    with torch.no_grad():
+        assert compute(model, loss, ids, labels).item() == pytest.approx(
+            compute(model, token_mean_loss(task), ids, labels).item(), rel=1e-6
+        )
+    assert model(input_ids=ids).logits.shape[-1] == len(bench.tokenizer), "the head stays withheld"
+
+
+def assert_same(model: Any, task: Any, loss: StepLoss, ids: torch.Tensor, labels: torch.Tensor, counted: Any) -> None:
+    """The loss and the gradients are those of the logits."""
     results = []
-    for loss in (token_mean_loss(task), chunked_loss(model, task, chunk_size=chunk_size, dtype=None)):
+    for each in (token_mean_loss(task), loss):
         model.zero_grad()
-        value = compute(model, loss, ids, labels, num_items_in_batch=counted)
+        value = compute(model, each, ids, labels, num_items_in_batch=counted)
         (value * 1024).backward()  # as the scaler of float16 would
         results.append((value.detach(), gradients(model)))
     (plain, expected), (chunked, found) = results
@@ -55,12 +72,21 @@ def test_the_same_loss_and_the_same_gradients(bench: Bench, family: str, chunk_s
     assert expected.keys() == found.keys()
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
     for name, gradient in expected.items():
+        assert found[name].shape == gradient.shape
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6 * largest, msg=name)
-    with torch.no_grad():
-        assert compute(model, loss, ids, labels).item() == pytest.approx(
-            compute(model, token_mean_loss(task), ids, labels).item(), rel=1e-6
-        )
-    assert model(input_ids=ids).logits.shape[-1] == len(bench.tokenizer), "the head stays withheld"
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_a_head_that_is_aligned_for_a_gpu_gives_the_same_logits(bench: Bench, family: str) -> None:
+    """BERT's head has a bias, GPT-2's is tied to the embedding."""
+    task: Any = "masked-lm" if family == "bert" else "causal-lm"
+    model, ids = bench.model(family), bench.batch()
+    loss = StepLoss(model, task, None, name="", in_evaluation=True, on_gpu=True)
+    assert_same(model, task, loss, ids, ids, None)
+    with torch.autocast("cpu", torch.bfloat16), loss.head_withheld():
+        logits = model(input_ids=ids).logits
+    assert (logits.dtype, logits.shape[-1]) == (torch.bfloat16, 300)
+    assert logits.untyped_storage().nbytes() == 2 * ids.numel() * 320
 
 
 def test_no_gradient_for_what_is_frozen(bench: Bench) -> None:

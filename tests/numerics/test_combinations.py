@@ -38,6 +38,9 @@ EXCLUSIVE = {
     ("frozen-layers", "lora"): "{second} and {first} exclude each other: both manage the trainable-parameters",
     ("mixed-precision", "weights-in-bf16"): "{second} and {first} exclude each other: both manage the precision",
     ("release-gradients", "small-batch"): "release-gradients cannot be used",
+    ("release-gradients", "shard"): "{second} and {first} exclude each other: both manage the gradients",
+    ("shard", "weights-in-bf16"): "{second} and {first} exclude each other: both manage the weights",
+    ("low-memory-optimizer", "shard"): "shard cannot be used: adafactor needs whole matrices",
 }
 """Those that exclude each other, and what is said of them in this order; all others go together."""
 HERE = [name for name in NAMES if not declared(name).requires()]

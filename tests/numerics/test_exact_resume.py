@@ -24,6 +24,10 @@ from toolkit.storage.run_directory import RunDirectory
 RECIPES: dict[str, dict[str, Any]] = {
     "dropout and accumulation": {"memory": [{"plugin": "small-batch", "micro_batch_size": 1}]},
     "document mask": {"objective": {"document_mask": True}},
+    "within documents": {
+        "objective": {"document_mask": True},
+        "model": {"plugin": "llama", "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2},
+    },
     "masked words": {"objective": {"plugin": "masked-lm", "block_size": 32}, "model": {"plugin": "tiny-bert"}},
     "lora": {"memory": [{"plugin": "lora", "lora_dropout": 0.1}], "exporters": ["merge-lora"]},
     "muon": {"optimizer": "muon"},
@@ -52,7 +56,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-SLOW = {"adafactor", "weights in bf16", "frozen layers", "muon", "samples", "document mask", "bf16"}
+SLOW = {"adafactor", "weights in bf16", "frozen layers", "muon", "samples", "document mask", "within documents", "bf16"}
 """A part of what others among them have as well."""
 
 

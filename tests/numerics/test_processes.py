@@ -20,7 +20,7 @@ def torchrun(recipe: Path, *words: str, restarts: int = 0) -> subprocess.Complet
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
         check=False,
     )  # fmt: skip
 
@@ -44,6 +44,69 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     rest = torchrun(recipe, "--name", "parts")
     assert rest.returncode == 0, rest.stdout + rest.stderr
     assert_same_run(tmp_path / "runs" / "two", tmp_path / "runs" / "parts")
+
+
+SPOILER = """
+def on_train_begin(self, args, state, control, model=None, **kwargs):
+    def spoil(module, arguments, output):
+        if module.training and state.global_step == 22 and args.process_index == 1:
+            output.logits = output.logits * 50
+        return output
+    model.register_forward_hook(spoil)
+"""
+JUDGE_ON_DEVICE = """
+from toolkit.training import loss_guard
+loss_guard.ASYNCHRONOUS_DEVICES = {"cpu"}
+"""
+
+
+@pytest.mark.slow
+def test_processes_leave_out_a_step_together_whoever_judges(tmp_path: Path) -> None:
+    """The loss jumps in the second process alone."""
+    callback(tmp_path, "spoiler", SPOILER)
+    callback(tmp_path, "on-device", JUDGE_ON_DEVICE)
+    training = {"max_steps": 25, "eval_steps": 25, "save_steps": 23, "on_spike": "skip-batch", "save_total_limit": 9}
+    recipe = write_recipe(tmp_path, plugin_paths=["plugins"], callbacks=["spoiler"], training=training)
+    for name, callbacks in (("host", "[spoiler]"), ("device", "[spoiler, on-device]")):
+        done = torchrun(recipe, "--name", name, "--set", f"callbacks={callbacks}")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.count("its batch is skipped") == 1, done.stdout
+    assert_same_run(tmp_path / "runs" / "host", tmp_path / "runs" / "device")
+
+
+SLOW_TO_LOAD = """
+from toolkit.api import Dataset
+
+
+class SlowToLoad(Dataset):
+    '''Takes longer than the processes of the run wait for one another.'''
+
+    def load(self, run):
+        import time
+
+        from datasets import Dataset, DatasetDict
+
+        for done in range(80):
+            run.progress("reading", done, 80, unit="documents")
+            time.sleep(0.5)
+        rows = Dataset.from_dict({"text": ["the cat sat on a mat"] * 400})
+        return DatasetDict(train=rows)
+"""
+
+
+@pytest.mark.slow
+def test_data_that_takes_longer_than_a_collective_may(tmp_path: Path) -> None:
+    (tmp_path / "plugins" / "dataset").mkdir(parents=True)
+    (tmp_path / "plugins" / "dataset" / "slow_to_load.py").write_text(SLOW_TO_LOAD, encoding="utf-8")
+    recipe = write_recipe(
+        tmp_path,
+        dataset={"plugin": "slow-to-load"},
+        plugin_paths=["plugins"],
+        training={"max_steps": 2, "ddp_timeout": 30},
+    )
+    done = torchrun(recipe)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("Finished: tiny") == 1
 
 
 MEMORY_OF_ONE = """

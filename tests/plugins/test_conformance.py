@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,22 @@ OPTIONS: dict[tuple[str, str], dict[str, Any] | None] = {
     ("dataset", "wikitext"): {"version": "wikitext-2-raw-v1"},
     ("dataset", "text-files"): {"files": "*.txt", "sample_by": "line"},
     ("dataset", "python-docs"): None,
+    ("dataset", "tokens"): {"files": "*.txt", "format": "nanogpt", "end_token_id": 0x0A2E},  # a full stop, a line break
+    ("filter", "exact-duplicates"): {"normalize": True},
+    ("filter", "near-duplicates"): None,
+    ("filter", "length"): {"min_words": 3, "max_words": 200},
+    ("filter", "regex"): {"pattern": "cat", "replace": "dog"},
+    ("filter", "gopher-quality"): {"min_words": 5},
+    ("filter", "gopher-repetition"): None,
+    ("filter", "c4-quality"): None,
+    ("filter", "language"): {"languages": ["en"]},
+    ("filter", "decontamination"): {"files": "*.txt"},
+    ("dataset", "mix"): {
+        "sources": [
+            {"name": "lines", "weight": 1, "dataset": {"plugin": "text-files", "files": "*.txt", "sample_by": "line"}},
+            {"name": "whole", "weight": 2, "dataset": {"plugin": "text-files", "files": "*.txt"}},
+        ]
+    },
     ("tokenizer", "pretrained"): {"path": GPT2},
     ("tokenizer", "byte-bpe"): {"vocab_size": 300},
     ("model", "pretrained"): {"path": GPT2},
@@ -44,13 +61,20 @@ OPTIONS: dict[tuple[str, str], dict[str, Any] | None] = {
     ("memory", "release-gradients"): None,
     ("memory", "weights-in-bf16"): None,
     ("memory", "mixed-precision"): None,
+    ("memory", "fp8"): None,
     ("memory", "lora"): {"r": 2},
     ("memory", "qlora"): {"r": 2},
+    ("memory", "shard"): None,
     ("callback", "samples"): {"every_steps": 1, "max_new_tokens": 4},
     ("callback", "early-stopping"): {"patience": 1},
     ("exporter", "model-folder"): None,
     ("exporter", "merge-lora"): None,
     ("exporter", "push-to-hub"): {"repo_id": "example/model"},
+    ("launcher", "slurm"): {"partition": "main", "directives": ["--qos=long"]},
+    ("launcher", "skypilot"): {"accelerator": "H100"},
+    ("launcher", "kubeflow"): {"manifest": "job"},
+    ("launcher", "ray"): None,
+    ("launcher", "compose"): None,
 }
 """What each of them is tried with; None is its defaults, as a rehearsal has them."""
 
@@ -61,10 +85,10 @@ OURS = [
 ]
 
 
-def test_there_are_plugins_of_all_eight_kinds_and_each_is_tried() -> None:
+def test_there_are_plugins_of_all_ten_kinds_and_each_is_tried() -> None:
     assert len(OURS) > 20
     assert {kind for kind, _ in OURS} == set(KINDS)
-    assert len(KINDS) == 8
+    assert len(KINDS) == 10
     assert set(OURS) == set(OPTIONS)
 
 
@@ -85,5 +109,8 @@ def test_it_keeps_the_contract_of_its_kind(
     failed = [(check.detail, check.tried) for check in check_plugin(kind, name, registry, options) if not check.passed]
     plugin = registry.load(kind, name).model_validate(options or {})
     lacking = lacking_here(plugin, detect()) if isinstance(plugin, Strategy) else ""
+    if name == "language" and not find_spec("py3langid"):
+        assert {detail.partition(":")[0] for detail, _ in failed} == {"it refuses"}
+        return
     assert failed == ([(f"not tried here: it needs {lacking}", False)] if lacking else [])
     assert [file.name for file in tmp_path.iterdir()] == ["texts.txt"], "it leaves files where it works"

@@ -74,6 +74,14 @@ class TestHub:
         ]
         assert texts == [["new"], ["old"], ["old"], ["new"]]
 
+    def test_the_commit_is_the_fingerprint(self, hub: HubServer, run_context: RunContext) -> None:
+        old = hub.publish("dataset", "example/seen", table({"train": {"text": ["old"]}}), revision="v1")
+        new = hub.publish("dataset", "example/seen", table({"train": {"text": ["new"]}}))
+        assert Hub(path="example/seen", revision="v1").fingerprint(run_context) == old
+        assert Hub(path="example/seen").fingerprint(run_context) == new != old
+        with hub.unplugged():
+            assert Hub(path="example/seen").fingerprint(run_context) is None
+
     def test_streaming_reads_the_first_rows_and_leaves_the_rest(self, hub: HubServer, run_context: RunContext) -> None:
         before = len(hub.requests)
         data = Hub(**FINEWEB, streaming=True, max_samples=30).load(run_context)
@@ -90,7 +98,7 @@ class TestHub:
         assert not any("parquet" in request.path for request in hub.requests[before:]), "it was read a second time"
 
     def test_streaming_needs_an_end(self) -> None:
-        with pytest.raises(ValidationError, match="max_samples has to be given"):
+        with pytest.raises(ValidationError, match="say how much to stream: max_tokens of a corpus"):
             Hub(**FINEWEB, streaming=True)
 
     def test_a_bare_name_is_refused_before_anything_is_loaded(self) -> None:

@@ -1,6 +1,7 @@
 """Optimizers: which parameter is stepped how, and that the Trainer can save and resume them to the bit."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from transformers import (
 from toolkit.api import Optimizer, RunContext, scale_learning_rate
 from toolkit_plugins.memory.lora import LoRA
 from toolkit_plugins.optimizer.adamw import AdamW
-from toolkit_plugins.optimizer.muon import Muon, hidden_matrices, orthogonalized
+from toolkit_plugins.optimizer.muon import Muon, batches_of, hidden_matrices, orthogonalized
 
 TOKENS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 
@@ -159,6 +160,38 @@ class TestMuon:
             assert torch.allclose(linear.weight, conv.weight.T, atol=1e-6)
             step = torch.linalg.matrix_norm(before - linear.weight.detach(), 2) / 0.02
             assert step.item() == pytest.approx(math.sqrt(max(1, outputs / inputs)), rel=0.35)
+
+    @pytest.mark.parametrize("make", [gpt2, llama], ids=["stored (in, out)", "stored (out, in)"])
+    def test_in_batches_it_makes_the_steps_that_it_makes_one_by_one(
+        self, make: object, run_context: RunContext
+    ) -> None:
+        """As on a GPU, which it is told that it has; only the order of sums may differ."""
+        gpu = replace(run_context.device, kind="cuda", bf16=False)
+        alone, together = make(), make()
+        optimizers = [
+            built(Muon(), alone, replace(run_context, device=replace(gpu, kind="cpu"))),
+            built(Muon(), together, replace(run_context, device=gpu)),
+        ]
+        ids = torch.randint(64, (2, 16), generator=torch.Generator().manual_seed(1))
+        for _ in range(3):
+            alone(input_ids=ids, labels=ids).loss.backward()
+            for one, other in zip(alone.parameters(), together.parameters(), strict=True):
+                other.grad = one.grad.clone()
+            for optimizer in optimizers:
+                optimizer.step()
+            alone.zero_grad()
+        for one, other in zip(alone.parameters(), together.parameters(), strict=True):
+            torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)
+        first, second = (optimizer.state_dict()["state"] for optimizer in optimizers)
+        assert {key: set(state) for key, state in first.items()} == {key: set(state) for key, state in second.items()}
+
+    def test_a_batch_is_of_one_shape_and_bounded(self) -> None:
+        matrices = [torch.nn.Parameter(torch.empty(shape)) for shape in [(2, 4), (4, 2), (2, 4), (2, 4), (6, 6)]]
+        batches = list(batches_of(matrices, elements=16))
+        assert sorted(len(batch) for batch in batches) == [1, 1, 1, 2]
+        assert {id(matrix) for batch in batches for matrix in batch} == set(map(id, matrices))
+        assert all(len({matrix.shape for matrix in batch}) == 1 for batch in batches)
+        assert [len(batch) for batch in batches_of(matrices, elements=0)] == [1] * 5
 
     def test_a_schedule_scales_all_groups(self, run_context: RunContext) -> None:
         optimizer = built(Muon(), gpt2(), run_context)

@@ -66,6 +66,27 @@ class TestTextFiles:
             "a text\nin two lines\n", "# a heading\n", *both, *both, *both, *both, "zwei é", *both
         ]  # fmt: skip
 
+    def test_a_run_goes_on_without_a_damaged_file_if_it_is_named(self, here: Path, run_context: RunContext) -> None:
+        for name in "abc":
+            (here / f"{name}.jsonl").write_text(jsonl({"text": f"document {name}"}))
+        (here / "b.jsonl").write_text('{"text": "cut o')
+        with pytest.raises(OptionError, match=r'or go on without it: leave_out: \["b.jsonl"\]$') as refusal:
+            TextFiles(files="*.jsonl").load(run_context)
+        assert refusal.value.option == "files"
+        without = TextFiles(files="*.jsonl", leave_out=["b.jsonl"])
+        assert without.load(run_context)["train"]["text"][:] == ["document a", "document c"]
+        peek = without.peek(run_context)
+        assert peek.source == "2 files for train, 1 left out"
+        held_out = TextFiles(files="a.jsonl", validation_files="[bc].jsonl", leave_out="b.jsonl").load(run_context)
+        assert held_out["validation"]["text"][:] == ["document c"]
+        with pytest.raises(OptionError, match=r"no file matches 'd\.jsonl'"):
+            TextFiles(files="*.jsonl", leave_out="d.jsonl").load(run_context)
+        with pytest.raises(OptionError, match="nothing is left to train on"):
+            TextFiles(files="a.jsonl", leave_out="a.jsonl").load(run_context)
+        with pytest.raises(OptionError) as alone:
+            TextFiles(files="b.jsonl").load(run_context)
+        assert "leave_out" not in str(alone.value), "nothing would be left"
+
     @pytest.mark.parametrize(
         ("ending", "compress"),
         [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress), (".zst", zstd)],

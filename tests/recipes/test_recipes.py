@@ -25,6 +25,7 @@ PROMISED = {
     "wikitext103-gpt2",
     "my-texts",
     "python-docs-llama",
+    "python-docs-mix",
     "wikitext-bert",
     "fineweb-llama",
 }

@@ -30,6 +30,7 @@ def imported(*words: str, cwd: Path, code: str = COMMAND, **environment: str) ->
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -58,6 +59,7 @@ HELP = [
     ["recipe", "plan", "-h"],
     ["recipe", "suggest", "-h"],
     ["plugin", "show", "-h"],
+    ["doctor", "-h"],
     ["run", "-h"],
 ]
 
@@ -75,6 +77,7 @@ LIGHT = [
     ["recipe", "validate", "mine.yaml", "--data"],
     ["recipe", "new", "another", "--from", "mine.yaml"],
     ["recipe", "suggest", "--flops", "1e18", "--device", "t4"],
+    ["recipe", "launch", "mine.yaml", "--on", "slurm"],
     ["recipe", "schema"],
     ["plugin", "list"],
     ["plugin", "show", "memory", "small-batch"],

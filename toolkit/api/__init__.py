@@ -15,8 +15,19 @@ and only to methods that take it.
 from collections.abc import Mapping
 
 from toolkit.api.context import Peek, Progress, Results, RunContext, Task
+from toolkit.api.filters import CorpusFilter, Dropped, Filter
+from toolkit.api.languages import language_identifier
+from toolkit.api.launcher import Job, Launcher
 from toolkit.api.learning_rates import learning_rate_scales, parameter_groups, scale_learning_rate
-from toolkit.api.planner import PLANNER_HOOKS, Candidates, ExportBytes, ModelSkeleton, TokenizerSkeleton, chunk_starts
+from toolkit.api.planner import (
+    PLANNER_HOOKS,
+    VOCABULARY_MULTIPLE,
+    Candidates,
+    ExportBytes,
+    ModelSkeleton,
+    TokenizerSkeleton,
+    chunk_starts,
+)
 from toolkit.api.plugins import (
     API_VERSION,
     Block,
@@ -30,8 +41,10 @@ from toolkit.api.plugins import (
     Tokenizer,
     highest_id,
 )
-from toolkit.api.settings import Settings
+from toolkit.api.settings import Settings, TokenCount
 from toolkit.api.strategy import Change, Claim, Fidelity, Loss, Requirement, Strategy, SummedLoss
+from toolkit.api.streams import Stream, StreamingDataset, UnreadableFileError, beginning
+from toolkit.api.word_ngrams import KnownNgrams, WordNgrams, words
 from toolkit.errors import OptionError, ToolkitError, UnavailableError
 from toolkit.system.cache import entry_made
 from toolkit.system.device import Device
@@ -41,16 +54,23 @@ __all__ = [
     "API_VERSION",
     "KINDS",
     "PLANNER_HOOKS",
+    "VOCABULARY_MULTIPLE",
     "Block",
     "Callback",
     "Candidates",
     "Change",
     "Claim",
+    "CorpusFilter",
     "Dataset",
     "Device",
+    "Dropped",
     "ExportBytes",
     "Exporter",
     "Fidelity",
+    "Filter",
+    "Job",
+    "KnownNgrams",
+    "Launcher",
     "Loss",
     "Model",
     "ModelSkeleton",
@@ -65,23 +85,31 @@ __all__ = [
     "RunContext",
     "Settings",
     "Strategy",
+    "Stream",
+    "StreamingDataset",
     "SummedLoss",
     "Task",
+    "TokenCount",
     "Tokenizer",
     "TokenizerSkeleton",
     "ToolkitError",
     "UnavailableError",
+    "UnreadableFileError",
+    "WordNgrams",
+    "beginning",
     "chunk_starts",
     "entry_made",
     "highest_id",
+    "language_identifier",
     "learning_rate_scales",
     "meanwhile",
     "parameter_groups",
     "scale_learning_rate",
+    "words",
 ]
 
 KINDS: Mapping[str, type[Plugin]] = {
     contract.kind: contract
-    for contract in (Dataset, Tokenizer, Model, Objective, Optimizer, Strategy, Callback, Exporter)
+    for contract in (Dataset, Filter, Tokenizer, Model, Objective, Optimizer, Strategy, Callback, Exporter, Launcher)
 }
 """The kinds of plugin. The entry-point group of kind K is `toolkit.K`."""

@@ -20,7 +20,9 @@ Precision = Literal["fp32", "bf16", "fp16"]
 class Progress(Protocol):
     """Callable that reports the progress of a phase of work to the user."""
 
-    def __call__(self, phase: str, done: int = 0, total: int | None = None, *, unit: str = "") -> None:
+    def __call__(
+        self, phase: str, done: int = 0, total: int | None = None, *, unit: str = "", detail: str = ""
+    ) -> None:
         """Report progress; call it as often as you like, it is shown a few times a second.
 
         With the phase alone, it announces work that cannot be counted.
@@ -30,10 +32,11 @@ class Progress(Protocol):
             done: how many units are done.
             total: how many there are, if known.
             unit: what is counted, in the plural: "documents", "bytes".
+            detail: what else is worth knowing: "12,000 documents, 3.2M tokens".
         """
 
 
-def nobody_watches(phase: str, done: int = 0, total: int | None = None, *, unit: str = "") -> None:
+def nobody_watches(phase: str, done: int = 0, total: int | None = None, *, unit: str = "", detail: str = "") -> None:
     """Discard progress reports."""
 
 
@@ -64,6 +67,9 @@ class RunContext:
     """INFO messages are shown to whoever watches the run; one sentence each."""
     progress: Progress = nobody_watches
     """Call it in work that may take more than a few seconds, such as reading files."""
+    held_out: Path | None = None
+    """For a filter that `needs_held_out`, in `judge` and `fingerprint`: the dataset's held-out documents, as the key
+    `text` of the lines of a JSONL file. None before they are known, as when a recipe is validated."""
     learned: Callable[[Callable[[], str]], str] = _learn_now
     """For a tokenizer that learns from the corpus, in `build`: `run.learned(learn)` returns what `learn()` returns, a
     text that holds everything learned, or, without calling it, what it returned in an earlier run with the same
@@ -92,6 +98,8 @@ class Results:
     """At least `steps` and `tokens_seen`; `eval_loss` and `perplexity` if data was held out and evaluated;
     `averaged_checkpoints`, if the weights are the mean of so many."""
     licenses: tuple[str, ...] = ()
-    """Of the documents, if the dataset declares them."""
+    """Of the documents, if the dataset declares them; of a mixture, if all of its sources do."""
     languages: tuple[str, ...] = ()
-    """Likewise."""
+    """Likewise, of any source."""
+    source_licenses: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Of a mixture: the licences that each source declares, by its name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -28,6 +28,9 @@ class Plugin(BaseModel):
     kind: ClassVar[str]
     api_version: ClassVar[int]
     """The `API_VERSION` that the plugin is written for, checked when it is loaded; 1 if the plugin does not say."""
+    local_paths: ClassVar[tuple[str, ...]] = ()
+    """Options that name files or folders from the current directory; a recipe that is launched elsewhere gets them as
+    absolute paths. A value may be a pattern, a list, or a name on the Hub."""
 
     def rehearse(self) -> Self:
         """Return the same component, scaled down to run in seconds without a network."""
@@ -61,8 +64,17 @@ class Dataset(Plugin):
     def load(self, run: RunContext) -> DatasetDict:
         """Return the documents: `train`, and `validation` if the source has one.
 
-        One document per row; its text is a string in the column `text`.
+        One document per row; its text is a string in the column `text`. Or, for documents that are tokenized already,
+        a list of token ids in the column `input_ids`, without the tokens that end or begin a document.
         """
+
+    def fingerprint(self, run: RunContext) -> str | None:
+        """Identify what `load` would return without reading it, in a second at most; None if that cannot be done.
+
+        Of files, their paths, sizes and times; of a repository, its commit. As long as this and the options stay the
+        same, a run takes the tokens of an earlier one and does not call `load`. Reject what `load` would reject in it.
+        """
+        return None
 
     def peek(self, run: RunContext) -> Peek | None:
         """Inspect the first rows, in seconds, and reject what `load` would reject in them; None if that cannot be done.
@@ -123,7 +135,7 @@ class Objective(Plugin):
 
     The toolkit tokenizes the documents, ends each with `document_end`, packs them into blocks between the two
     halves of `block_frame`, caches and counts them. The objective supplies those tokens and collates blocks into
-    a batch.
+    a batch. Where blocks are padded, the toolkit takes the labels of the padding out of it.
     """
 
     kind: ClassVar[str] = "objective"
@@ -131,6 +143,10 @@ class Objective(Plugin):
 
     block_size: int = Field(default=1024, ge=8)
     """Tokens per training sequence."""
+    packing: Literal["concatenate", "best-fit"] = "concatenate"
+    """How documents become blocks. `concatenate`: one after the other, cut wherever a block is full; no padding.
+    `best-fit`: a document that fits into a block is never cut (Ding et al. 2024, https://arxiv.org/abs/2404.10830);
+    what is left free is padded."""
 
     @abstractmethod
     def document_end(self, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -5,11 +5,25 @@ Names are those of `transformers.TrainingArguments` wherever it has one.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from toolkit.api.context import Precision
+from toolkit.formatting import parsed_count
+
+
+def _tokens(given: Any) -> Any:
+    """A count as people write it, 2B or 1.5e9, as a whole number."""
+    if not isinstance(given, (str, float)):
+        return given
+    if (count := parsed_count(given)) is None:
+        raise ValueError(f"write a number of tokens, with K, M, B or T: 800K, 500M, 2B, 1.5e9; this is {given!r}")
+    return round(count)
+
+
+TokenCount = Annotated[int, BeforeValidator(_tokens, json_schema_input_type=int | str)]
+"""A number of tokens, which a recipe may write with K, M, B or T: 500M."""
 
 
 class Settings(BaseModel):
@@ -18,9 +32,12 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     num_train_epochs: float = Field(default=1.0, gt=0)
-    """Passes over the training tokens; `max_steps` takes precedence."""
+    """Passes over the training tokens; `max_steps` and `max_tokens` take precedence."""
     max_steps: int | None = Field(default=None, ge=1)
-    """Total optimizer steps; if not given, `num_train_epochs` decides."""
+    """Total optimizer steps; if not given, `max_tokens` decides, or else `num_train_epochs`."""
+    max_tokens: TokenCount | None = Field(default=None, ge=1)
+    """Total tokens to train on, repetitions included: 500M, 2B. Rounded up to whole steps; `max_steps` takes
+    precedence."""
     global_batch_size: int = Field(default=8, ge=1)
     """Sequences per optimizer step, over all devices. No memory strategy changes it."""
     micro_batch_size: int | None = Field(default=None, ge=1)
@@ -68,6 +85,14 @@ class Settings(BaseModel):
     release_gradients: bool = False
     """Update each parameter inside the backward pass (optimizer step in backward) and free its gradient at once; only
     on one device, without gradient accumulation and without clipping."""
+    shard: bool = False
+    """Shard weights, gradients and optimizer state over the processes of the run (FSDP2)."""
+    shard_within_host: bool = False
+    """Shard over the processes of one host, and replicate over the hosts (HSDP)."""
+    shard_reshard_after_forward: bool = True
+    """Free a layer's gathered weights between its forward and its backward pass (ZeRO-3)."""
+    shard_cpu_offload: bool = False
+    """Keep the shards in host memory, and take the optimizer's steps there."""
     torch_compile: bool | Literal["auto"] = "auto"
     """Compile the model's layers and the loss with torch.compile: faster steps, after half a minute of compiling.
     `auto`: in a run of ten minutes or more on a CPU, or five on a GPU, and if compiled steps prove to be faster. On a
@@ -93,3 +118,10 @@ class Settings(BaseModel):
     """Log the loss every N steps; if not given, about two hundred times in the run."""
     dataloader_num_workers: int = Field(default=0, ge=0)
     """Worker processes that prepare batches. The data is packed and memory-mapped, so 0 is usually fastest."""
+    ddp_timeout: int = Field(default=1800, ge=1)
+    """Seconds that the processes of a run wait for one another in training; and for how long they wait for one that
+    prepares the data without making any progress."""
+    elastic: bool = False
+    """Go on with another number of processes, without being asked, when a host or a GPU is lost or comes back: `recipe
+    launch` lets torchrun start with fewer hosts, and `recipe run --processes N --max-restarts R` with fewer GPUs. The
+    global batch stays as it is, so every such number has to divide it."""

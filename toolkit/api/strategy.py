@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -47,6 +47,8 @@ class Requirement:
     of the recipe has to hold."""
     cure: str = ""
     """What else the user can do, to be shown after an `or`: `use lora, which needs no GPU`."""
+    compute_capability: tuple[int, int] | None = None
+    """Of the device `cuda`, the least (major, minor) that will do."""
 
 
 class SummedLoss(Protocol):
@@ -75,6 +77,8 @@ class Loss:
     inputs: Literal["logits", "hidden_states"] = "logits"
     """With `hidden_states` the head is not computed, and the logits never exist; the loss applies the head's weights
     (`model.get_output_embeddings()`) itself. Models whose logits are not the output of a plain Linear are refused."""
+    compiled: Callable[[], SummedLoss] | None = None
+    """Returns the same loss with its kernels in torch.compile, for runs that compile their steps; called once."""
 
 
 class Strategy(Plugin):

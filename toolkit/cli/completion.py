@@ -37,6 +37,12 @@ def complete_plugins(ctx: click.Context, param: click.Parameter, incomplete: str
     return _starting(incomplete, sorted(names))
 
 
+def complete_launchers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of launchers."""
+    ctx.params["kind"] = "launcher"
+    return complete_plugins(ctx, param, incomplete)
+
+
 def complete_runs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names of runs in the folder of runs."""
     folder = Path(ctx.params.get("runs") or os.environ.get("TOOLKIT_RUNS") or "runs")

@@ -12,6 +12,7 @@ import os
 import pwd
 import sys
 import tempfile
+import traceback
 import warnings
 from importlib import import_module
 from pathlib import Path
@@ -23,14 +24,16 @@ from toolkit import __version__
 from toolkit.cli import output, render
 from toolkit.cli.groups import NamingGroup
 from toolkit.errors import ToolkitError, of_the_machine
-from toolkit.system import signals
+from toolkit.system import endings, signals
 
 COMMANDS = {
     "recipe": "toolkit.cli.recipe:recipe",
     "run": "toolkit.cli.run:run",
     "generate": "toolkit.cli.model:generate",
     "evaluate": "toolkit.cli.model:evaluate",
+    "data": "toolkit.cli.data:data",
     "plugin": "toolkit.cli.plugin:plugin",
+    "doctor": "toolkit.cli.doctor:doctor",
     "completion": "toolkit.cli.completion:completion",
 }
 """Where each top-level command is, in the order of the help text."""
@@ -57,12 +60,12 @@ class LazyGroup(NamingGroup):
         try:
             return super().invoke(ctx)
         except ToolkitError as error:
-            render.error(error)
+            _tell(error)
             ctx.exit(error.exit_status)
         except OSError as error:
             if (in_words := of_the_machine(error)) is None:
                 raise
-            render.error(in_words)
+            _tell(in_words)
             ctx.exit(in_words.exit_status)
 
 
@@ -89,6 +92,7 @@ def main() -> None:
     atexit.register(_end_without_collection)
     be_quiet()
     be_somebody()
+    endings.end_with_the_group()
     with signals.ending_the_process(), signals.at_forced_end(_say_at_forced_end):
         try:
             toolkit(prog_name="toolkit")
@@ -98,6 +102,16 @@ def main() -> None:
         except signals.Interrupt:
             render.note(INTERRUPTED)
             raise
+        except Exception as error:
+            if endings.record(error, traceback.format_exc()):
+                sys.exit(1)
+            raise
+
+
+def _tell(error: ToolkitError) -> None:
+    """Write what went wrong to standard error, unless the process that has started this one does so."""
+    if not endings.record(error, render.error_text(error)):
+        render.error(error)
 
 
 def _end_without_collection() -> None:

@@ -22,7 +22,7 @@ from toolkit.cli import options, render
     "--max-new-tokens", type=click.IntRange(min=1), default=100, show_default=True, help="Tokens to generate."
 )
 @click.option(
-    "--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True,
+    "--temperature", type=options.FiniteRange(min=0), default=0.8, show_default=True,
     help="Sampling temperature: 0 decodes greedily, higher values vary more.",
 )  # fmt: skip
 @click.option(
@@ -74,7 +74,12 @@ def generate(
     "--stride", type=click.IntRange(min=1), default=None,
     help="Tokens by which the sliding window advances: fewer give each token more context, but take longer.",
 )  # fmt: skip
-@click.option("--max-documents", type=click.IntRange(min=1), default=None, help="Evaluate at most this many documents.")
+@click.option(
+    "--max-documents",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Evaluate at most this many documents (of each source, in a mixture).",
+)
 @options.runs
 @options.as_json
 def evaluate(
@@ -108,6 +113,11 @@ def evaluate(
             "token perplexity": formatting.perplexity(reached.token_perplexity),
             "word perplexity": formatting.perplexity(reached.word_perplexity),
             "bits per byte": f"{reached.bits_per_byte:.4f}",
+            **{
+                f"of {name}": f"token perplexity {formatting.perplexity(own.token_perplexity)}, "
+                f"bits per byte {own.bits_per_byte:.4f}"
+                for name, own in reached.by_source.items()
+            },
             "evaluated on": ", ".join(
                 formatting.counted(number, noun)
                 for number, noun in (

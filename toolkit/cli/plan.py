@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolkit import formatting
-from toolkit.cli import options, render
+from toolkit.cli import options, plan_report, render
 from toolkit.cli.completion import complete_recipes
-from toolkit.cli.validate import first_rows_or_refusal, in_words
+from toolkit.cli.validate import first_rows_or_refusal
 from toolkit.system import environment_variables
 
 if TYPE_CHECKING:
+    from toolkit.data.mixture_plan import MixturePlan
     from toolkit.planning.compare import Alternatives
     from toolkit.planning.plan import Plan
     from toolkit.planning.variants import Option
+    from toolkit.recipe.resolve import ResolvedRecipe
 
 
 @click.command(
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
         "toolkit recipe plan wikitext-gpt2 --device t4",
         "toolkit recipe plan wikitext-gpt2 --memory 4GiB --compare",
         "toolkit recipe plan ./mine.yaml --device a100-80g --json",
+        "toolkit recipe plan ./mine.yaml --device h100 --processes 64 --strategy shard --price 2.50",
     )
 )
 @click.argument("name", shell_complete=complete_recipes)
@@ -37,7 +40,34 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Data-parallel processes.",
+    help="Data-parallel processes, each with a device.",
+)
+@click.option(
+    "--gpus-per-node",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Devices of a host; beyond it, processes communicate over the network.",
+)
+@click.option(
+    "--network",
+    metavar="GBIT/S",
+    type=options.FiniteRange(min=0.001),
+    help="Rate of a host's network, all ports together. Default: that of the usual servers with this device.",
+)
+@click.option(
+    "--strategy",
+    "strategies",
+    metavar="NAME",
+    multiple=True,
+    help="Plan with this memory strategy, too: shard, or with options '{plugin: shard, within_host: true}'. "
+    "Repeatable.",
+)
+@click.option(
+    "--price",
+    metavar="AMOUNT",
+    type=options.FiniteRange(min=0, min_open=True),
+    help="Price of a device per hour, to tell the cost of the run.",
 )
 @click.option("--compare", is_flag=True, help="Compare memory strategies by peak memory, speed and fidelity.")
 @click.option(
@@ -54,6 +84,10 @@ def plan(
     device_name: str | None,
     memory: str | None,
     processes: int,
+    gpus_per_node: int,
+    network: float | None,
+    strategies: tuple[str, ...],
+    price: float | None,
     compare: bool,
     search_seconds: float,
     overrides: tuple[str, ...],
@@ -74,9 +108,11 @@ def plan(
     from toolkit.cli.watch import watching
     from toolkit.planning.devices import device_called
     from toolkit.recipe import resolve
+    from toolkit.recipe.added_strategies import with_strategies
 
     device = device_called(device_name, memory=memory)
-    asked = resolve.resolve(resolve.load(name, overrides=overrides, plugin_folders=plugin_folders), device)
+    recipe = resolve.load(name, overrides=overrides, plugin_folders=plugin_folders)
+    asked = resolve.resolve(with_strategies(recipe, strategies), device)
     data = first_rows_or_refusal(asked)
     from toolkit.events import ProgressReporter
     from toolkit.lifecycle.device_plan import plan_of
@@ -88,13 +124,21 @@ def plan(
             device=device_name,
             memory=memory,
             processes=processes,
+            gpus_per_node=gpus_per_node,
+            network=network,
             runs=runs,
             search_seconds=search_seconds,
             listener=listener,
         )
     made, why = planned.plan, planned.why
     if not as_json:  # shown before the search, which takes longer
-        _show(made, why, data)
+        plan_report.show(made, why, data, price)
+        if asked.training.shard and made.shards == 1:
+            alone = "in one process; --processes N plans several"
+            within = "within hosts of one device; leave out within_host, or --gpus-per-node 1"
+            render.note(f"shard has no effect {alone if made.processes == 1 else within}")
+        if planned.mixture:
+            _show_mixture(planned.mixture, asked, made.steps)
     others = None
     if compare or not made.fits:
         with watching(quiet=False, on_standard_error=True) as listener:
@@ -109,7 +153,8 @@ def plan(
                 progress=ProgressReporter(listener),
             )
     if as_json:
-        render.as_json({**_as_data(made, why, others), "data": data})
+        mixture = {"mixture": planned.mixture.as_dict()} if planned.mixture else {}
+        render.as_json({**_as_data(made, why, others), "data": data, **mixture, **plan_report.cost(made, price)})
         return
     if others and others.rows:
         render.text()
@@ -137,75 +182,17 @@ def _summary(made: Plan) -> dict[str, Any]:
     return {field: getattr(made, field) for field in fields}
 
 
-def _show(made: Plan, why: Sequence[str], data: Mapping[str, Any]) -> None:
-    device = made.device
-    render.text(f"{made.recipe} on {device.name}, {formatting.size(made.limit_bytes)}")
+def _show_mixture(mixture: MixturePlan, asked: ResolvedRecipe, steps: int | None) -> None:
+    from toolkit.training.sources import too_small
+
     render.text()
-    shares = ((part, size) for part, size in made.parts.items())
-    render.table(
-        ["MEMORY", "AT THE PEAK"],
-        [
-            *((part, formatting.size(size)) for part, size in shares),
-            ("peak", f"{formatting.size(made.peak_bytes)}, {_when(made)}"),
-        ],
-    )
-    render.text()
-    render.pairs(
-        {
-            "fits": _verdict(made),
-            "strategies": "; ".join(made.strategies) or "none",
-            **({"chosen": "; ".join(why)} if why else {}),
-            "model": f"{made.parameters:,} parameters, {made.trained_parameters:,} trainable",
-            "data": in_words(data),
-            "step": _step(made),
-            "run": _run(made),
-            "checkpoint": _checkpoint(made),
-            "saves": _saves(made),
-            "time": _time(made),
-            "basis": f"memory {made.how_memory}. Time: {made.how_time}",
-        }
-    )
-
-
-def _when(made: Plan) -> str:
-    others = ", ".join(
-        f"{name} {formatting.size(size)}" for name, size in made.phases.items() if name != made.peak_phase
-    )
-    return f"in the {made.peak_phase} phase ({others})"
-
-
-def _verdict(made: Plan) -> str:
-    needed, room = formatting.size(made.peak_bytes), formatting.size(made.limit_bytes)
-    if made.fits:
-        return f"yes, {needed} of {room}"
-    return f"no: {needed} needed, {room} available, {formatting.size(made.peak_bytes - made.limit_bytes)} short"
-
-
-def _step(made: Plan) -> str:
-    cut = f"{made.accumulation} x {made.micro_batch_size}" + (f" on {made.processes}" if made.processes > 1 else "")
-    return f"{made.sequences_per_step} sequences ({cut}), {made.tokens_per_step:,} tokens"
-
-
-def _run(made: Plan) -> str:
-    if made.steps is None:
-        return "steps unknown until a run of this name has counted the data; --set training.max_steps=N sets them"
-    return f"{made.steps:,} steps, {made.tokens:,} tokens"
-
-
-def _checkpoint(made: Plan) -> str:
-    return f"{formatting.size(made.checkpoint_bytes)}; the run needs {formatting.size(made.disk_bytes)} of disk"
-
-
-def _saves(made: Plan) -> str:
-    if made.snapshot_bytes:
-        where = "host memory" if made.device.kind == "cuda" else "memory"
-        return f"in the background, from a copy of {formatting.size(made.snapshot_bytes)} in {where}"
-    return "training waits for the disk"
-
-
-def _time(made: Plan) -> str:
-    total = f", {formatting.duration(made.seconds)} in total, excluding evaluations and saves" if made.seconds else ""
-    return f"about {formatting.duration(made.seconds_per_step)} per step{total}"
+    render.table(["SOURCE", "STAGE", "SHARE", "TOKENS", "PASSES"], mixture.rows())
+    if mixture.available is None:
+        render.text("Passes are unknown until a run of this name has counted the sources.")
+    for caution in mixture.worn():
+        render.text(f"{caution}.")
+    for problem in too_small(asked, mixture, steps or 0):
+        render.note(f"a run would be refused here: {render.problem_line(problem)}")
 
 
 def _show_rows(rows: Sequence[Option]) -> None:

@@ -15,14 +15,14 @@ from toolkit.cli.groups import NamingGroup
 from toolkit.errors import PluginError
 
 if TYPE_CHECKING:
-    from toolkit.api import Plugin
-    from toolkit.registry import Offer, Registry
+    from toolkit.registry import Offer
     from toolkit.testing import Check
 
-KINDS = ("dataset", "tokenizer", "model", "objective", "optimizer", "memory", "callback", "exporter")
+KINDS = (
+    *("dataset", "filter", "tokenizer", "model", "objective", "optimizer", "memory", "callback", "exporter"),
+    "launcher",
+)
 """The same as in `toolkit.api`, which takes 0.2 s to import, too long for a help text; a test compares them."""
-FACTS = ("claims", "fidelity", "phase", "task")
-"""What a class may declare beside its options."""
 
 # Eager, so that completion of the name knows the kind.
 kind_argument = click.argument("kind", type=click.Choice(KINDS), is_eager=True)
@@ -36,8 +36,8 @@ name_argument = click.argument("name", shell_complete=complete_plugins)
 def plugin() -> None:
     """Find, write and check plugins.
 
-    Recipes are made of plugins. KIND is one of dataset, tokenizer, model, objective, optimizer, memory, callback
-    and exporter.
+    Recipes are made of plugins. KIND is one of dataset, filter, tokenizer, model, objective, optimizer, memory,
+    callback, exporter and launcher.
     """
 
 
@@ -91,9 +91,10 @@ def show(kind: str, name: str, plugin_folders: tuple[Path, ...], as_json: bool) 
     With their types, defaults and descriptions; also what the plugin declares, where its class is, and how to use it
     in a recipe.
     """
+    from toolkit.cli import plugin_account
     from toolkit.registry import Registry
 
-    account = _account(Registry.discover(plugin_folders), kind, name)
+    account = plugin_account.account_of(Registry.discover(plugin_folders), kind, name)
     if as_json:
         render.as_json(account)
         return
@@ -112,96 +113,14 @@ def show(kind: str, name: str, plugin_folders: tuple[Path, ...], as_json: bool) 
         columns = ["OPTION", "TYPE", "DEFAULT", "WHAT IT DOES"]
         render.table(columns, ([*_row(option)] for option in account["options"]))
         render.text()
-    render.text("In a recipe:")
+    where = {"filter": "In a dataset's section of a recipe:", "launcher": "On the command line:"}
+    render.text(where.get(kind, "In a recipe:"))
     render.text(f"  {account['example']}")
 
 
 def _row(option: Mapping[str, Any]) -> list[str]:
     default = "required" if option["required"] else render.yaml_word(option["default"])
     return [option["name"], option["type"], default, option["description"]]
-
-
-def _account(registry: Registry, kind: str, name: str) -> dict[str, Any]:
-    loaded = registry.load(kind, name)
-    schema = loaded.model_json_schema()
-    described = {option: _option(option, schema) for option in loaded.model_fields}
-    return {
-        "kind": kind,
-        "name": name,
-        "description": inspect.cleandoc(loaded.__doc__ or ""),
-        "facts": {
-            **{fact: _plain(getattr(loaded, fact)) for fact in FACTS if hasattr(loaded, fact)},
-            **_requirements(loaded),
-        },
-        "distribution": registry.offer(kind, name).distribution,
-        "class": f"{loaded.__module__}:{loaded.__qualname__}",
-        "place": _place(loaded),
-        "options": list(described.values()),
-        "example": _example(kind, name, described),
-    }
-
-
-def _requirements(loaded: type[Plugin]) -> dict[str, list[str]]:
-    """What a memory strategy requires with its default options."""
-    from toolkit.api import Strategy
-
-    if not issubclass(loaded, Strategy):
-        return {}
-    try:
-        requires = loaded.model_construct().requires()
-    except AttributeError:  # they depend on an option without a default
-        return {}
-    return {"requires": sorted(f"{one.kind} {one.name}" for one in requires)}
-
-
-def _option(option: str, schema: Mapping[str, Any]) -> dict[str, Any]:
-    property_ = schema["properties"][option]
-    return {
-        "name": option,
-        "type": _type(property_, schema.get("$defs", {})),
-        "required": option in schema.get("required", []),
-        "default": property_.get("default"),
-        "description": " ".join(property_.get("description", "").split()),
-    }
-
-
-def _type(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
-    """A JSON Schema in a few words: `integer >= 1`, `auto | bf16`, `list of text`."""
-    if "$ref" in schema:
-        return _type(definitions.get(schema["$ref"].rpartition("/")[2], {}), definitions)
-    if "anyOf" in schema:
-        return " | ".join(_type(choice, definitions) for choice in schema["anyOf"])
-    if "enum" in schema or "const" in schema:
-        return " | ".join(map(str, schema.get("enum", [schema.get("const")])))
-    if schema.get("type") == "array":
-        return f"list of {_type(schema.get('items', {}), definitions)}"
-    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    limits = [f"{sign} {schema[limit]}" for limit, sign in signs.items() if limit in schema]
-    words = {"object": "mapping", "number": "number", "string": "text", "boolean": "true | false"}
-    word = str(schema.get("type", "any"))
-    return " ".join([words.get(word, word), *limits])
-
-
-def _plain(value: object) -> object:
-    return sorted(value) if isinstance(value, frozenset) else value
-
-
-def _place(loaded: type[Plugin]) -> str:
-    """file:line of the class, which editors and terminals turn into a link."""
-    return f"{inspect.getsourcefile(loaded)}:{inspect.getsourcelines(loaded)[1]}"
-
-
-def _example(kind: str, name: str, described: Mapping[str, Mapping[str, Any]]) -> str:
-    """A recipe line that names the plugin, with its required options and one other."""
-    from toolkit.recipe.schema import LIST_SECTIONS
-
-    shown = {option: f"<{about['type']}>" for option, about in described.items() if about["required"]}
-    optional = {option: about["default"] for option, about in described.items() if about["default"] is not None}
-    for option, default in list(optional.items())[:1]:
-        shown[option] = render.yaml_word(default)
-    inner = ", ".join([f"plugin: {name}", *(f"{option}: {value}" for option, value in shown.items())])
-    section = next((section for section, of in LIST_SECTIONS.items() if of == kind), None)
-    return f"{section}: [{{{inner}}}]" if section else f"{kind}: {{{inner}}}"
 
 
 @plugin.command(epilog=render.examples("toolkit plugin new memory my-strategy", "pip install -e ./my-strategy"))

@@ -1,4 +1,4 @@
-"""`toolkit recipe`: list, show, new, run, schema; plan, suggest, validate, verify-resume are modules of their own."""
+"""`toolkit recipe`: list, show, new, run, schema; every other command is a module of its own."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from toolkit import commands
 from toolkit.cli import options, render
 from toolkit.cli.completion import complete_recipes
 from toolkit.cli.groups import NamingGroup
+from toolkit.cli.launch import launch
 from toolkit.cli.plan import plan
+from toolkit.cli.prepare import prepare
 from toolkit.cli.suggest import suggest
+from toolkit.cli.sweep import sweep
 from toolkit.cli.validate import validate
 from toolkit.cli.verify_resume import verify_resume
 from toolkit.errors import UsageError
@@ -115,6 +118,7 @@ def new(new_name: str, origin: str) -> None:
         "toolkit recipe run ./mine.yaml --rehearse",
         "toolkit recipe run ./mine.yaml --set training.learning_rate=3e-4 --name faster",
         "toolkit recipe run ./mine.yaml --from mine@8000 --set training.learning_rate=1e-5",
+        "toolkit recipe run ./mine.yaml --processes auto",
         "toolkit recipe run ./mine.yaml --profile 10",
         "toolkit recipe run ./mine.yaml --json > result.json",
     )
@@ -134,6 +138,16 @@ def new(new_name: str, origin: str) -> None:
     "--profile", "profile_steps", type=click.IntRange(1), metavar="STEPS",
     help="Profile so many steps, and say where their time goes and which option would help.",
 )  # fmt: skip
+@click.option(
+    "--processes", metavar="N",
+    help="Start N processes on this machine, which share each step; auto is one per GPU. The global batch stays the "
+    "recipe's.",
+)  # fmt: skip
+@click.option(
+    "--max-restarts", type=click.IntRange(0), default=0, show_default=True, metavar="R",
+    help="Start the processes of --processes again, up to R times, after one was killed or has failed; they resume "
+    "from the last checkpoint.",
+)  # fmt: skip
 @options.runs
 @options.plugin_folders
 @options.as_json
@@ -146,6 +160,8 @@ def run(
     rehearse: bool,
     run_name: str | None,
     profile_steps: int | None,
+    processes: str | None,
+    max_restarts: int,
     runs: Path,
     plugin_folders: tuple[Path, ...],
     as_json: bool,
@@ -167,7 +183,24 @@ def run(
         raise UsageError("--rehearse always starts from scratch, in a folder of its own; remove --fresh and --from")
     if rehearse and profile_steps:
         raise UsageError("--rehearse trains a tiny model, whose profile says nothing of the recipe's; remove --profile")
+    if max_restarts and processes is None:
+        raise UsageError("--max-restarts starts the processes of --processes again; add --processes N")
     run_goes_on_without_it()
+    if processes is not None:
+        from toolkit.cli.processes import run_together
+
+        further: dict[str, object] = {"--fresh": fresh, "--from": parent, "--rehearse": rehearse, "--name": run_name}
+        further |= {"--profile": profile_steps, "--json": as_json, "--quiet": quiet}
+        if run_together(
+            name,
+            processes,
+            max_restarts=max_restarts,
+            overrides=overrides,
+            plugin_folders=plugin_folders,
+            runs=runs,
+            options=further,
+        ):
+            return
     stand_ins: list[StandIn] = []
     with watching(quiet=quiet, on_standard_error=as_json) as listener:
         if rehearse:
@@ -229,7 +262,10 @@ def schema(output: str, plugin_folders: tuple[Path, ...]) -> None:
         render.text(f"Wrote {output}")
 
 
+recipe.add_command(launch)
 recipe.add_command(plan)
+recipe.add_command(prepare)
 recipe.add_command(suggest)
+recipe.add_command(sweep)
 recipe.add_command(validate)
 recipe.add_command(verify_resume)

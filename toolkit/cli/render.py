@@ -41,13 +41,16 @@ def note(words: str) -> None:
 
 
 def error(error: ToolkitError) -> None:
-    """Write what went wrong to standard error; several problems one per line, so that editors can jump to each."""
+    """Write what went wrong to standard error."""
+    note(error_text(error))
+
+
+def error_text(error: ToolkitError) -> str:
+    """What went wrong; several problems one per line, so that editors can jump to each."""
     problems = [problem_line(problem) for problem in error.problems] if isinstance(error, RecipeError) else []
     if len(problems) > 1:
-        note(f"error: {len(problems)} problems in the recipe")
-        note("\n".join(problems))
-    else:
-        note(f"error: {problems[0] if problems else error}")
+        return "\n".join([f"error: {len(problems)} problems in the recipe", *problems])
+    return f"error: {problems[0] if problems else error}"
 
 
 def problem_line(problem: Problem) -> str:
@@ -123,6 +126,7 @@ def result(result: RunResult, *, recipe: str, rehearsed: bool) -> None:
         peak_memory_bytes=result.peak_memory_bytes,
         planned_memory_bytes=result.planned_memory_bytes,
         memory_was_short=result.memory_was_short,
+        by_source=result.eval_loss_by_source,
     )
     if result.sample:
         entries["sample"] = beginning(result.sample)
@@ -163,11 +167,14 @@ def reached(
     peak_memory_bytes: int,
     planned_memory_bytes: int | None,
     memory_was_short: bool,
+    by_source: Mapping[str, float] | None = None,
 ) -> dict[str, str]:
-    """The results of a run in words."""
+    """The results of a run in words; `by_source` are the held-out losses of a mixture's sources."""
     entries = {}
     if eval_loss is not None and perplexity is not None:
         entries["validation"] = f"loss {formatting.loss(eval_loss)}, perplexity {formatting.perplexity(perplexity)}"
+    if by_source:
+        entries["by source"] = ", ".join(f"{name} {formatting.loss(loss)}" for name, loss in by_source.items())
     counts = (formatting.counted(steps, "step"), formatting.counted(tokens_seen, "token"))
     entries["trained"] = ", ".join((*counts, formatting.duration(seconds)))
     entries["memory"] = f"peak {formatting.size(peak_memory_bytes)}"

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolkit import formatting
-from toolkit.cli import options, render
+from toolkit.cli import options, render, run_entries
 from toolkit.cli.groups import NamingGroup
 from toolkit.errors import UnavailableError
+from toolkit.system.files import read_json
 
 if TYPE_CHECKING:
-    from toolkit.storage.records import AttemptRecord, RunRecord
     from toolkit.storage.run_directory import RunDirectory
 
 
@@ -61,9 +61,10 @@ def _row(entry: dict[str, Any]) -> list[str]:
 def show(run: str, runs: Path, as_json: bool) -> None:
     """Show one run.
 
-    Its status, attempts, results, checkpoints, and where its model is.
+    Its status, attempts, filters, results, checkpoints, and where its model is.
     """
     from toolkit.storage import runs_folder
+    from toolkit.storage.run_directory import DATA_FILE
 
     found = runs_folder.find(run, runs)
     record, summary = found.record, _summary(found)
@@ -73,7 +74,7 @@ def show(run: str, runs: Path, as_json: bool) -> None:
         more = {"attempts": record["attempts"], "results": record["results"], "checkpoints": checkpoints}
         render.as_json({**summary, "folder": str(found.folder), **more, "model": model})
         return
-    attempts = [_attempt(attempt) for attempt in record["attempts"]]
+    attempts = [run_entries.attempt_line(attempt) for attempt in record["attempts"]]
     if summary["status"] == "running":
         attempts[-1] = attempts[-1].replace("killed, no end recorded", "still running")
     entries = {
@@ -88,42 +89,12 @@ def show(run: str, runs: Path, as_json: bool) -> None:
         ),
         **({"grace": f"{record['grace_seconds']} s after SIGTERM"} if "grace_seconds" in record else {}),
         "attempts": "\n".join(attempts) or "none",
-        **_results(record),
+        **(run_entries.data(read_json(file)) if (file := found.folder / DATA_FILE).is_file() else {}),
+        **run_entries.results(record),
         "checkpoints": ", ".join(checkpoints) or "none",
         "model": model or "none yet",
     }
     render.pairs(entries)
-
-
-def _results(record: RunRecord) -> dict[str, str]:
-    """A finished run's results, as `recipe run` printed them at its end."""
-    results = record["results"]
-    if not results:
-        return {}
-    return {
-        **render.reached(
-            steps=results["steps"],
-            tokens_seen=results["tokens_seen"],
-            seconds=results["seconds"],
-            eval_loss=results["eval_loss"],
-            perplexity=results["perplexity"],
-            peak_memory_bytes=results["peak_memory_bytes"],
-            planned_memory_bytes=record.get("planned_memory_bytes"),
-            memory_was_short=results["memory_was_short"],
-        ),
-        "parameters": formatting.compact(results["parameters"]),
-        **({"sample": render.beginning(results["sample"])} if results["sample"] else {}),
-    }
-
-
-def _attempt(attempt: AttemptRecord) -> str:
-    end = f"{attempt['how']} at step {attempt['step']:,}" if attempt["how"] else "killed, no end recorded"
-    why = f": {attempt['error']}" if attempt.get("error") else ""
-    lost = ""
-    if "lost_steps" in attempt:  # known once the run has resumed
-        steps, seconds = attempt["lost_steps"], formatting.duration(attempt["lost_seconds"])
-        lost = f"; lost {steps:,} steps, {seconds}" if steps else "; nothing lost"
-    return f"{formatting.moment(attempt['started'])} from step {attempt['from_step']:,}; {end}{why}{lost}"
 
 
 def _step_of(checkpoint: Path) -> int:
@@ -154,16 +125,17 @@ def report(run: str, output: Path | None, runs: Path) -> None:
     render.text(f"Wrote {target}")
 
 
-@run.command(epilog=render.examples("toolkit run verify quickstart", "toolkit run verify quickstart --json"))
+@run.command(epilog=render.examples("toolkit run verify quickstart", "toolkit run verify quickstart --data --json"))
 @options.run_argument
+@click.option("--data", "with_data", is_flag=True, help="Also read all documents and tokens again, and hash them.")
 @options.runs
 @options.as_json
 @click.pass_context
-def verify(ctx: click.Context, run: str, runs: Path, as_json: bool) -> None:
+def verify(ctx: click.Context, run: str, with_data: bool, runs: Path, as_json: bool) -> None:
     """Check a run's files.
 
     Every checkpoint against its manifest, and every exported folder against what was written: size and SHA-256 of
-    each file. Exit status 1 if anything has changed.
+    each file. With --data also the documents, and the tokens in the cache. Exit status 1 if anything has changed.
     """
     from toolkit.storage import checkpoint, runs_folder
 
@@ -174,6 +146,12 @@ def verify(ctx: click.Context, run: str, runs: Path, as_json: bool) -> None:
     }
     for name, files in found.record.get("exports", {}).items():
         faults[name] = checkpoint.difference(found.folder / name, files)
+    if with_data:
+        from toolkit.cli.watch import watching
+        from toolkit.lifecycle.data_verification import data_faults
+
+        with watching(quiet=False, on_standard_error=True) as listener:
+            faults |= data_faults(found, listener)
     if as_json:
         render.as_json([{"name": name, "intact": reason is None, "reason": reason} for name, reason in faults.items()])
     elif not faults:

@@ -18,6 +18,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 RECIPE_LINES = {
     "dataset": "dataset: {plugin: $name, documents: 3000}",
+    "filter": "filters: [{plugin: $name, most_capitals: 0.5}]  # in the dataset's section",
     "tokenizer": "tokenizer: $name",
     "model": "model: {plugin: $name, hidden_size: 64}",
     "objective": "objective: {plugin: $name, block_size: 128, noise: 0.1}",
@@ -25,6 +26,7 @@ RECIPE_LINES = {
     "memory": "memory: [$name]",
     "callback": "callbacks: [{plugin: $name, margin: 0.01}]",
     "exporter": "exporters: [model-folder, $name]",
+    "launcher": "# toolkit recipe launch NAME --on $name",
 }
 """How a recipe names the plugin of each template."""
 

@@ -47,7 +47,7 @@ def validate(
 
     Shows all problems at once: sections, plugins, options, values, and conflicting strategies. With --data, also
     checks the first rows, fetched if the dataset is on the Hub: a missing or empty file, a missing column, a wrong
-    delimiter.
+    delimiter; and what its filters need.
     """
     from toolkit.planning import devices
     from toolkit.recipe.resolve import check_trackers

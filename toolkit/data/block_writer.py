@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from toolkit.api import Block, Objective, highest_id
-from toolkit.data.encoding import Piece
-from toolkit.data.packed_dataset import token_type
+from toolkit.data.best_fit import BestFit, PaddedBlocks
+from toolkit.data.packed_dataset import without_padding
+from toolkit.data.shards import Shard, token_type
 from toolkit.data.stats import SplitAccount
 from toolkit.errors import OptionError
 from toolkit.system.files import force
@@ -17,6 +19,8 @@ from toolkit.system.files import force
 if TYPE_CHECKING:
     import numpy
     from transformers import PreTrainedTokenizerBase
+
+PACKER_STATE = ("documents", "empty", "tokens", "documents_in_several_blocks", "_begun", "_began")
 
 
 class Packer:
@@ -27,7 +31,6 @@ class Packer:
 
         before, after = objective.block_frame(tokenizer)
         self.end = objective.document_end(tokenizer)
-        self.frame = tuple(numpy.array([part], dtype="int64") for part in (before, after))
         self.frame_tokens = len(before) + len(after)
         self.room = objective.block_size - self.frame_tokens
         if self.room < 1:
@@ -36,52 +39,60 @@ class Packer:
                 option="block_size",
             )
         self.highest_id = max(highest_id(tokenizer), *before, *after, *self.end)
-        self.documents = self.empty = self.tokens = 0
-        self.rest = numpy.empty(0, dtype="int64")
+        self.token_type = token_type(self.highest_id)
+        self.frame = tuple(numpy.array([part], dtype=self.token_type) for part in (before, after))
+        self.documents = self.empty = self.tokens = self.documents_in_several_blocks = 0
+        self.rest = numpy.empty(0, dtype=self.token_type)
         """Tokens that do not yet fill a block, shape (fewer than room,)."""
-        self.starts: list[tuple[int, int]] = []
-        """Row and first token index of each document that starts in the newest pieces."""
+        self.starts = numpy.empty((0, 2), dtype="int64")
+        """Row and first token index of each document that starts in the newest texts, shape (documents, 2)."""
         self._begun = False
+        """Whether the newest document has not ended, and has a token."""
+        self._began = 0
+        """Index of the first token of the newest document."""
 
-    def add(self, batch: list[tuple[Piece, list[int]]]) -> numpy.ndarray[Any, Any]:
-        """Return the tokens of these pieces, end tokens included, shape (tokens,).
-
-        Raises:
-            OptionError: an id is outside the vocabulary (option "tokenizer").
-        """
-        parts: list[tuple[int, ...] | list[int]] = []
-        self.starts = []
-        for piece, ids in batch:
-            if ids and not self._begun:
-                self.starts.append((piece.row, self.tokens))
-                self.documents, self._begun = self.documents + 1, True
-            self._take(ids, parts)
-            if piece.is_last:
-                self._take(self.end if self._begun else (), parts)
-                self.empty, self._begun = self.empty + (not self._begun), False
-        return self._line(parts)
-
-    def _take(self, ids: tuple[int, ...] | list[int], parts: list[tuple[int, ...] | list[int]]) -> None:
-        parts.append(ids)
-        self.tokens += len(ids)
-
-    def _line(self, parts: list[tuple[int, ...] | list[int]]) -> numpy.ndarray[Any, Any]:
+    def add(self, shard: Shard) -> numpy.ndarray[Any, Any]:
+        """Return the tokens of these texts, which follow the earlier ones, with end tokens, shape (tokens,)."""
         import numpy
 
-        try:
-            line = numpy.fromiter(itertools.chain.from_iterable(parts), "int64", sum(map(len, parts)))
-        except TypeError as error:
-            raise OptionError(
-                "the tokenizer has no id for a piece of the text, and no unk_token to stand for it",
-                option="tokenizer",
-            ) from error
-        if line.size and not 0 <= line.min() <= line.max() <= self.highest_id:
-            stranger = line[(line < 0) | (line > self.highest_id)][0]
-            raise OptionError(
-                f"the tokenizer returns the id {stranger:,}, but the highest of its vocabulary is {self.highest_id:,}",
-                option="tokenizer",
-            )
+        # Of each document, or of its part in this shard: its first and last text, and where its tokens end.
+        first = numpy.flatnonzero(numpy.diff(shard.rows, prepend=-1))
+        last = numpy.append(first[1:], len(shard.rows)) - 1
+        stop = numpy.cumsum(shard.lengths)[last]
+        begins = numpy.logical_or.reduceat(shard.lengths > 0, first)
+        begun = begins.copy()
+        if self._begun:
+            begins[0], begun[0] = False, True
+        ends = shard.is_last[last]
+        closed = begun & ends
+        offsets = numpy.append(0, stop[:-1]) + len(self.end) * (numpy.cumsum(closed) - closed)
+        began = self.tokens + offsets
+        last_tokens = began + numpy.diff(stop, prepend=0) + len(self.end) - 1
+        self.starts = numpy.stack([shard.rows[first], began], axis=1)[begins]
+        began[0] = self._began if self._begun else began[0]
+        self.documents_in_several_blocks += int((closed & (began // self.room != last_tokens // self.room)).sum())
+        self._began = int(began[-1])
+        self.documents += int(begins.sum())
+        self.empty += int((ends & ~begun).sum())
+        self._begun = bool(begun[-1] and not ends[-1])
+        line, places = shard.ids.astype(self.token_type, copy=False), stop[closed].repeat(len(self.end))
+        if len(places):
+            line = numpy.insert(line, places, numpy.tile(self.end, int(closed.sum())))
+        self.tokens += len(line)
         return line
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that later documents depend on, as plain data."""
+        state = {name: getattr(self, name) for name in PACKER_STATE}
+        return state | {"rest": self.rest.tolist()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was called."""
+        import numpy
+
+        for name in PACKER_STATE:
+            setattr(self, name, state[name])
+        self.rest = numpy.array(state["rest"], dtype=self.token_type)
 
     def blocks(self, line: numpy.ndarray[Any, Any]) -> numpy.ndarray[Any, Any]:
         """Return the blocks that these tokens complete, shape (blocks, block_size)."""
@@ -89,47 +100,75 @@ class Packer:
 
         line = numpy.concatenate([self.rest, line])
         whole = len(line) // self.room
-        body, self.rest = line[: whole * self.room].reshape(whole, self.room), line[whole * self.room :]
+        body, self.rest = line[: whole * self.room].reshape(whole, self.room), line[whole * self.room :].copy()
+        if not self.frame_tokens:
+            return body
         before, after = (part.repeat(whole, axis=0) for part in self.frame)
         return numpy.hstack([before, body, after])
 
 
 class BlockWriter:
-    """Writes NAME.tokens, a flat array of the blocks, and NAME.documents, each document's row and first token index."""
+    """Writes NAME.tokens, a flat array of the blocks, and NAME.documents, each document's row and first token index.
+
+    With best-fit packing a document has an entry in NAME.documents for each of its parts, and NAME.filled holds the
+    number of tokens of each block before its padding.
+    """
 
     def __init__(self, file: Path, tokenizer: PreTrainedTokenizerBase, objective: Objective) -> None:
         self.packer = Packer(tokenizer, objective)
-        self.token_type = token_type(self.packer.highest_id)
+        self.best_fit = BestFit(tokenizer, objective) if objective.packing == "best-fit" else None
         self.characters = 0
         self._blocks = self._written = 0
-        self._ends = _EndsLearned(tokenizer, objective)
-        self._special = _SpecialTokens(tokenizer)
-        self._tokens = file.with_suffix(".tokens").open("wb")
-        self._starts = file.with_suffix(".documents").open("wb")
+        self._ends = EndsLearned(tokenizer, objective)
+        self._special = SpecialTokens(tokenizer)
+        self._tokens = _DigestedFile(file.with_suffix(".tokens"))
+        self._starts = _DigestedFile(file.with_suffix(".documents"))
+        self._files = [self._tokens, self._starts]
+        if self.best_fit:
+            self._filled = _DigestedFile(file.with_suffix(".filled"))
+            self._files.append(self._filled)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
-        for file in (self._tokens, self._starts):
-            with file:
-                if kind is None:
-                    file.flush()
-                    force(file.fileno())
+        with contextlib.ExitStack() as stack:  # all are closed, even if a full disk lets one fail
+            for file in self._files:
+                stack.callback(file.close, durably=kind is None)
 
-    def write(self, batch: list[tuple[Piece, list[int]]]) -> None:
-        """Pack these pieces after the earlier ones."""
-        import numpy
+    def write(self, shard: Shard) -> None:
+        """Pack these texts after the earlier ones."""
+        self.characters += int(shard.characters)
+        self._special.count(shard.ids)
+        before = self.packer.tokens
+        line = self.packer.add(shard)
+        if self.best_fit:
+            self._write_padded(self.best_fit.add(line, (self.packer.starts - [0, before]).tolist()))
+        else:
+            blocks = self.packer.blocks(line)
+            self._ends.count(blocks)
+            self._write(blocks, self.packer.starts)
 
-        self.characters += sum(len(piece.text) for piece, _ in batch)
-        line = self.packer.add(batch)
-        self._special.count(line)
-        blocks = self.packer.blocks(line)
-        self._ends.count(blocks)
+    def finish(self) -> None:
+        """Write the blocks that waited for more documents."""
+        if self.best_fit:
+            self._write_padded(self.best_fit.rest())
+
+    def _write(self, blocks: numpy.ndarray[Any, Any], starts: numpy.ndarray[Any, Any]) -> None:
         self._blocks += len(blocks)
         self._written += blocks.size
-        self._tokens.write(blocks.astype(self.token_type).tobytes())
-        self._starts.write(numpy.array(self.packer.starts, dtype="int64").tobytes())
+        self._tokens.write(blocks)
+        self._starts.write(starts)
+
+    def _write_padded(self, padded: PaddedBlocks) -> None:
+        self._ends.count(padded.tokens, padded.filled)
+        self._write(padded.tokens.astype(self.packer.token_type), padded.starts)
+        self._filled.write(padded.filled)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """XXH3 of each file's content, by its name."""
+        return {file.name: file.digest.hexdigest() for file in self._files}
 
     def account(self, *, cut: int) -> SplitAccount:
         """Where everything went; `cut` documents were split off at an end token inside a text."""
@@ -148,49 +187,76 @@ class BlockWriter:
             ends_learned=self._ends.total,
             padding_tokens=self._written - tokens_in_blocks - frame_tokens,
             documents_cut=cut,
-            special_tokens=self._special.in_texts(closed=packer.documents, end=packer.end),
+            special_tokens=self._special.by_name(),
+            documents_in_several_blocks=(self.best_fit or packer).documents_in_several_blocks,
         )
 
 
-class _EndsLearned:
+class _DigestedFile:
+    """A file that is written from its beginning to its end, with the digest of what is in it."""
+
+    def __init__(self, path: Path) -> None:
+        import xxhash
+
+        self.name, self.digest = path.name, xxhash.xxh3_128()
+        self._file = path.open("wb")
+
+    def write(self, array: numpy.ndarray[Any, Any]) -> None:
+        content = array.tobytes()
+        self.digest.update(content)
+        self._file.write(content)
+
+    def close(self, *, durably: bool) -> None:
+        with self._file:
+            if durably:
+                self._file.flush()
+                force(self._file.fileno())
+
+
+class EndsLearned:
     """Counts the document ends that are labels, by running the objective's own collator."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, objective: Objective) -> None:
         self.end = objective.document_end(tokenizer)[-1:]
         self.collate = objective.collator(tokenizer)
-        self.shifted = objective.task == "causal-lm"
+        self.task = objective.task
         self.total = 0
 
-    def count(self, packed: numpy.ndarray[Any, Any]) -> None:
-        """Add the ends in these blocks; `packed` has shape (blocks, block_size)."""
+    def count(self, packed: numpy.ndarray[Any, Any], filled: numpy.ndarray[Any, Any] | None = None) -> None:
+        """Add the ends in these blocks, shape (blocks, block_size), of which so many tokens are `filled`, (blocks,)."""
         for start in range(0, len(packed) if self.end else 0, 256):
-            blocks: list[Block] = [{"input_ids": row, "seed": 0} for row in packed[start : start + 256]]
+            rows = packed[start : start + 256].astype("int64")
+            blocks: list[Block] = [{"input_ids": row, "seed": 0} for row in rows]
             batch = self.collate(blocks)
+            if filled is not None:
+                batch = without_padding(batch, filled[start : start + 256], self.task)
             # A causal model shifts its labels: the one at a block's first position is never a target.
-            labels = batch["labels"][:, 1:] if self.shifted else batch["labels"]
+            labels = batch["labels"][:, 1:] if self.task == "causal-lm" else batch["labels"]
             self.total += int((labels == self.end[0]).sum())
 
 
-class _SpecialTokens:
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids of the special tokens, without the unk token; shape (tokens,), ascending."""
+    added = tokenizer.added_tokens_decoder
+    named = {*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)}
+    unknown = {tokenizer.unk_token_id} - {tokenizer.eos_token_id, tokenizer.sep_token_id}
+    return sorted(named - unknown)
+
+
+class SpecialTokens:
     """Counts the special tokens that the tokenizer finds in the texts; its unk token is not one of them."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        added = tokenizer.added_tokens_decoder
-        named = {*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)}
-        unknown = {tokenizer.unk_token_id} - {tokenizer.eos_token_id, tokenizer.sep_token_id}
-        self.ids = sorted(named - unknown)
+        self.ids = special_ids(tokenizer)
         self.tokenizer = tokenizer
         self.found: Counter[int] = Counter()
 
     def count(self, tokens: numpy.ndarray[Any, Any]) -> None:
-        """Add the special ones among these tokens, shape (tokens,)."""
+        """Add the special ones among these tokens of texts, shape (tokens,)."""
         import numpy
 
         self.found.update(tokens[numpy.isin(tokens, self.ids)].tolist())
 
-    def in_texts(self, *, closed: int, end: tuple[int, ...]) -> dict[str, int]:
-        """How often each occurs in the texts, not counting the ends appended to `closed` documents."""
-        self.found.subtract(dict.fromkeys(end, closed))
-        return {
-            str(self.tokenizer.convert_ids_to_tokens(token)): times for token, times in self.found.items() if times > 0
-        }
+    def by_name(self) -> dict[str, int]:
+        """How often each occurs."""
+        return {str(self.tokenizer.convert_ids_to_tokens(token)): times for token, times in self.found.items()}

@@ -5,6 +5,7 @@ The options that all datasets share are applied here, so that they mean the same
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.api import Progress
 from toolkit.api.context import nobody_watches
+from toolkit.data.token_documents import add_tokens
 from toolkit.errors import OptionError
-from toolkit.system.cache import refusals_explained, staging_folder
+from toolkit.system.cache import entry_made, refusals_explained, staging_folder
 
 if TYPE_CHECKING:
     import numpy
@@ -30,6 +32,8 @@ MAX_TOKENS_PER_BYTE = 2
 MAX_TOKENS_PER_DOCUMENT = 8
 """The tokens around a document: its end, and what a tokenizer adds."""
 SPLITS = {"train": "training", "validation": "held-out"}
+TOKENS_COLUMN = "input_ids"
+"""The column of documents that come as token ids, in place of `text`."""
 CUT_COLUMN = "cut"
 """The column that says whether a document was split off at an end token; exists only if texts were cut."""
 
@@ -56,8 +60,12 @@ def contents_of(data: DatasetDict, progress: Progress = nobody_watches) -> dict[
     contents = {}
     for name, split in data.items():
         digest, characters = xxhash.xxh3_128(), 0
-        for batch in split.select_columns("text").with_format("arrow").iter(DOCUMENTS_PER_DIGEST):
-            characters += _digested(batch["text"], digest)
+        column = TOKENS_COLUMN if holds_tokens(split) else "text"
+        for batch in split.select_columns(column).with_format("arrow").iter(DOCUMENTS_PER_DIGEST):
+            if column == TOKENS_COLUMN:
+                add_tokens(batch[column], digest)
+            else:
+                characters += _digested(batch["text"], digest)
             done += len(batch)
             progress("hashing", done, total, unit="documents")
         contents[name] = Contents(digest.hexdigest(), characters, cut_count(split))
@@ -91,6 +99,8 @@ def check_holds_block(data: DatasetDict, block_size: int) -> None:
     import pyarrow.compute as pc
 
     for name, split in data.items():
+        if holds_tokens(split):
+            continue
         size = 0
         for batch in split.select_columns("text").with_format("arrow").iter(DOCUMENTS_PER_DIGEST):
             size += int(pc.sum(pc.binary_length(batch["text"].cast(pa.large_string()))).as_py() or 0)
@@ -162,10 +172,40 @@ def _selected(split: Split, rows: numpy.ndarray[Any, Any]) -> Split:
     return split.select(rows, keep_in_memory=True)
 
 
+def holds_tokens(split: Split) -> bool:
+    """Whether the documents come as token ids, and not as texts."""
+    return TOKENS_COLUMN in split.column_names
+
+
 def texts(split: Split) -> Iterator[list[str]]:
-    """The texts of a split, in batches."""
+    """The texts of a split, in batches.
+
+    Raises:
+        OptionError: there are none, but tokens.
+    """
+    if holds_tokens(split):
+        raise OptionError(
+            "the dataset holds tokens and no text to learn from; take the tokenizer that they were made with, as in "
+            "tokenizer: {plugin: pretrained, path: tokens/tokenizer}",
+            option="plugin",
+        )
     for batch in split.select_columns("text").iter(batch_size=DOCUMENTS_PER_BATCH):
         yield [text or "" for text in batch["text"]]
+
+
+def held_out_texts(split: Split, cache: Path) -> Path:
+    """A JSONL file of the cache with the texts of a split, under the key `text`.
+
+    Raises:
+        UnavailableError: the cache cannot be written.
+    """
+    from datasets import DatasetDict
+
+    digest = contents_of(DatasetDict(validation=split))["validation"].digest
+    if not (file := cache / "held-out" / f"{digest}.jsonl").exists():
+        with entry_made(file) as made, made.open("w", encoding="utf-8") as out:
+            out.writelines(f"{json.dumps({'text': text})}\n" for some in texts(split) for text in some)
+    return file
 
 
 def cut_count(split: Split) -> int:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from toolkit.api import Progress, highest_id
-from toolkit.data.encoding import pieces
+from toolkit.data.encoding import pieces, texts_of
 from toolkit.errors import UsageError
 from toolkit.events import Listener, ProgressReporter
 from toolkit.inference.generation import load_model
@@ -24,7 +24,8 @@ from toolkit.recipe.resolve import resolve
 from toolkit.storage.run_directory import MODEL_FOLDER, RunDirectory
 from toolkit.system import environment_variables
 from toolkit.system.device import detect
-from toolkit.training.components import context_of, load_documents
+from toolkit.training.components import context_of
+from toolkit.training.loading import documents_by_source
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -56,6 +57,8 @@ class Evaluation:
     """Tokens in a window."""
     stride: int
     """Tokens by which the window moves."""
+    by_source: Mapping[str, Evaluation] = field(default_factory=dict)
+    """Of a mixture: the same of each source that has documents held out."""
 
 
 @dataclass(frozen=True)
@@ -87,23 +90,43 @@ def evaluate(
     progress("loading")
     model, tokenizer = load_model(run, model_folder)
     documents = held_out_documents(run, tokenizer)
-    chosen = documents.select(range(min(len(documents), max_documents or len(documents))))
-    texts = [text for text in chosen["text"] if text]
-    if not texts:
-        raise UsageError(f"the {len(chosen)} held-out documents of {run.name} hold no text to score")
+    chosen = {
+        name: split.select(range(min(len(split), max_documents or len(split)))) for name, split in documents.items()
+    }
+    texts = {name: [text for text in texts_of(split, tokenizer) if text] for name, split in chosen.items()}
+    if not any(texts.values()):
+        raise UsageError(f"the {sum(map(len, chosen.values()))} held-out documents of {run.name} hold no text to score")
     context = _context(run, model)
     stride = min(stride or max(1, context // 2), context - 1)
-    tokenized = list(_tokenized(texts, tokenizer, progress))
-    nll, tokens, to_score = 0.0, 0, sum(len(document) - 1 for document in tokenized)
+    tokenized = {name: list(_tokenized(own, tokenizer, progress)) for name, own in texts.items() if own}
+    done, to_score = 0, sum(len(document) - 1 for own in tokenized.values() for document in own)
     progress("evaluating", 0, to_score, unit="tokens")
     at_once = max(1, min(WINDOWS_PER_BATCH, MAX_LOGITS_PER_BATCH // (context * (highest_id(tokenizer) + 1))))
-    for batch in _batches(_all_windows(tokenized, context, stride), at_once):
-        nll += _negative_log_likelihood(batch, model)
-        tokens += sum(window.scored for window in batch)
-        progress("evaluating", tokens, to_score, unit="tokens")
-    words, size = sum(len(text.split()) for text in texts), sum(len(text.encode()) for text in texts)
+    by_source: dict[str, Evaluation] = {}
+    for name, own in tokenized.items():
+        nll, tokens = 0.0, 0
+        for batch in _batches(_all_windows(own, context, stride), at_once):
+            nll += _negative_log_likelihood(batch, model)
+            tokens += sum(window.scored for window in batch)
+            progress("evaluating", done + tokens, to_score, unit="tokens")
+        done += tokens
+        words, size = sum(len(text.split()) for text in texts[name]), sum(len(text.encode()) for text in texts[name])
+        by_source[name] = _evaluation(len(texts[name]), tokens, words, size, nll, context, stride)
+    if list(by_source) == [""]:
+        return by_source[""]
+    parts = list(by_source.values())
+    documents_scored, tokens, words, size = (
+        sum(getattr(part, count) for part in parts) for count in ("documents", "tokens", "words", "bytes")
+    )
+    nll = sum(part.negative_log_likelihood for part in parts)
+    return replace(_evaluation(documents_scored, tokens, words, size, nll, context, stride), by_source=by_source)
+
+
+def _evaluation(
+    documents: int, tokens: int, words: int, size: int, nll: float, context: int, stride: int
+) -> Evaluation:
     return Evaluation(
-        documents=len(texts),
+        documents=documents,
         tokens=tokens,
         words=words,
         bytes=size,
@@ -116,18 +139,21 @@ def evaluate(
     )
 
 
-def held_out_documents(run: RunDirectory, tokenizer: PreTrainedTokenizerBase | None = None) -> Dataset:
+def held_out_documents(run: RunDirectory, tokenizer: PreTrainedTokenizerBase | None = None) -> dict[str, Dataset]:
     """Reload the documents that the run evaluated on; pass the run's tokenizer if it is at hand.
+
+    By the name of their source in a mixture, and else under ''.
 
     Raises:
         UsageError: it held none out.
     """
     resolved = resolve(run.recipe(), detect())
     context = context_of(resolved, run.folder, rehearsal=bool(run.record.get("rehearsal")))
-    data = load_documents(resolved, context, tokenizer)
-    if "validation" not in data:
+    sources = documents_by_source(resolved, context, tokenizer)
+    held_out = {name: data["validation"] for name, data in sources.items() if "validation" in data}
+    if not held_out:
         raise UsageError(f"{run.name} has no held-out documents; train with dataset.eval_fraction: 0.05, say")
-    return data["validation"]
+    return held_out
 
 
 def windows(tokens: Sequence[int], *, context: int, stride: int) -> Iterator[Window]:

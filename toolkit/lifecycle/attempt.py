@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from toolkit.data.stats import DataAccount
 from toolkit.errors import InterruptedRun, TrainingError
-from toolkit.events import DataPrepared, Listener, Message, ProgressReporter, TrainingStarted
-from toolkit.lifecycle import branch, compile_choice, ending
+from toolkit.events import Listener, Message, ProgressReporter, TrainingStarted
+from toolkit.lifecycle import branch, compile_choice, ending, run_of_stream
 from toolkit.lifecycle.comparison import exporters_of, require_same_data
 from toolkit.lifecycle.export import export, final_sample, ready, told_by
+from toolkit.lifecycle.length_told import account_refreshed, length_told
+from toolkit.lifecycle.saving import saver_of
 from toolkit.lifecycle.start import Start, begin_attempt
 from toolkit.lifecycle.trial_save import try_saving
 from toolkit.logs import libraries_quiet
@@ -22,20 +23,20 @@ from toolkit.memory.budget import own_share
 from toolkit.recipe.batch import BatchSplit
 from toolkit.recipe.resolve import ResolvedRecipe
 from toolkit.storage import checkpoint
-from toolkit.storage.async_saver import AsyncSaver
 from toolkit.storage.metrics_log import MetricsLog
 from toolkit.storage.run_directory import DATA_FILE, RunDirectory
 from toolkit.system import distributed
 from toolkit.system.disk import check_disk, seconds_to_write
-from toolkit.system.files import write_json
+from toolkit.system.files import read_json
 from toolkit.system.host_memory import peak_bytes
 from toolkit.system.signals import StopRequest
 from toolkit.training.components import Components, assemble, context_of
 from toolkit.training.intervals import Intervals
 from toolkit.training.refusals import refusals_placed
+from toolkit.training.sources import Prepared
 
 if TYPE_CHECKING:
-    from transformers import TrainerCallback
+    from transformers import PreTrainedModel, TrainerCallback
 
     from toolkit.training.trainer import RecipeTrainer
 
@@ -50,6 +51,7 @@ class Attempt:
         stop: StopRequest,
         listener: Listener,
         *,
+        prepared: Prepared | None,
         rehearsal: bool,
         stop_after: int | None,
         profile_steps: int | None,
@@ -58,6 +60,7 @@ class Attempt:
         self.directory = directory
         self.stop = stop
         self.listener = listener
+        self.prepared = prepared
         self.stop_after = stop_after
         self.profile_steps = profile_steps
         self.memory_was_short = False
@@ -89,11 +92,14 @@ class Attempt:
         )
 
     def _work(self, start: Start) -> None:
-        with ending.noted(self.directory, self.stop):
+        with ending.noted(self.directory, self.stop), contextlib.ExitStack() as stack:
             with self.stop.never_swallowed():
-                components = distributed.main_process_first(lambda: assemble(self.resolved, self.context))
+                components = distributed.main_process_first(
+                    lambda: assemble(self.resolved, self.context, self.prepared)
+                )
+                run_of_stream.end_preparation_with(stack, components)
                 distributed.by_main_process(lambda: self._check_data(components.data.account))
-                intervals = self._prepare(components)
+                intervals = length_told(self.resolved, components.data, self.directory, self.listener)
                 states = self.resolved.training.optimizer_states
                 checkpoint_bytes = checkpoint.expected_bytes(components.model, optimizer_states=states)
                 if start.folder and start.of_parent:
@@ -109,19 +115,42 @@ class Attempt:
                 if not self._is_over(intervals, start):
                     context, steps = self.context, intervals.total_steps
                     try_saving(self.resolved, components, trainer, self.directory, context, steps, self.listener)
+                self._shard(trainer)
+                if not self._is_over(intervals, start):
                     self.resolved = compile_choice.decide(
-                        self.resolved, trainer, self.directory, steps=steps - start.step, listener=self.listener
+                        self.resolved,
+                        trainer,
+                        self.directory,
+                        steps=intervals.total_steps - start.step,
+                        listener=self.listener,
                     )
                     self._profile(trainer)
+                    size = self.resolved.training.global_batch_size
+                    run_of_stream.await_first_steps(
+                        components, start.step, batch_size=size, progress=self.context.progress
+                    )
             with self._compiled(components):
                 self._train(trainer, intervals, start)
             step = trainer.state.global_step or start.step
             is_short = step < intervals.total_steps or trainer.status.evaluation_left_out
             if is_short and self.stop.signal_number is not None:
+                run_of_stream.raise_failure(components, step, self.listener)
                 raise self.stop.error(f"step {step} is saved; the same command resumes from there")
+            model = trainer.finished_model()
             if distributed.is_main_process():
-                self._finish(components, trainer, step)
+                self._finish(model, components, trainer, step)
             distributed.barrier()
+
+    def _shard(self, trainer: RecipeTrainer) -> None:
+        """Shard the model, if the recipe asks for it; say so where there is nobody to share it with."""
+        if self.resolved.training.shard and not trainer.shards:
+            self.listener(
+                Message(
+                    "shard has no effect in one process, which holds all of the weights and the optimizer state; "
+                    "start several: --processes N"
+                )
+            )
+        trainer.shard_model()
 
     def _compiled(self, components: Components) -> contextlib.AbstractContextManager[None]:
         if self.resolved.training.torch_compile is not True:
@@ -135,29 +164,6 @@ class Attempt:
         require_same_data(self.directory, account)
         self.directory.update(data_key=account.key)
 
-    def _prepare(self, components: Components) -> Intervals:
-        """Compute the run's length, and report the data account."""
-        training, data = self.resolved.training, components.data
-        steps_per_epoch = math.ceil(len(data.train) / training.global_batch_size)
-        total_steps = training.max_steps or math.ceil(training.num_train_epochs * steps_per_epoch)
-        tokens_per_step = training.global_batch_size * data.account.block_size
-        prepared = DataPrepared(
-            account=data.account,
-            tokens_per_step=tokens_per_step,
-            epochs=total_steps / steps_per_epoch,
-            total_steps=total_steps,
-            from_cache=data.from_cache,
-        )
-        budget = {"tokens_per_step": tokens_per_step, "epochs": prepared.epochs, "total_steps": total_steps}
-        if distributed.is_main_process():
-            write_json(self.directory.folder / DATA_FILE, data.account.as_dict() | budget)
-        self.listener(prepared)
-        if data.validation is None:
-            self.listener(
-                Message("nothing is held out, so there is no evaluation; dataset.eval_fraction: 0.05 holds out 5%")
-            )
-        return Intervals.of(training, total_steps=total_steps, validation_blocks=len(data.validation or ()))
-
     def _trainer(
         self, components: Components, intervals: Intervals, start: Start, checkpoint_bytes: int
     ) -> RecipeTrainer:
@@ -169,7 +175,7 @@ class Attempt:
         from toolkit.training.status import TrainingStatus
 
         device, log = self.resolved.device, MetricsLog(self.directory, self.listener)
-        saver = self._saver(components, start, log)
+        saver = saver_of(self.directory, self.resolved.training, components.model, start, log)
         save_seconds = distributed.by_main_process(
             lambda: seconds_to_write(self.directory.checkpoints, checkpoint_bytes)
         )
@@ -186,8 +192,17 @@ class Attempt:
         due = intervals.eval_steps is not None and start.step % intervals.eval_steps == 0
         status = TrainingStatus(evaluation_left_out=start.evaluation_left_out or (begins and due))
         flow = RunCallback(
-            intervals, pace, log=log, saver=saver, status=status, stop=self.stop, stop_after=self.stop_after
+            intervals,
+            pace,
+            log=log,
+            saver=saver,
+            status=status,
+            stop=self.stop,
+            stop_after=self.stop_after,
+            epochs=components.data.epochs,
         )
+        size, stop = self.resolved.training.global_batch_size, self.stop
+        waiting = run_of_stream.data_wait(components, batch_size=size, stop=stop, progress=self.context.progress)
         return build_trainer(
             self.resolved,
             components,
@@ -197,29 +212,11 @@ class Attempt:
             log=log,
             status=status,
             stop=self.stop,
-            callbacks=[*self._plugin_callbacks(), flow],  # flow after all that decide
+            callbacks=[*self._plugin_callbacks(), *waiting, flow],  # flow after all that decide
             sequences=start.sequences,
             evaluation_sequences=start.evaluation_sequences,
+            total_steps=intervals.total_steps,
             with_new_settings=start.of_parent,
-        )
-
-    def _saver(self, components: Components, start: Start, log: MetricsLog) -> AsyncSaver:
-        from toolkit.storage.host_copy import fits_in_memory
-
-        training, in_background = self.resolved.training, self.resolved.training.save_in_background
-        if in_background is None:
-            in_background = distributed.by_main_process(
-                lambda: fits_in_memory(components.model, optimizer_states=training.optimizer_states)
-            )
-        if not in_background:
-            self.listener(Message("training waits for each save: background saves need memory for a copy of the state"))
-        return AsyncSaver(
-            self.directory,
-            keep=training.save_total_limit,
-            keep_every=training.keep_every,
-            in_background=in_background,
-            log=log,
-            resumed_from=start.step if start.folder else None,
         )
 
     def _plugin_callbacks(self) -> list[TrainerCallback]:
@@ -276,10 +273,9 @@ class Attempt:
                     f"the one before it"
                 ) from error
 
-    def _finish(self, components: Components, trainer: RecipeTrainer, step: int) -> None:
+    def _finish(self, model: PreTrainedModel, components: Components, trainer: RecipeTrainer, step: int) -> None:
         """Generate a sample, export the model, and record the results."""
-        trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-        model = ready(trained, self.context.task)
+        model = ready(model, self.context.task)
         evaluations = [line for line in self.directory.metrics() if line["kind"] == "eval"]
         last = evaluations[-1] if evaluations else {}
         results: dict[str, Any] = {
@@ -290,10 +286,12 @@ class Attempt:
             "memory_was_short": self.memory_was_short,
             "eval_loss": last.get("eval_loss"),
             "perplexity": last.get("perplexity"),
+            **({"eval_loss_by_source": last["by_source"]} if "by_source" in last else {}),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "sample": final_sample(model, components.tokenizer, self.context),
         }
-        told = told_by(self.resolved, components.data.account.as_dict(), results)
+        account_refreshed(components.data, self.directory)
+        told = told_by(self.resolved, read_json(self.directory.folder / DATA_FILE), results)
         exports = export(self.resolved, model, components.tokenizer, told, self.context, self.listener)
         exports = self.directory.record.get("exports", {}) | exports
         self.directory.update(results=results, exports=exports, exporters=exporters_of(self.resolved))

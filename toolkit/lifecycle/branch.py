@@ -21,7 +21,7 @@ from toolkit.storage import checkpoint
 from toolkit.storage.run_directory import RunDirectory
 from toolkit.storage.runs_folder import find
 from toolkit.system.files import copy_folder, read_json
-from toolkit.training.optimizer_state import OPTIMIZER_FILE
+from toolkit.training.optimizer_state import remove_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -80,7 +80,7 @@ def begin(child: RunDirectory, parent: Parent, resolved: ResolvedRecipe) -> list
     if reason := checkpoint.difference(staging, files):  # its run pruned it meanwhile
         raise UsageError(f"the checkpoint of step {parent.step} was deleted before it was copied: {reason}; try again")
     if any(change.startswith(RESETS_OPTIMIZER_STATE) for change in changes):
-        (staging / OPTIMIZER_FILE).unlink()
+        remove_state(staging)
     record = {"id": parent.run.id, "run": parent.run.name, "folder": str(parent.run.folder.resolve())}
     child.update(parent={**record, "step": parent.step, "changes": changes})
     checkpoint.commit(staging, child.checkpoints / parent.folder.name, run_id=child.id, step=parent.step)

@@ -24,7 +24,7 @@ from toolkit.storage import checkpoint
 from toolkit.storage.run_directory import DATA_FILE, RunDirectory
 from toolkit.system.files import read_json
 
-LENGTH_SETTINGS = ("training.max_steps", "training.num_train_epochs")
+LENGTH_SETTINGS = ("training.max_steps", "training.max_tokens", "training.num_train_epochs")
 COMPILE_KEY = "training.torch_compile"
 """Where a run's identity records what `torch_compile: auto` has decided."""
 
@@ -130,8 +130,8 @@ def require_same_data(run: RunDirectory, account: DataAccount) -> None:
         return
     changed = [f"the prepared tokens: the run has {before[:12]}, the data now gives {account.key[:12]}"]
     if _generation(before) != _generation(account.key):
-        now = dict(leaves(_without_key(account.as_dict())))
-        had = dict(leaves(_without_key(read_json(run.folder / DATA_FILE))))
+        now = dict(leaves(_of_tokens(account.as_dict())))
+        had = dict(leaves(_of_tokens(read_json(run.folder / DATA_FILE))))
         changed = [
             f"the prepared tokens: {dotted(path)}: the run has {had[path]!r}, the data now gives {value!r}"
             for path, value in now.items()
@@ -147,8 +147,13 @@ def _generation(key: str) -> str:
     return key.rpartition("-")[0]
 
 
-def _without_key(account: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in account.items() if name != "key"}
+def _of_tokens(account: Mapping[str, Any]) -> dict[str, Any]:
+    """An account without the key, and without what is said of documents, which a later version may say otherwise."""
+    sources = {name: _of_tokens(own) for name, own in account.get("sources", {}).items()}
+    kept = {
+        name: value for name, value in account.items() if name not in ("key", "filters", "shared_text", "shared_with")
+    }
+    return kept | {"sources": sources}
 
 
 def lines(found: Mapping[str, str]) -> list[str]:

@@ -15,6 +15,7 @@ from toolkit.formatting import counted, duration, size
 from toolkit.lifecycle.comparison import COMPILE_KEY
 from toolkit.memory.budget import own_share
 from toolkit.planning.overhead import COMPILER_BYTES
+from toolkit.planning.worth_compiling import MIN_SAVED_SHARE, WORTH_TRYING_SECONDS, may_compile
 from toolkit.recipe.resolve import ResolvedRecipe
 from toolkit.storage.run_directory import RunDirectory
 from toolkit.system import distributed
@@ -22,12 +23,8 @@ from toolkit.system import distributed
 if TYPE_CHECKING:
     from toolkit.training.trainer import RecipeTrainer
 
-WORTH_TRYING_SECONDS = {"cpu": 600.0, "cuda": 300.0}
-"""Training time from which `auto` compiles to see what that saves: it takes about half a minute."""
 LOWEST_MFU = 0.01
 """No step makes so little of its device, so that a short run is known without any trial."""
-MIN_SAVED_SHARE = 0.02
-"""Share of a step's time from which compiled steps are taken; less cannot be told from noise."""
 TIMED_PASSES = 3
 
 
@@ -84,10 +81,12 @@ def _decide(resolved: ResolvedRecipe, trainer: RecipeTrainer, run: RunDirectory,
     from toolkit.training.compilation import TrialPass, compiled, refusal
 
     training, kind = resolved.training, resolved.device.kind
-    if kind not in WORTH_TRYING_SECONDS or training.deterministic or training.release_gradients:
-        return False, None  # of MPS nothing is known; a step in backward has no pass that leaves no trace
+    if not may_compile(training, resolved.device):
+        return False, None
     if _ideal_seconds(resolved, trainer) * steps < LOWEST_MFU * WORTH_TRYING_SECONDS[kind]:
         return False, None
+    if trainer.sharded:  # a pass needs all processes, which may find other times
+        return False, "off: auto does not try it on a sharded model; torch_compile: true does"
     once, passes = TrialPass(trainer), trainer.args.gradient_accumulation_steps
     with OutOfMemoryCaught():
         plain = passes * _seconds(once, repeat=2)

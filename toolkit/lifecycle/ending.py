@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from toolkit.errors import InterruptedRun, OutOfMemoryError, ToolkitError, TrainingError
+from toolkit.errors import InterruptedRun, LostProcessError, OutOfMemoryError, ToolkitError
 from toolkit.memory.limits import remember_out_of_memory
 from toolkit.storage.run_directory import RunDirectory
 from toolkit.system import distributed
@@ -17,7 +17,7 @@ def noted(run: RunDirectory, stop: StopRequest) -> Iterator[None]:
     """Record in run.json how the work ended if it fails or is interrupted.
 
     Raises:
-        TrainingError: another process of the run is gone, and all that this one has is a transport error.
+        LostProcessError: another process of the run is gone, and all that this one has is a transport error.
         BaseException: whatever ended it.
     """
     try:
@@ -32,7 +32,7 @@ def noted(run: RunDirectory, stop: StopRequest) -> Iterator[None]:
         if stop.raised and not isinstance(error, InterruptedRun):
             raise stop.raised from error  # a library wrapped it in its own: "Can't load tokenizer", say
         if has_lost_one:
-            raise TrainingError(
+            raise LostProcessError(
                 f"another process of this run has ended or cannot be reached; if its output does not say why, "
                 f"this may: {_first_line(error)}. The same command resumes from the last checkpoint"
             ) from error

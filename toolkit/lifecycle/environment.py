@@ -58,8 +58,7 @@ def check_device(resolved: ResolvedRecipe) -> None:
 
     if distributed.is_main_process() and distributed.world_size() == 1 and resolved.device.count > 1:
         logging.getLogger("toolkit").info(
-            "using one of %s GPUs; to use all: torchrun --standalone --nproc-per-node %s --no-python toolkit ...",
-            resolved.device.count,
+            "using one of %s GPUs; to use all: toolkit recipe run NAME --processes auto",
             resolved.device.count,
         )
     if resolved.device.kind == "cuda" and not torch.cuda.is_available():

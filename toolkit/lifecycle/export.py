@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from toolkit.api import OptionError, Results, RunContext, Task
 from toolkit.events import Exported, Listener
 from toolkit.inference.generation import fill_mask_text, sample_text
 from toolkit.logs import libraries_quiet
+from toolkit.recipe.mix import sources_of
 from toolkit.recipe.resolve import ResolvedRecipe
 from toolkit.storage import checkpoint
 from toolkit.storage.records import FileEntry
@@ -51,14 +52,22 @@ def final_sample(
 
 def told_by(resolved: ResolvedRecipe, data: Mapping[str, Any], metrics: Mapping[str, Any]) -> Results:
     """The `Results` of a run for its exporters; of `metrics`, only the numbers."""
-    dataset = resolved.recipe.dataset.plugin
+    sources = {name: part.plugin for name, part in sources_of(resolved.recipe).items()}
+    licenses = [source.licenses for source in sources.values()]
     return Results(
         recipe=resolved.to_yaml(),
         data=data,
         metrics={key: value for key, value in metrics.items() if type(value) in (int, float)},
-        licenses=dataset.licenses,
-        languages=dataset.languages,
+        # Where one source names none, those of the others do not hold for all of it.
+        licenses=_united(licenses) if all(licenses) else (),
+        languages=_united(source.languages for source in sources.values()),
+        source_licenses={name: source.licenses for name, source in sources.items() if name},
     )
+
+
+def _united(lists: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    """Everything in these lists once, in order."""
+    return tuple(dict.fromkeys(one for several in lists for one in several))
 
 
 def export(

@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from toolkit import formatting
 from toolkit.data.documents import check_holds_block
 from toolkit.errors import PlanTooLongError, PluginError, UnavailableError
 from toolkit.events import AttemptBegun, Event, Listener, Message, ProgressReporter, RunResult
-from toolkit.lifecycle import branch
+from toolkit.lifecycle import branch, preparation
 from toolkit.lifecycle.attempt import Attempt
 from toolkit.lifecycle.branch import Parent
 from toolkit.lifecycle.comparison import as_decided, differences, not_exported, require_same
@@ -32,8 +33,9 @@ from toolkit.system import distributed, environment_variables, garbage_collectio
 from toolkit.system.deterministic import deterministic_algorithms
 from toolkit.system.disk import DISK_FAULTS
 from toolkit.system.signals import StopRequest
-from toolkit.training.components import context_of, load_documents
+from toolkit.training.components import context_of
 from toolkit.training.libraries import import_libraries
+from toolkit.training.loading import documents_by_source
 from toolkit.training.refusals import refusals_placed
 
 NOTICE_BELOW_SHARE = 0.9
@@ -89,7 +91,14 @@ def run(
         deterministic_algorithms(resolved.training.deterministic),
     ):
         check_device(resolved)
-        _meet(on_cpu=resolved.device.kind == "cpu", listener=everybodys)
+        prepared = None
+        if distributed.world_size() > 1:
+            with stop.never_swallowed():
+                import_libraries()
+                prepared = preparation.before_meeting(
+                    resolved, runs, series, fresh=fresh, rehearsal=rehearsal, listener=listener
+                )
+            _meet(resolved, everybodys)
         with stop.never_swallowed():
             directory = distributed.by_main_process(
                 lambda: _directory(
@@ -108,6 +117,7 @@ def run(
                 directory,
                 stop,
                 listener,
+                prepared=prepared,
                 rehearsal=rehearsal,
                 stop_after=stop_after,
                 profile_steps=profile_steps,
@@ -115,17 +125,17 @@ def run(
             return _result(directory, already_finished=False)
 
 
-def _meet(*, on_cpu: bool, listener: Listener) -> None:
+def _meet(resolved: ResolvedRecipe, listener: Listener) -> None:
     """Wait for the run's other processes, and say so: the main process at once, the others after a while."""
-    if distributed.world_size() == 1:
-        return
     others = distributed.world_size() - 1
     waiting = Message(f"waiting for {others} other process{'es' * (others > 1)} at {distributed.meeting_point()}")
     telling = threading.Timer(0 if distributed.is_main_process() else WAITING_NOTICE_SECONDS, lambda: listener(waiting))
     telling.daemon = True
     telling.start()
     try:
-        distributed.join(on_cpu=on_cpu)
+        timeout = timedelta(seconds=resolved.training.ddp_timeout)
+        offloads = resolved.training.shard and resolved.training.shard_cpu_offload
+        distributed.join(on_cpu=resolved.device.kind == "cpu", timeout=timeout, offloads=offloads)
     finally:
         telling.cancel()
 
@@ -208,9 +218,10 @@ def _check_long_block(resolved: ResolvedRecipe, listener: Listener) -> None:
     block_size = resolved.recipe.objective.plugin.block_size
     if block_size < LONG_BLOCK:
         return
-    data = load_documents(resolved, context_of(resolved, Path(resolved.name), progress=ProgressReporter(listener)))
-    with refusals_placed(resolved.recipe, ("objective",)):
-        check_holds_block(data, block_size)
+    context = context_of(resolved, Path(resolved.name), progress=ProgressReporter(listener))
+    for data in documents_by_source(resolved, context).values():
+        with refusals_placed(resolved.recipe, ("objective",)):
+            check_holds_block(data, block_size)
 
 
 def _with_planned_memory(resolved: ResolvedRecipe, listener: Listener) -> tuple[ResolvedRecipe, dict[str, Any]]:
@@ -259,6 +270,7 @@ def _result(directory: RunDirectory, *, already_finished: bool) -> RunResult:
         seconds=results["seconds"],
         eval_loss=results["eval_loss"],
         perplexity=results["perplexity"],
+        eval_loss_by_source=results.get("eval_loss_by_source", {}),
         sample=results["sample"],
         peak_memory_bytes=results["peak_memory_bytes"],
         planned_memory_bytes=record.get("planned_memory_bytes"),

@@ -18,14 +18,15 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from toolkit.api import Device, Exporter, Objective, Plugin
+from toolkit.api import Device, Exporter, Filter, Objective, Plugin
 from toolkit.errors import InterruptedRun, UsageError
 from toolkit.events import Listener, Message, RunResult
 from toolkit.lifecycle.launch import run
 from toolkit.planning.variants import without_choosers
 from toolkit.recipe.document import Path_
+from toolkit.recipe.mix import Mix, sources_of
 from toolkit.recipe.resolve import ResolvedRecipe, resolve
-from toolkit.recipe.schema import LIST_SECTIONS, Component, Recipe, component
+from toolkit.recipe.schema import FILTERS, LIST_SECTIONS, Component, Recipe, component
 from toolkit.registry import Registry
 from toolkit.system.files import read_json
 
@@ -104,21 +105,32 @@ def shrunken(recipe: Recipe, resolved: ResolvedRecipe) -> Recipe:
 
 
 def _small(part: Component) -> Component:
+    if isinstance(part.plugin, Mix):  # mixed as in the run, from sources that are all made of the same
+        return replace(part, plugin=part.plugin.with_datasets(_stand_in).rehearse())
     if part.path in STAND_INS:
-        name, options = STAND_INS[part.path]
-        return component(Registry.discover(), part.plugin.kind, name, options, part.path)
+        return _stand_in(part)
     plugin: Plugin = part.plugin.rehearse()
     if isinstance(plugin, Objective):
         plugin = plugin.model_copy(update={"block_size": min(plugin.block_size, REHEARSAL_BLOCK_SIZE)})
     return replace(part, plugin=plugin)
 
 
+def _stand_in(part: Component) -> Component[Any]:
+    name, options = STAND_INS[part.path[:1]]
+    return component(Registry.discover(), part.plugin.kind, name, options, part.path)
+
+
 def stand_ins(recipe: Recipe, small: Recipe) -> Iterator[StandIn]:
     """The differences between the shrunken recipe and the recipe itself."""
     by_path = {part.path: part for part in small.components}
     for part in recipe.components:
-        section, there = str(part.path[0]), by_path.get(part.path)
-        if there is None or there.name != part.name:
+        section, there = FILTERS if isinstance(part.plugin, Filter) else str(part.path[0]), by_path.get(part.path)
+        if isinstance(part.plugin, Mix):
+            small_sources = sources_of(small)
+            for name, source in sources_of(recipe).items():
+                yield StandIn(section, name, source.name, small_sources[name].name)
+                yield from (StandIn(FILTERS, None, each.name, None) for each in source.filters)
+        elif there is None or there.name != part.name:
             yield StandIn(section, None, part.name, there and there.name)
         elif isinstance(part.plugin, Exporter) and part.plugin.folder is None:
             yield StandIn(section, None, part.name, None)  # by its contract it sends nothing away in a rehearsal

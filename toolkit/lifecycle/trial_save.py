@@ -104,14 +104,14 @@ def try_saving(
         components = replace(components, model=subject.model)
         # Alone, a process can do without; others would wait for it.
         with OutOfMemoryCaught() if distributed.world_size() == 1 else contextlib.nullcontext():
-            _save_and_load(subject, components, trainer, scratch, context, total_steps)
-            distributed.by_main_process(lambda: _export(subject, components, context))
+            finished = _save_and_load(subject, components, trainer, scratch, context, total_steps)
+            distributed.by_main_process(lambda: _export(subject, finished, components, context))
             distributed.barrier()
     if (seconds := time.monotonic() - begun) > MENTIONED_AFTER_SECONDS:
         listener(Message(f"trial save: a checkpoint and the exports were written and loaded, in {seconds:.0f} s"))
 
 
-def _unshown(phase: str, done: int = 0, total: int | None = None, *, unit: str = "") -> None:
+def _unshown(phase: str, done: int = 0, total: int | None = None, *, unit: str = "", detail: str = "") -> None:
     """Take the progress of what is only tried."""
 
 
@@ -167,14 +167,16 @@ def _save_and_load(
     scratch: RunDirectory,
     context: RunContext,
     total_steps: int,
-) -> None:
-    """Write a checkpoint as the run's trainer does, verify it, and load it as a resume does."""
+) -> PreTrainedModel:
+    """Write a checkpoint as the run's trainer does, verify it, load it as a resume does, and return the whole model."""
     import torch
 
     from toolkit.training.checkpoint_weights import save_weights
+    from toolkit.training.sharding import local_part
 
     recipe = subject.resolved.recipe
     trial = _trainer_like(trainer, subject, components, scratch, context)
+    trial.shard_model()
     with _refused_at(recipe, ("optimizer",), "the optimizer cannot take a step"):
         trial.create_optimizer_and_scheduler(total_steps)
         _take_step(trial)
@@ -192,18 +194,20 @@ def _save_and_load(
     reason = checkpoint.fault(folder, run_id=scratch.id)
     assert reason is None, reason
     trained = [p for p in subject.model.parameters() if p.requires_grad]
-    saved = [parameter.detach().clone() for parameter in trained]
+    saved = [local_part(parameter.detach()).clone() for parameter in trained]
     with _refused_at(recipe, ("model",), "a checkpoint of this model cannot be loaded"):
         with torch.no_grad():
             for parameter in trained:
                 parameter.zero_()
         trial._load_from_checkpoint(str(folder))
-        if not all(map(torch.equal, saved, trained)):
+        if not all(map(torch.equal, saved, map(local_part, trained))):
             raise ValueError("the loaded weights differ from the saved ones")
     with _refused_at(recipe, ("optimizer",), "the optimizer's state cannot be loaded from a checkpoint"):
         trial._load_optimizer_and_scheduler(str(folder))
     trial._load_rng_state(str(folder))
     trial.load_state_dict(read_record(folder / STATE_FILE, TrainingState))
+    finished: PreTrainedModel = trial.finished_model()
+    return finished
 
 
 def _trainer_like(
@@ -252,24 +256,26 @@ def _take_step(trial: RecipeTrainer) -> None:
     At a learning rate of zero, as at the first step of a warm-up: only the state that it makes is of interest, and a
     rate that is far too high is the run's to stop for.
     """
+    from toolkit.training.sharding import local_part
+
     wrapped: Any = trial.optimizer
     optimizer: torch.optim.Optimizer = wrapped.optimizer  # without a GradScaler, which expects a scaled loss
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     trained = [parameter for parameter in trial.components.model.parameters() if parameter.requires_grad]
-    sum(parameter.float().square().sum() for parameter in trained).backward()  # type: ignore[union-attr]  # a model without parameters trains nothing
+    sum(local_part(one).float().square().sum() for one in trained).backward()  # type: ignore[union-attr]  # a model without parameters trains nothing
     if trial.released is None:  # else the backward pass has taken it
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
 
-def _export(subject: Subject, components: Components, context: RunContext) -> None:
+def _export(subject: Subject, model: PreTrainedModel, components: Components, context: RunContext) -> None:
     """Let the finished model write a few words and the exporters write what they write at the end."""
     resolved, tokenizer = subject.resolved, components.tokenizer
     with _refused_at(resolved.recipe, ("model",), "the finished model cannot generate"):
-        final_sample(ready(subject.model, context.task), tokenizer, context, max_new_tokens=SAMPLE_TOKENS)
+        final_sample(ready(model, context.task), tokenizer, context, max_new_tokens=SAMPLE_TOKENS)
     results = told_by(resolved, components.data.account.as_dict(), {"steps": 0, "tokens_seen": 0})
-    export(resolved, subject.model, tokenizer, results, context, lambda event: None)
+    export(resolved, model, tokenizer, results, context, lambda event: None)
 
 
 @contextlib.contextmanager

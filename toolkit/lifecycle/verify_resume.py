@@ -18,12 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from toolkit.errors import ToolkitError, TrainingError, UnavailableError, UsageError
+from toolkit.errors import REFUSALS, ToolkitError, TrainingError
 from toolkit.events import Event, StepDone
 from toolkit.lifecycle.rehearsal import REHEARSAL_STEPS, shrunken
 from toolkit.recipe.resolve import load, resolve
@@ -36,9 +36,6 @@ KILLED_AFTER = 3
 """The step after which the second run is killed: between the saves of steps 2 and 4, ..."""
 KILLED_IN_SAVE_OF = 4
 """... and the step in whose save it is killed again."""
-
-REFUSALS: Mapping[int, type[ToolkitError]] = {2: UsageError, 3: UnavailableError}
-"""The error behind an exit status of an attempt."""
 
 Kill = Literal["never", "between saves", "during a save"]
 

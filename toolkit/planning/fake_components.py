@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 from toolkit.api import ModelSkeleton, RunContext, Tokenizer
+from toolkit.data.packed_dataset import without_padding
 from toolkit.errors import PluginError, ToolkitError
 from toolkit.recipe.resolve import ResolvedRecipe
-from toolkit.training.components import Components, check_exporters, tokenizer_skeleton
+from toolkit.training.components import Components, check_exporters
+from toolkit.training.loading import tokenizer_skeleton
 from toolkit.training.refusals import refusals_placed
 from toolkit.training.strategies import checked_loss, optimizer_wrapper, with_strategies
 
@@ -71,6 +73,7 @@ def components(resolved: ResolvedRecipe, context: RunContext) -> tuple[Component
         PluginError: a plugin cannot work without values.
     """
     from toolkit.logs import libraries_quiet
+    from toolkit.training.document_attention import attend_within_documents
 
     recipe = resolved.recipe
     with libraries_quiet():
@@ -85,6 +88,8 @@ def components(resolved: ResolvedRecipe, context: RunContext) -> tuple[Component
         with needs_no_values("model", type(model_plugin)), refusals_placed(recipe, ("model",)):
             skeleton = model_plugin.skeleton if isinstance(model_plugin, ModelSkeleton) else model_plugin.build
             model = skeleton(tokenizer, context)
+        with refusals_placed(recipe, ("objective",)), real_tensors():
+            attend_within_documents(model, recipe.objective.plugin, tokenizer, context)
         built_bytes = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
         with needs_no_values("memory strategy", None):
             model = with_strategies(resolved, model, context)
@@ -108,6 +113,8 @@ def batch(built: Components, context: RunContext, mode: FakeTensorMode, *, size:
     blocks: list[Any] = [{"input_ids": numpy.zeros(length, dtype="int64"), "seed": seed} for seed in range(size)]
     with real_tensors():  # a collator may look at the values
         real = built.objective.collator(built.tokenizer)(blocks)
+        if built.objective.packing == "best-fit":
+            real = without_padding(real, numpy.full(size, length - 1), context.task)
     if length == context.block_size:
         return {name: mode.from_tensor(tensor) for name, tensor in real.items()}
     shapes = {name: [context.block_size if n == length else n for n in tensor.shape] for name, tensor in real.items()}

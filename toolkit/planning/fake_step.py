@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from toolkit.api import RunContext
-from toolkit.planning import fake_components, kernels
+from toolkit.planning import fake_components, fake_group, kernels
 from toolkit.planning.trace import Trace
 from toolkit.recipe.batch import BatchSplit
 from toolkit.recipe.resolve import ResolvedRecipe
@@ -34,8 +34,20 @@ if TYPE_CHECKING:
     from toolkit.training.trainer import RecipeTrainer
 
 
-def trace(resolved: ResolvedRecipe, *, micro_batch_size: int, accumulation: int) -> Trace:
+def trace(
+    resolved: ResolvedRecipe, *, micro_batch_size: int, accumulation: int, processes: int = 1, per_host: int = 8
+) -> Trace:
     """Run a step in which every tensor is fake, and return what it would take.
+
+    With several processes it is the step of rank 0. Unless the recipe shards the model that is the step of a single
+    process: DistributedDataParallel is not traced, because it reads the values of tensors.
+
+    Args:
+        resolved: the recipe.
+        micro_batch_size: sequences of a pass, in each process.
+        accumulation: passes of a step.
+        processes: how many share a step.
+        per_host: how many of them are on one host.
 
     Raises:
         RecipeError, UnavailableError: a plugin refuses, as it would in a run.
@@ -59,20 +71,28 @@ def trace(resolved: ResolvedRecipe, *, micro_batch_size: int, accumulation: int)
         with fake_components.needs_no_values("objective", objective), refusals_placed(resolved.recipe, ("objective",)):
             batch = fake_components.batch(built, context, mode, size=micro_batch_size)
         trainer = _trainer(resolved, context, built, micro_batch_size=micro_batch_size, accumulation=accumulation)
+        shards = processes if resolved.training.shard else 1
         with (
+            fake_group.joined(processes) if shards > 1 else contextlib.nullcontext(),
             fake_components.needs_no_values("training step", None),
-            kernels.as_on(resolved.device.kind, documents_masked="position_ids" in batch),
+            kernels.as_on(resolved.device.kind),
             kernels.chunks_counted(ledger),
         ):
+            if shards > 1:
+                shards = _shard(trainer, resolved, processes=processes, per_host=min(per_host, processes))
             model = _prepared(trainer, ledger)
             with ledger:
                 ledger.enter(batch.values(), "batch")
-                _step(trainer, model, ledger, batch, passes=1)
+                _step(trainer, model, ledger, batch, passes=1, sharded=shards > 1)
                 ledger.new_page()
-                _step(trainer, model, ledger, batch, passes=passes)
+                _step(trainer, model, ledger, batch, passes=passes, sharded=shards > 1)
                 ledger.phase = "evaluation"
+                if shards > 1:
+                    trainer.reshard()
                 trainer.prediction_step(model, dict(batch), prediction_loss_only=True)
-            return ledger.trace(micro_batch_size=micro_batch_size, passes=passes, model=model, built_bytes=built_bytes)
+            return ledger.trace(
+                micro_batch_size=micro_batch_size, passes=passes, model=model, built_bytes=built_bytes, shards=shards
+            )
 
 
 def _trainer(
@@ -110,6 +130,32 @@ def _trainer(
     )
 
 
+def _shard(trainer: RecipeTrainer, resolved: ResolvedRecipe, *, processes: int, per_host: int) -> int:
+    """Shard the trainer's model as a run does; returns among how many processes.
+
+    Raises:
+        RecipeError: it is to be sharded within hosts, and one of them has fewer processes than the others.
+    """
+    import torch
+
+    from toolkit.training.sharding import ShardedModel
+
+    settings, within_host = resolved.training, resolved.training.shard_within_host
+    if within_host and processes % per_host:
+        raise resolved.recipe.error(
+            f"within_host: each host has to run as many processes as the others, and {processes} are no multiple of "
+            f"the {per_host} of a host",
+            resolved.set_at("shard_within_host"),
+        )
+    model: Any = trainer.model
+    with fake_components.real_tensors():  # a mesh has the numbers of the ranks in tensors
+        mesh = fake_group.mesh(processes, per_host=per_host, within_host=within_host)
+    trainer.sharded = ShardedModel(
+        model, settings.model_copy(update={"shard_cpu_offload": False}), torch.device("cpu"), mesh=mesh
+    )
+    return per_host if within_host else processes
+
+
 _UNHEARD = logging.Logger("toolkit.planning")
 _UNHEARD.disabled = True
 
@@ -144,6 +190,7 @@ def _step(
     batch: dict[str, torch.Tensor],
     *,
     passes: int,
+    sharded: bool,
 ) -> None:
     """One optimizer step, as in the trainer's loop."""
     import torch
@@ -155,6 +202,9 @@ def _step(
         trainer.accelerator.gradient_state._set_sync_gradients(number == passes - 1)
         ledger.phase = "forward"
         trainer.training_step(model, dict(batch), tokens)
+        if sharded:  # FSDP2 sets the gradients of shards itself
+            gradients = (parameter.grad for parameter in model.parameters())
+            ledger.enter((gradient for gradient in gradients if gradient is not None), "gradients")
     ledger.phase = "optimizer step"
     if trainer.args.max_grad_norm > 0:
         trainer._clip_grad_norm(model)  # type: ignore[no-untyped-call]  # transformers has no annotation for it

@@ -24,13 +24,8 @@ of it twice as large. https://docs.pytorch.org/docs/stable/amp.html#cuda-ops-tha
 
 
 @contextlib.contextmanager
-def as_on(device_kind: str, *, documents_masked: bool) -> Iterator[None]:
-    """Give operations the memory and the work that they have on this kind of device.
-
-    Args:
-        device_kind: "cpu", "cuda" or "mps".
-        documents_masked: whether the position ids of a batch restart at each document.
-    """
+def as_on(device_kind: str) -> Iterator[None]:
+    """Give operations the memory and the work that they have on this kind of device: "cpu", "cuda" or "mps"."""
     from torch.overrides import TorchFunctionMode
     from torch.utils._pytree import tree_map_only
 
@@ -53,7 +48,7 @@ def as_on(device_kind: str, *, documents_masked: bool) -> Iterator[None]:
                 return _through_one_expert(*args)
             return func(*args, **kwargs)
 
-    with Kernels(), _positions_believed(documents_masked):
+    with Kernels():
         yield
 
 
@@ -104,21 +99,3 @@ def chunks_counted(ledger: StorageTracker) -> Iterator[None]:
         yield
     finally:
         planner.every_start = original
-
-
-@contextlib.contextmanager
-def _positions_believed(documents_masked: bool) -> Iterator[None]:
-    """Build attention masks as for real position ids, whose values say whether documents are packed in a block.
-
-    transformers reads that from the values of `position_ids`. For fake ones it assumes the worst case: it would hold a
-    mask and expanded copies of shared keys that a real step does not have.
-    """
-    from transformers import masking_utils
-
-    original = masking_utils.find_packed_sequence_indices
-    if not documents_masked:
-        masking_utils.find_packed_sequence_indices = lambda *_, **__: None
-    try:
-        yield
-    finally:
-        masking_utils.find_packed_sequence_indices = original

@@ -18,14 +18,17 @@ CUDA_CONTEXT_BYTES = 500 * 2**20
 """The CUDA context with the kernels that training loads: 300 to 600 MB, depending on driver and architecture."""
 CUBLAS_WORKSPACE_BYTES = 32 * 2**20
 """The cuBLAS workspace among torch's allocations: 8 MiB, on Hopper 32 MiB."""
+NCCL_BYTES = 10**9
+"""The buffers of an NCCL communicator of eight or more H100s, which grow no more beyond two hosts:
+https://github.com/NVIDIA/nccl/issues/864, https://github.com/NVIDIA/nccl/issues/1685."""
 CUDA_ALLOCATION_GRANULARITY = 512
 """torch's CUDA caching allocator rounds every allocation up to this."""
 
 
-def framework_bytes(device: Device, *, compiles: bool = False) -> int:
+def framework_bytes(device: Device, *, compiles: bool = False, processes: int = 1) -> int:
     """Device memory in use before the first tensor."""
     if device.kind == "cuda":
-        return CUDA_CONTEXT_BYTES + CUBLAS_WORKSPACE_BYTES
+        return CUDA_CONTEXT_BYTES + CUBLAS_WORKSPACE_BYTES + NCCL_BYTES * (processes > 1)
     return _resident_after_imports() + LOADED_AFTER_IMPORTS_BYTES + COMPILER_BYTES * compiles
 
 

@@ -13,7 +13,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import subprocess
 import sys
 import threading
 import traceback
@@ -21,13 +20,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, TypeVar
 
+from toolkit import registry
 from toolkit.api import Progress
 from toolkit.api.context import nobody_watches
 from toolkit.errors import PlanTooLongError, PluginError, ToolkitError
 from toolkit.formatting import duration
+from toolkit.system.fresh_process import fresh_process
 from toolkit.system.threads import processors
 
 T = TypeVar("T")
@@ -148,17 +148,10 @@ def _started_anew() -> Iterator[tuple[Connection, Callable[[], int]]]:
 
     The status is negative for a signal. The process does not outlive the context.
     """
-    here, there = multiprocessing.Pipe()
-    # Not multiprocessing's "spawn", which would run a user's script again that has no `if __name__ == ...`.
-    command = [sys.executable, "-P", "-c", START.format(there.fileno())]  # -P: no modules of the current folder
-    with here, subprocess.Popen(command, pass_fds=[there.fileno()]) as fresh:
-        there.close()
-        try:
-            with contextlib.suppress(BrokenPipeError):
-                here.send((sys.path, _local_plugins(), logging.getLogger("toolkit").level))
-            yield here, fresh.wait
-        finally:
-            fresh.kill()
+    with fresh_process(START) as (here, fresh):
+        with contextlib.suppress(BrokenPipeError):
+            here.send((sys.path, registry.local_files(), logging.getLogger("toolkit").level))
+        yield here, fresh.wait
 
 
 @contextlib.contextmanager
@@ -184,22 +177,13 @@ def _forked(*, daemon: bool = False) -> Iterator[tuple[Connection, Callable[[], 
             process.join()
 
 
-def _local_plugins() -> list[str]:
-    """The files of the plugins that were loaded from folders; only the registry can import them."""
-    return [str(module.__file__) for name, module in sys.modules.items() if name.startswith("_toolkit_local_")]
-
-
 def serve_anew(descriptor: int) -> None:
     """Do the work that arrives on this file descriptor: what a process started anew runs."""
-    from toolkit.registry import Offer
-
     warnings.simplefilter("ignore")  # the parent's are enough
     connection = Connection(descriptor)
     path, plugins, level = connection.recv()
     sys.path[:] = path
-    for file in map(Path, plugins):
-        with contextlib.suppress(PluginError):  # the parent has refused it too, and asks for nothing of it
-            Offer(kind=file.parent.name, name=file.stem, distribution=str(file), target=file).load()
+    registry.import_files(plugins)
     logging.getLogger("toolkit").setLevel(level)
     _serve(connection)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from toolkit.api import Device
 from toolkit.api.context import Precision
 from toolkit.formatting import counted
-from toolkit.planning.devices import GIGA, TERA, Published
+from toolkit.planning.devices import GIGA, TERA, Links, Published
 from toolkit.planning.kept_rates import kept
 from toolkit.planning.trace import Work
 
@@ -31,7 +31,8 @@ SECONDS_PER_KERNEL = {"cuda": 5e-6, "mps": 1e-5, "cpu": 1e-5}
 """Launch overhead of an operation, however small it is."""
 SECONDS_PER_FRESH_BYTE = 2e-10
 """Page-fault cost on a CPU that cannot be measured here: just under a microsecond per 4 KiB page."""
-PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float8_e4m3fn": "bf16", "float8_e5m2": "bf16"}
+"""Of float8 no rate has been measured yet; it is no slower than bf16."""
 PROBE_SIDE = {"cuda": 8192, "mps": 4096, "cpu": 1024}
 """Side of the matrices of the probe: on a GPU, smaller ones measure the launch."""
 PROBE_BYTES = {"cuda": 2**30, "mps": 2**28, "cpu": 2**26}
@@ -56,6 +57,8 @@ class Rates:
     """Where these numbers come from, in words."""
     seconds_per_fresh_byte: float = 0.0
     """Extra cost of newly allocated memory: on a CPU the system zeroes each page first; on a GPU there is none."""
+    links: Links | None = None
+    """Between the devices, where that is known."""
 
     def seconds(self, operations: Iterable[tuple[Work, int]], *, half: str = "bf16") -> float:
         """How long these operations take, one after the other.

@@ -13,7 +13,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from toolkit import formatting
 from toolkit.api import Fidelity, Progress
 from toolkit.planning.roofline import Rates
-from toolkit.planning.variants import FIDELITIES, Option, Planner, Set, candidates, cuts_the_batch_alone
+from toolkit.planning.variants import (
+    FIDELITIES,
+    Option,
+    Planner,
+    Set,
+    candidates,
+    cuts_the_batch_alone,
+    shards_the_state,
+)
 from toolkit.recipe.resolve import ResolvedRecipe
 from toolkit.recipe.schema import StrategyComponent
 
@@ -77,7 +85,7 @@ class Search:
         self._until = math.inf
         self._options: dict[tuple[Set, StrategyComponent | None], Option | None] = {}
         self.planner = Planner(resolved, rates=rates, limit_bytes=limit_bytes, processes=processes)
-        offered = candidates(resolved)
+        offered = [part for part in candidates(resolved) if processes > 1 or not shards_the_state(part, resolved)]
         self.batches = [part for part in offered if cuts_the_batch_alone(part, resolved)]
         self.others = [part for part in offered if part not in self.batches]
         self.seen: dict[tuple[str, ...], Option] = {}
@@ -118,7 +126,12 @@ class Search:
         return min(faster, key=lambda option: option.plan.seconds_per_step, default=whole)
 
     def _taken_for_speed(self) -> list[StrategyComponent]:
-        return [part for part in self.others if rank(part) == 0 and RECOMPUTED not in part.plugin.claims]
+        resolved = self.planner.resolved
+        return [
+            part
+            for part in self.others
+            if rank(part) == 0 and RECOMPUTED not in part.plugin.claims and not shards_the_state(part, resolved)
+        ]
 
     def _let_go(self, usable: Sequence[StrategyComponent]) -> Option | None:
         """The best option with the smallest micro-batch; or with the whole batch, for strategies that need it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import get_args
@@ -14,7 +13,6 @@ from toolkit.planning import scaling_laws as laws
 from toolkit.planning.device_speed import Speed, speed_of
 from toolkit.planning.shapes import Architecture, TransformerShape, shape_of
 
-SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 LARGEST_EVALUATION = 0.05
 EVALUATION_TOKENS = 500_000
 """Tokens held out, or a twentieth if that is less: enough for the third digit of the loss."""
@@ -248,8 +246,6 @@ def _number(value: float | str | None, option: str, example: str) -> float | Non
     """
     if value is None:
         return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*([KMBT]?)", str(value).strip(), re.IGNORECASE)
-    number = float(match[1]) * SUFFIXES[match[2].upper()] if match else 0.0
-    if not 1 <= number < math.inf:
+    if (number := formatting.parsed_count(value)) is None:
         raise UsageError(f"--{option} {value}: not a number of 1 or more; write it like {example}")
     return number

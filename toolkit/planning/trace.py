@@ -13,8 +13,12 @@ from typing import Literal, get_args
 
 Phase = Literal["forward", "loss", "backward", "optimizer step", "evaluation"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
-Kind = Literal["weights", "gradients", "optimizer", "activations", "logits", "batch"]
+Kind = Literal[
+    "weights", "gathered weights", "gradients", "unsharded gradients", "optimizer", "activations", "logits", "batch"
+]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+Collective = Literal["all-reduce", "all-gather", "reduce-scatter"]
+COLLECTIVES: tuple[Collective, ...] = get_args(Collective)
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,18 @@ class Work:
     """Bytes of the storages that the operation allocated."""
     count: int = 1
     """How many times it is done: more than once in the chunks of a loss, of which one was traced for all."""
+
+
+@dataclass(frozen=True)
+class Communication:
+    """One collective of a group of processes."""
+
+    phase: Phase
+    collective: Collective
+    size: int
+    """Bytes of the whole tensor: of what is reduced, or of what all have gathered."""
+    ranks: range
+    """The processes of the group; a range, so that those of a million take no more room than two."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +86,11 @@ class Trace:
     """Sizes of the storages that were live when the step began, by number."""
     events: tuple[Event, ...]
     work: tuple[Work, ...]
-    """Every operation, in order."""
+    """Every operation, in order, without the collectives."""
+    communication: tuple[Communication, ...]
+    """Every collective, in order; none where each process has all of the weights, because DDP is not traced."""
+    shards: int
+    """How many processes share the weights, gradients and optimizer state that one has without sharding."""
     built_bytes: int
     """Bytes of the model as built, before any memory strategy."""
     parameters: int
@@ -79,6 +99,8 @@ class Trace:
     """Bytes of the trained parameters."""
     saved_weights_bytes: int
     """Bytes of the weights in a checkpoint: only the adapter's, where there is one."""
+    compiled: Trace | None = None
+    """The same step by torch.compile."""
 
     @property
     def lies_on_a_line(self) -> bool:
@@ -129,6 +151,14 @@ class Trace:
             elif work.phase != "evaluation":
                 yield work, count * accumulation // self.passes
 
+    def collectives(self, *, accumulation: int) -> Iterator[tuple[Communication, int]]:
+        """The collectives of one step without the evaluation; identical ones are grouped, with their count."""
+        for one, count in Counter(self.communication).items():
+            if one.phase == "optimizer step":
+                yield one, count
+            elif one.phase != "evaluation":
+                yield one, count * accumulation // self.passes
+
     def at_micro_batch(self, size: int, *, other: Trace) -> Trace | None:
         """The same step with another micro-batch size, on the line through two traces.
 
@@ -155,12 +185,20 @@ class Trace:
             for mine, theirs in zip(self.work, other.work, strict=True)
         )
         before = {storage: between(mine, other.before[storage]) for storage, mine in self.before.items()}
-        return replace(self, micro_batch_size=size, before=before, events=events, work=work)
+        compiled = None
+        if (
+            self.compiled
+            and other.compiled
+            and not (compiled := self.compiled.at_micro_batch(size, other=other.compiled))
+        ):
+            return None
+        return replace(self, micro_batch_size=size, before=before, events=events, work=work, compiled=compiled)
 
     def _same_course(self, other: Trace) -> bool:
         return (
             self.passes == other.passes
             and self.kinds == other.kinds
+            and self.communication == other.communication
             and self.before.keys() == other.before.keys()
             and len(self.events) == len(other.events)
             and all(

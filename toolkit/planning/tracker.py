@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.distributed._tools.fake_collectives import CollectiveOp, collective_ops
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from toolkit.api import VOCABULARY_MULTIPLE
 from toolkit.errors import PlanTooLongError
 from toolkit.formatting import duration
-from toolkit.planning.trace import Event, Kind, Phase, Trace, Work
+from toolkit.planning.fusion import Access, fused
+from toolkit.planning.trace import Collective, Communication, Event, Kind, Phase, Trace, Work
 from toolkit.storage import checkpoint
 
 OFF_DEVICE = "meta"
@@ -32,6 +37,10 @@ SAME_FLOPS = {
     ),
 }
 """Operations for which torch has no FLOP formula, mapped to ones with a formula and the same leading arguments."""
+COLLECTIVE_NAMES: tuple[tuple[str, Collective], ...] = (
+    ("allreduce", "all-reduce"), ("allgather", "all-gather"), ("reducescatter", "reduce-scatter"),
+)  # fmt: skip
+"""What an operation's name has in it, without underscores; broadcasts and barriers are not part of a step."""
 
 
 class StorageTracker(TorchDispatchMode):
@@ -42,59 +51,96 @@ class StorageTracker(TorchDispatchMode):
         self.phase: Phase = "forward"
         self.repetitions = 1
         """How many times each operation is done that is recorded now; its storages are those of one time."""
-        self._vocabulary_size = vocabulary_size
+        self._vocabulary_sizes = {vocabulary_size, vocabulary_size + -vocabulary_size % VOCABULARY_MULTIPLE}
         self._kinds: list[Kind] = []
         self._alive: dict[int, tuple[int, int, weakref.ref[torch.UntypedStorage]]] = {}
         """By address: number, size, and a weak reference whose callback records the release."""
         self._before: dict[int, int] = {}
         self._events: list[Event] = []
         self._work: list[Work] = []
+        self._communication: list[Communication] = []
+        self._accesses: list[Access] = []
         self._until = time.process_time() + MAX_TRACE_SECONDS
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if time.process_time() > self._until:
             took = duration(MAX_TRACE_SECONDS)
             raise PlanTooLongError(f"no plan after {took} of computing: the model has too many layers to be traced")
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # it comes again, with the tensors of this process
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        if func in collective_ops:
+            self._communicated(func, args, kwargs, result)
+            return result
+        if func is torch.ops.fsdp.chunk_cat.default:  # into the buffer that is reduced and scattered
+            self.enter(args[0], "unsharded gradients")
         outputs = list(_tensors(result))
         new = [tensor for tensor in outputs if tensor.device.type != OFF_DEVICE and self._entered(tensor)]
         if new or func._schema.is_mutable:  # otherwise it is a view, which costs nothing
             self._count(func, args, kwargs, result, outputs, new)
         return result
 
+    def __enter__(self) -> StorageTracker:
+        """Follow storages that are resized in place, too: FSDP2 empties and fills those of gathered weights."""
+        self._resize = resize = torch.UntypedStorage.resize_
+
+        def resized(storage: torch.UntypedStorage, size: int) -> torch.UntypedStorage:
+            resize(storage, size)
+            self._resized(storage)
+            return storage
+
+        torch.UntypedStorage.resize_ = resized  # type: ignore[method-assign, assignment]  # no operation is dispatched for it
+        super().__enter__()  # type: ignore[no-untyped-call]  # torch's, without types
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]  # torch's, without types
+
     def enter(self, tensors: Iterable[torch.Tensor], kind: Kind) -> None:
-        """Record these tensors' storages, or set the kind of those that are already recorded."""
-        for tensor in tensors:
+        """Record these tensors' storages, or set the kind of those that are already recorded.
+
+        Of a sharded tensor, it is this process's shard.
+        """
+        for whole in tensors:
+            tensor = whole.to_local() if isinstance(whole, DTensor) else whole
             self._entered(tensor)
             self._kinds[self._alive[tensor.untyped_storage()._cdata][0]] = kind
 
     def new_page(self) -> None:
         """Start recording a new step: what the previous one left behind is live from now on, as optimizer state."""
-        for number, _, _ in self._alive.values():
-            if self._kinds[number] in ("activations", "logits"):
+        for number, size, _ in self._alive.values():
+            if size and self._kinds[number] in ("activations", "logits"):
                 self._kinds[number] = "optimizer"
         self._before = {number: size for number, size, _ in self._alive.values()}
         self._events.clear()
         self._work.clear()
+        self._communication.clear()
+        self._accesses.clear()
 
-    def trace(self, *, micro_batch_size: int, passes: int, model: torch.nn.Module, built_bytes: int) -> Trace:
+    def trace(
+        self, *, micro_batch_size: int, passes: int, model: torch.nn.Module, built_bytes: int, shards: int = 1
+    ) -> Trace:
         """What was recorded since the last `new_page`."""
         parameters = list(model.parameters())
         trained = [parameter for parameter in parameters if parameter.requires_grad]
-        return Trace(
+        eager = Trace(
             micro_batch_size=micro_batch_size,
             passes=passes,
             kinds=tuple(self._kinds),
             before=dict(self._before),
             events=tuple(self._events),
             work=tuple(self._work),
+            communication=tuple(self._communication),
+            shards=shards,
             built_bytes=built_bytes,
             parameters=sum(parameter.numel() for parameter in parameters),
             trained_parameters=sum(parameter.numel() for parameter in trained),
             trained_bytes=sum(parameter.numel() * parameter.element_size() for parameter in trained),
             saved_weights_bytes=checkpoint.weights_bytes(model),
         )
+        return replace(eager, compiled=fused(eager, self._accesses))
 
     @property
     def _phase_now(self) -> Phase:
@@ -117,8 +163,32 @@ class StorageTracker(TorchDispatchMode):
         number, size, _ = self._alive.pop(address)
         self._events.append(Event(number, -size, self._phase_now))
 
+    def _resized(self, storage: torch.UntypedStorage) -> None:
+        """Record that a storage has another size: that of gathered weights."""
+        number, before, reference = self._alive.get(storage._cdata, (-1, 0, None))
+        if reference is None:
+            return  # made outside of the record
+        size = storage.nbytes()
+        self._kinds[number] = "gathered weights"
+        self._alive[storage._cdata] = number, size, reference
+        if size != before:
+            self._events.append(Event(number, size - before, self._phase_now))
+
+    def _communicated(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        name = func._schema.name.partition("::")[2].replace("_", "")
+        collective = next((known for part, known in COLLECTIVE_NAMES if part in name), None)
+        if collective is None:
+            return
+        size = CollectiveOp.get_comm_tensor_size(func, result, args, kwargs)
+        ranks = torch.distributed.get_process_group_ranks(CollectiveOp.get_process_group(func, args))
+        self._communication.append(Communication(self._phase_now, collective, size, _range_of(ranks)))
+        if func is torch.ops.c10d._allgather_base_.default:
+            self.enter([args[0]], "gathered weights")
+        elif func is torch.ops.c10d._reduce_scatter_base_.default:
+            self.enter([args[1]], "unsharded gradients")
+
     def _over_the_vocabulary(self, tensor: torch.Tensor) -> bool:
-        return tensor.ndim > 1 and tensor.shape[-1] == self._vocabulary_size
+        return tensor.ndim > 1 and tensor.shape[-1] in self._vocabulary_sizes
 
     def _count(
         self, func: Any, args: Any, kwargs: Any, result: Any, outputs: list[torch.Tensor], new: list[torch.Tensor]
@@ -135,6 +205,23 @@ class StorageTracker(TorchDispatchMode):
             count=self.repetitions,
         )
         self._work.append(work)
+        in_backward = self._phase_now == "backward"
+        self._accesses.append(
+            Access(self._bytes_of(inputs), self._bytes_of(outputs), not in_backward or torch.is_grad_enabled())
+        )
+
+    def _bytes_of(self, tensors: Iterable[torch.Tensor]) -> dict[int, int]:
+        """The bytes of each storage that these tensors are of, by its number."""
+        found: dict[int, int] = {}
+        for tensor in tensors:
+            if known := self._alive.get(tensor.untyped_storage()._cdata):
+                found[known[0]] = max(_size(tensor), found.get(known[0], 0))
+        return found
+
+
+def _range_of(ranks: Sequence[int]) -> range:
+    """The ranks of a group, which are equally far from each other, as those of all meshes are."""
+    return range(ranks[0], ranks[-1] + 1, ranks[1] - ranks[0] if len(ranks) > 1 else 1)
 
 
 def _tensors(values: Any) -> Iterator[torch.Tensor]:

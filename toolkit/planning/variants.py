@@ -17,7 +17,7 @@ from toolkit.api import Candidates, Fidelity, Strategy
 from toolkit.errors import PluginError, RecipeError
 from toolkit.planning import fake_step
 from toolkit.planning.own_process import started_beside
-from toolkit.planning.plan import Plan, make_plan, reckon
+from toolkit.planning.plan import Plan, make_plan, reckon, several
 from toolkit.planning.roofline import Rates
 from toolkit.planning.trace import Trace
 from toolkit.planning.words import named
@@ -92,6 +92,11 @@ def cuts_the_batch_alone(part: StrategyComponent, resolved: ResolvedRecipe) -> b
     return changes.keys() == {"micro_batch_size"} and type(strategy).apply is Strategy.apply
 
 
+def shards_the_state(part: StrategyComponent, resolved: ResolvedRecipe) -> bool:
+    """Whether a strategy gives each process a shard of what it would else hold whole."""
+    return "shard" in part.plugin.changes(resolved.recipe.training, resolved.device)
+
+
 class Planner:
     """Plans sets of strategies with as few traces as possible.
 
@@ -137,7 +142,13 @@ class Planner:
             with contextlib.suppress(RecipeError):  # `option` says what that means
                 resolved, sizes = self._with(tuple(added))
                 size, accumulation = sizes.micro_batch_size, sizes.accumulation
-                begun = started_beside(fake_step.trace, resolved, micro_batch_size=size, accumulation=accumulation)
+                begun = started_beside(
+                    fake_step.trace,
+                    resolved,
+                    micro_batch_size=size,
+                    accumulation=accumulation,
+                    **several(self.processes, self.rates.links),
+                )
                 if begun:
                     self._begun[added, size] = begun
 
@@ -185,6 +196,11 @@ class Planner:
         elif begun := self._begun.pop(key, None):
             found = begun()
         else:
-            found = fake_step.trace(resolved, micro_batch_size=size, accumulation=sizes.accumulation)
+            found = fake_step.trace(
+                resolved,
+                micro_batch_size=size,
+                accumulation=sizes.accumulation,
+                **several(self.processes, self.rates.links),
+            )
         self._traces[key] = found
         return found

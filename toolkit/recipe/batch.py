@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from toolkit.errors import RecipeError
 from toolkit.recipe.resolve import ResolvedRecipe
 
 
@@ -37,3 +38,12 @@ class BatchSplit:
                 resolved.set_at("release_gradients"),
             )
         return cls(micro, whole // (micro * processes), processes)
+
+
+def can_share(resolved: ResolvedRecipe, processes: int) -> bool:
+    """Whether so many processes can share a step."""
+    try:
+        BatchSplit.of(resolved, processes=processes)
+    except RecipeError:
+        return False
+    return True

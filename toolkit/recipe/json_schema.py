@@ -13,7 +13,15 @@ from typing import Any
 
 from toolkit.api import KINDS
 from toolkit.errors import PluginError, UnavailableError
-from toolkit.recipe.schema import DEFAULTS, FORMAT, LIST_SECTIONS, SINGLE_SECTIONS
+from toolkit.recipe.schema import (
+    DEFAULTS,
+    FILTERS,
+    FILTERS_PROPERTY,
+    FORMAT,
+    LIST_SECTIONS,
+    PLUGIN_KIND,
+    SINGLE_SECTIONS,
+)
 from toolkit.recipe.settings import Training
 from toolkit.registry import Registry
 
@@ -92,7 +100,9 @@ def _plugin(registry: Registry, kind: str, name: str, definitions: dict[str, Any
     """The schema of `{plugin: NAME, ...}`; adds what it refers to to the definitions."""
     prefix = f"{kind}.{name}"
     loaded = registry.load(kind, name)
-    written, nested = _without_definitions(loaded.model_json_schema(ref_template=f"#/$defs/{prefix}.{{model}}"))
+    written, nested = _without_definitions(
+        _with_plugins(loaded.model_json_schema(ref_template=f"#/$defs/{prefix}.{{model}}"))
+    )
     definitions |= {f"{prefix}.{model}": definition for model, definition in nested.items()}
     definitions[prefix] = {
         "type": "object",
@@ -103,6 +113,7 @@ def _plugin(registry: Registry, kind: str, name: str, definitions: dict[str, Any
         "properties": {
             "plugin": {"const": name, "description": written.get("description", "")},
             **written.get("properties", {}),
+            **({FILTERS: FILTERS_PROPERTY} if kind == "dataset" else {}),
         },
     }
     return _ref(prefix)
@@ -111,6 +122,17 @@ def _plugin(registry: Registry, kind: str, name: str, definitions: dict[str, Any
 def _without_definitions(written: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     nested = written.pop("$defs", {})
     return written, nested
+
+
+def _with_plugins(written: Any) -> Any:
+    """The schema in which an option that is itself a plugin refers to the plugins of its kind."""
+    if isinstance(written, list):
+        return [_with_plugins(item) for item in written]
+    if not isinstance(written, dict):
+        return written
+    if kind := written.get(PLUGIN_KIND):
+        return {**_ref(kind), "description": written.get("description", "")}
+    return {key: _with_plugins(value) for key, value in written.items()}
 
 
 def _unknown(name: str, why: str) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from toolkit.api import Device, Fidelity
 from toolkit.errors import OptionError
 from toolkit.recipe import catalog, trackers
 from toolkit.recipe.document import Document, Path_, dotted, read, with_override, with_value
+from toolkit.recipe.mix import sources_of
 from toolkit.recipe.schedules import check_schedule
-from toolkit.recipe.schema import FORMAT, LIST_SECTIONS, SINGLE_SECTIONS, Component, Recipe, plugin_paths, validate
+from toolkit.recipe.schema import FORMAT, LIST_SECTIONS, SINGLE_SECTIONS, Recipe, plugin_paths, validate
 from toolkit.recipe.settings import Training
 from toolkit.recipe.strategies import StrategyChange, merge
 from toolkit.registry import Registry
@@ -62,17 +63,13 @@ class ResolvedRecipe:
 
     def data(self) -> dict[str, Any]:
         """The complete recipe as plain data."""
-
-        def entry(part: Component) -> dict[str, Any]:
-            return {"plugin": part.name, **part.plugin.model_dump(mode="json")}
-
         recipe = self.recipe
         return {
             "recipe": FORMAT,
             "description": recipe.description,
             "plugin_paths": list(recipe.plugin_paths),
-            **{section: entry(getattr(recipe, section)) for section in SINGLE_SECTIONS},
-            **{section: list(map(entry, getattr(recipe, section))) for section in LIST_SECTIONS},
+            **{section: getattr(recipe, section).data() for section in SINGLE_SECTIONS},
+            **{section: [part.data() for part in getattr(recipe, section)] for section in LIST_SECTIONS},
             "training": self.training.model_dump(mode="json"),
         }
 
@@ -86,19 +83,37 @@ class ResolvedRecipe:
         place = places.get(path) or (places.get(path[:-1]) if path[-1] == "plugin" else None)
         if place:
             return place.file if place.file.startswith("--set") else f"line {place.line}"
-        owner = next((part for part in self.recipe.components if part.path == path[: len(part.path)]), None)
+        sources = sources_of(self.recipe).values()
+        filters = (part for source in sources for part in source.filters)
+        parts = (*self.recipe.components, *sources, *filters)
+        owners = [part for part in parts if part.path == path[: len(part.path)]]
+        owner = max(owners, key=lambda part: len(part.path), default=None)
         return f"default of {owner.name}" if owner and path[-1] != "plugin" else "default"
 
     def origins(self) -> dict[str, tuple[Any, str]]:
         """Every value of the complete recipe with who set it, by dotted path."""
         return {dotted(path): (value, self.origin(path)) for path, value in leaves(self.data())}
 
-    def to_yaml(self) -> str:
-        """The complete recipe as YAML, each value with who set it as a comment."""
+    def to_yaml(self, *, for_any_device: bool = False, changed: Mapping[Path_, Any] | None = None) -> str:
+        """The complete recipe as YAML, each value with who set it as a comment.
+
+        Args:
+            for_any_device: leave out what the memory strategies have set for this device, so that they set it anew.
+            changed: values to write in place of the recipe's, by path.
+        """
+        data: Any = self.data()
+        for path, value in (changed or {}).items():
+            within = data
+            for key in path[:-1]:
+                within = within[key]
+            within[path[-1]] = value
+        if for_any_device:
+            for change in self.changes:
+                del data["training"][change.setting]
         yaml = YAML()
         yaml.width = 1000
         text = io.StringIO()
-        yaml.dump(self._commented(self.data(), ()), text)
+        yaml.dump(self._commented(data, ()), text)
         return text.getvalue()
 
     def _commented(self, value: Any, path: Path_) -> Any:

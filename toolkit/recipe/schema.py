@@ -11,13 +11,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 from typing_extensions import TypeVar  # with a default, which typing's has from Python 3.13 on
 
 from toolkit import api
 from toolkit.errors import OptionError, PluginError, Problem, RecipeError, nearest
 from toolkit.recipe.document import Document, Path_, dotted
+from toolkit.recipe.option_errors import option_error
 from toolkit.recipe.settings import MOVED, Training
+from toolkit.recipe.streams import problems_of_streams
 from toolkit.registry import Registry
 
 FORMAT = 1
@@ -33,6 +34,15 @@ SINGLE_SECTIONS = {
 """Sections that hold one plugin, with its kind."""
 LIST_SECTIONS = {"memory": "memory", "callbacks": "callback", "exporters": "exporter"}
 """Sections that hold a list of plugins, with their kind."""
+FILTERS = "filters"
+"""The list of filters in a dataset's section: an option of every dataset, which its plugin knows nothing of."""
+FILTERS_PROPERTY: Mapping[str, Any] = {
+    "type": "array",
+    "items": {"$ref": "#/$defs/filter"},
+    "description": "Filters for the training documents, in this order: which are kept, and what is changed in them.",
+    "default": [],
+}
+"""The same in a JSON Schema that defines the filters."""
 DEFAULTS: Mapping[str, Any] = {
     "description": "",
     "plugin_paths": [],
@@ -43,6 +53,8 @@ DEFAULTS: Mapping[str, Any] = {
     "training": {},
 }
 """The sections that a recipe may leave out, and their defaults."""
+PLUGIN_KIND = "x-plugin-kind"
+"""Key in the JSON Schema of an option that is itself a plugin: its kind."""
 SECTIONS = ("recipe", "description", "plugin_paths", *SINGLE_SECTIONS, *LIST_SECTIONS, "training")
 
 
@@ -58,6 +70,13 @@ class Component(Generic[P]):
     distribution: str
     path: Path_ = field(default=(), compare=False)
     """("dataset",), ("memory", 0), ...; empty while it is in no recipe."""
+    filters: tuple[Component[api.Filter], ...] = ()
+    """Of a dataset, for its training documents."""
+
+    def data(self) -> dict[str, Any]:
+        """The plugin with all its options as plain data, as a recipe has it."""
+        filters = {FILTERS: [part.data() for part in self.filters]} if self.plugin.kind == "dataset" else {}
+        return {"plugin": self.name, **self.plugin.model_dump(mode="json"), **filters}
 
 
 StrategyComponent = Component[api.Strategy]
@@ -95,9 +114,10 @@ class Recipe:
 
     @property
     def components(self) -> tuple[Component, ...]:
-        """The components of all sections, in the order of SECTIONS."""
+        """The components of all sections, in the order of SECTIONS; filters after their dataset."""
+        single = [getattr(self, section) for section in SINGLE_SECTIONS]
         lists = (part for section in LIST_SECTIONS for part in getattr(self, section))
-        return *(getattr(self, section) for section in SINGLE_SECTIONS), *lists
+        return *(part for one in single for part in (one, *one.filters)), *lists
 
     def with_each(self, change: Callable[[Component], Component]) -> Recipe:
         """A copy in which each component is what `change` makes of it, of the same kind."""
@@ -137,7 +157,7 @@ class _Validation:
         training = self._training(data["training"], {part.name for part in components.get("memory", ()) if part})
         if self.problems:
             raise RecipeError(self.problems)
-        return Recipe(
+        recipe = Recipe(
             document=self.document,
             description=str(data["description"]),
             plugin_paths=plugin_paths(self.document),
@@ -145,6 +165,11 @@ class _Validation:
             training=training,
             registry=self.registry,
         )
+        for path, message in problems_of_streams(recipe):
+            self._problem(path, message)
+        if self.problems:
+            raise RecipeError(self.problems)
+        return recipe
 
     def _check_sections(self, data: Mapping[str, Any]) -> None:
         for key in data:
@@ -165,14 +190,15 @@ class _Validation:
             else:
                 parts[section] = self._component(data[section], (section,), kind)
         for section, kind in LIST_SECTIONS.items():
-            entries = data[section]
-            if not isinstance(entries, list):
-                self._problem((section,), f"must be a list: {section}: [{{plugin: NAME}}, ...]")
-                continue
-            parts[section] = tuple(
-                self._component(entry, (section, index), kind) for index, entry in enumerate(entries)
-            )
+            if (listed := self._listed(data[section], (section,), kind)) is not None:
+                parts[section] = listed
         return parts
+
+    def _listed(self, entries: Any, path: Path_, kind: str) -> tuple[Component[Any] | None, ...] | None:
+        if not isinstance(entries, list):
+            self._problem(path, f"must be a list: {path[-1]}: [{{plugin: NAME}}, ...]")
+            return None
+        return tuple(self._component(entry, (*path, index), kind) for index, entry in enumerate(entries))
 
     def _component(self, entry: Any, path: Path_, kind: str) -> Component[Any] | None:
         options = {"plugin": entry} if isinstance(entry, str) else entry
@@ -186,8 +212,29 @@ class _Validation:
         except PluginError as error:
             self._problem((*path, "plugin"), str(error))
             return None
-        plugin = self._model(plugin_class, {key: value for key, value in options.items() if key != "plugin"}, path)
-        return Component(name, plugin, self.registry.offer(kind, name).distribution, path) if plugin else None
+        given: Any = {key: value for key, value in options.items() if key != "plugin"}
+        filters = self._listed(given.pop(FILTERS, []), (*path, FILTERS), "filter") if kind == "dataset" else ()
+        nested = getattr(plugin_class, "nested_plugins", {})
+        if nested and filters:
+            self._problem((*path, FILTERS), f"{name} has no documents of its own; give each of its sources its filters")
+        for inner, inner_kind in nested.items():
+            given = self._with_part(given, inner, inner_kind, path)
+        plugin = self._model(plugin_class, given, path)
+        if plugin is None:
+            return None
+        chosen = tuple(part for part in filters or () if part)
+        return Component(name, plugin, self.registry.offer(kind, name).distribution, path, chosen)
+
+    def _with_part(self, value: Any, inner: tuple[str, ...], kind: str, path: Path_) -> Any:
+        """The options with what is at `inner`, a path in which * is every item of a list, validated as a plugin."""
+        if not inner:
+            return self._component(value, path, kind)
+        head, *rest = inner
+        if head == "*" and isinstance(value, list):
+            return [self._with_part(item, tuple(rest), kind, (*path, index)) for index, item in enumerate(value)]
+        if isinstance(value, Mapping) and head in value:
+            return {**value, head: self._with_part(value[head], tuple(rest), kind, (*path, head))}
+        return value  # of another form than the option has, which its own validation reports
 
     def _training(self, settings: Any, plugins: Collection[str]) -> Training:
         if not isinstance(settings, Mapping):
@@ -203,8 +250,9 @@ class _Validation:
         try:
             return model.model_validate(values)
         except ValidationError as errors:
+            also = [FILTERS] if issubclass(model, api.Dataset) else []
             for error in errors.errors(include_url=False):
-                self._problem((*path, *error["loc"]), option_error(error, model))
+                self._problem((*path, *error["loc"]), option_error(error, model, also=also))
         except OptionError as error:
             self._problem((*path, error.option) if error.option else path, error.message)
         return None
@@ -224,28 +272,3 @@ def plugin_paths(document: Document) -> tuple[str, ...]:
         place = document.place(("plugin_paths",))
         raise RecipeError([Problem(place, "plugin_paths", "must be a list of folders: plugin_paths: [./my_plugins]")])
     return tuple(paths)
-
-
-def option_error(error: ErrorDetails, model: type[BaseModel]) -> str:
-    """A pydantic error, in the terms of a recipe."""
-    field = str(error["loc"][-1]) if error["loc"] else ""
-    given = error["input"]
-    match error["type"]:
-        case "extra_forbidden":
-            return f"no such option; {nearest(field, model.model_fields)}"
-        case "missing":
-            info = model.model_fields.get(field)
-            about = f" ({info.description.splitlines()[0].rstrip('.')})" if info and info.description else ""
-            return f"this option is required{about}"
-        case "value_error":
-            return str(error["ctx"]["error"])
-        case "literal_error" if isinstance(given, str):
-            expected = error["ctx"]["expected"]
-            return f"{given!r} is not one of {expected}"
-        case _:
-            return f"{error['msg'][:1].lower()}{error['msg'][1:]}, but this is {_shown(given)}"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -73,6 +73,18 @@ class Training(Settings):
         return self
 
     @model_validator(mode="after")
+    def _shards_suit_the_optimizer_and_the_precision(self) -> Self:
+        if self.shard and self.precision == "fp16":
+            raise UnfitSettingError("fp16's loss scaler knows no shards; use precision: bf16 or fp32", setting="shard")
+        if self.shard and self.optim is not None:
+            raise UnfitSettingError(
+                f"{self.optim} needs whole matrices, and here each process has a part of them; use optimizer: adamw or "
+                f"muon, whose state is sharded as well",
+                setting="shard",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _micro_batch_divides_global(self) -> Self:
         if self.micro_batch_size and self.global_batch_size % self.micro_batch_size:
             near = [size for size in range(1, self.global_batch_size + 1) if self.global_batch_size % size == 0]

@@ -17,7 +17,7 @@ from toolkit.recipe.document import Path_, dotted
 from toolkit.recipe.schema import DEFAULTS, Recipe, StrategyComponent
 from toolkit.recipe.settings import Training
 
-SETTINGS_OF_THE_RECIPE = frozenset({"global_batch_size", "seed", "num_train_epochs", "max_steps"})
+SETTINGS_OF_THE_RECIPE = frozenset({"global_batch_size", "seed", "num_train_epochs", "max_steps", "max_tokens"})
 """Settings that belong to the recipe, and that no strategy may change."""
 
 
@@ -99,7 +99,16 @@ def unmet(requirement: Requirement, device: Device, claimed: Iterable[str]) -> s
         return "" if find_spec(name) else f"the package {name}; install it: pip install {name}"
     if requirement.kind == "claim":
         return "" if name in claimed else f"another strategy that manages the {name}"
-    return "" if name == device.kind else f"a {name} device, but this machine has: {device.name}"
+    least, found = requirement.compute_capability, device.compute_capability
+    if name == device.kind and (least is None or (found is not None and found >= least)):
+        return ""
+    wanted = f"a {name} device" + (f" of compute capability {_dotted(least)} or later" if least else "")
+    which = f" ({_dotted(found)})" if least and found else ""
+    return f"{wanted}, but this machine has: {device.name}{which}"
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
 
 
 def _set_twice(changes: list[StrategyChange], recipe: Recipe) -> Iterator[Problem]:

@@ -61,7 +61,12 @@ class Chart:
     y_ticks: tuple[Tick, ...]
     marks: tuple[Mark, ...]
     x_range: tuple[float, float]
+    """Of the horizontal axis; if that is logarithmic, of the decimal logarithms."""
     y_range: tuple[float, float]
+    over: str = "optimizer step"
+    """What the horizontal axis shows."""
+    logarithmic: bool = False
+    """Whether the horizontal axis is."""
 
     @property
     def data(self) -> str:
@@ -70,7 +75,8 @@ class Chart:
             [(x, float(f"{y:.6g}") if math.isfinite(y) else None) for x, y in curve.points] for curve in self.curves
         ]
         labels = [curve.label for curve in self.curves]
-        return json.dumps({"labels": labels, "curves": curves, "range": self.x_range}, separators=(",", ":"))
+        axis = {"range": self.x_range, "over": self.over, "log": self.logarithmic}
+        return json.dumps({"labels": labels, "curves": curves, **axis}, separators=(",", ":"))
 
 
 def line_chart(
@@ -80,34 +86,53 @@ def line_chart(
     *,
     from_zero: bool = False,
     marks: Iterable[tuple[float, str]] = (),
+    over: str = "optimizer step",
+    logarithmic: bool = False,
+    joined: bool = True,
 ) -> Chart | None:
     """Lay out a chart of (label, points) over steps; None if no finite value was measured.
 
     A curve with few points, such as that of the evaluations, gets a dot for each.
+
+    Args:
+        title: what is measured.
+        unit: its unit.
+        measured: a label and points for each curve, in the order of their x.
+        from_zero: whether the vertical axis begins at zero.
+        marks: vertical lines, each with its label.
+        over: what the horizontal axis shows, if not steps.
+        logarithmic: whether the horizontal axis is; then every x is positive.
+        joined: whether a line joins the points.
     """
     curves = [(label, thinned(points)) for label, points in measured]
     finite = [(x, y) for _, points in curves for x, y in points if math.isfinite(y)]
     if not finite:
         return None
-    x_range = _range([x for x, _ in finite], margin=0.0)
+
+    def along(x: float) -> float:
+        return math.log10(x) if logarithmic else x
+
+    is_steps = over == Chart.over
+    x_range = _range([along(x) for x, _ in finite], margin=0.0 if is_steps else 0.04)
     y_range = _range([y for _, y in finite], margin=0.06, floor=0.0 if from_zero else None)
 
     def place(point: Point) -> str:
-        return f"{PLOT_SIZE * _share(point[0], x_range):.1f} {PLOT_SIZE * (1 - _share(point[1], y_range)):.1f}"
+        return f"{PLOT_SIZE * _share(along(point[0]), x_range):.1f} {PLOT_SIZE * (1 - _share(point[1], y_range)):.1f}"
 
-    drawn = tuple(_curve(label, points, place) for label, points in curves if points)
+    drawn = tuple(_curve(label, points, place, joined=joined) for label, points in curves if points)
+    x_ticks = decades(*x_range) if logarithmic else ticks(*x_range, count=6, smallest=1 if is_steps else 0)
     return Chart(
         title=title,
         unit=unit,
-        description=_description(title, unit, drawn),
+        description=_description(title, unit, drawn, over),
         curves=drawn,
-        x_ticks=tuple(
-            Tick(100 * _share(value, x_range), short(value)) for value in ticks(*x_range, count=6, smallest=1)
-        ),
+        x_ticks=tuple(Tick(100 * _share(along(value), x_range), short(value)) for value in x_ticks),
         y_ticks=tuple(Tick(100 * (1 - _share(value, y_range)), short(value)) for value in ticks(*y_range, count=5)),
         marks=tuple(Mark(100 * _share(x, x_range), label) for x, label in marks if x_range[0] <= x <= x_range[1]),
         x_range=x_range,
         y_range=y_range,
+        over=over,
+        logarithmic=logarithmic,
     )
 
 
@@ -137,6 +162,14 @@ def ticks(low: float, high: float, *, count: int, smallest: float = 0.0) -> list
     return [float(f"{index * apart:.12g}") for index in range(first, last + 1)]
 
 
+def decades(low: float, high: float) -> list[float]:
+    """Round numbers between these powers of ten: 1, 2 and 5 times each power or, of many, the powers alone."""
+    factors = (1, 2, 5) if high - low <= 2 else (1,)
+    powers = range(math.floor(low), math.floor(high) + 1)
+    found = [float(f"{factor}e{power}") for power in powers for factor in factors]
+    return [value for value in found if low <= math.log10(value) <= high]
+
+
 def short(value: float) -> str:
     """A number as an axis shows it: 25K, 1.5M, 5e-4."""
     size = abs(value)
@@ -163,24 +196,25 @@ def _share(value: float, within: tuple[float, float]) -> float:
     return (value - within[0]) / (within[1] - within[0])
 
 
-def _curve(label: str, points: tuple[Point, ...], place: Callable[[Point], str]) -> Curve:
+def _curve(label: str, points: tuple[Point, ...], place: Callable[[Point], str], *, joined: bool) -> Curve:
     path, pen_is_down = [], False
     for point in points:
         if math.isfinite(point[1]):
-            path.append(f"{'L' if pen_is_down else 'M'}{place(point)}")
+            path.append(f"{'L' if pen_is_down and joined else 'M'}{place(point)}")
         pen_is_down = math.isfinite(point[1])
-    few = len(points) <= 40
+    few = len(points) <= 40 or not joined
     dots = "".join(f"M{place(point)}h0" for point in points if few and math.isfinite(point[1]))
     return Curve(label, points, "".join(path), dots)
 
 
-def _description(title: str, unit: str, curves: Iterable[Curve]) -> str:
+def _description(title: str, unit: str, curves: Iterable[Curve], over: str) -> str:
     """What the curves show, for people who cannot see them."""
     sentences = []
+    at = "step" if over == Chart.over else over
     for curve in curves:
         finite = [(x, y) for x, y in curve.points if math.isfinite(y)]
         if finite:
             (first, start), (last, end) = finite[0], finite[-1]
-            sentences.append(f"{curve.label}: {short(start)} at step {first:g}, {short(end)} at step {last:g}.")
+            sentences.append(f"{curve.label}: {short(start)} at {at} {first:g}, {short(end)} at {at} {last:g}.")
     about = f"{title} ({unit})" if unit else title
-    return f"{about} over optimizer steps. " + " ".join(sentences)
+    return f"{about} over {over}{'s' * (over == Chart.over)}. " + " ".join(sentences)

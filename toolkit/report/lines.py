@@ -6,13 +6,15 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from toolkit import formatting
+from toolkit.report.passages import shared_text
+from toolkit.report.sources import each_source
 
 if TYPE_CHECKING:
-    from toolkit.data.stats import DataAccount
+    from toolkit.data.stats import DataAccount, FilterAccount, SplitAccount
     from toolkit.events import DataPrepared, Event, Progressed, StepDone, TrainingStarted
 
 BOUNDARY_TOKEN = re.compile(r"\s*(<\|\w+\|>|</?s>|<[be]os>|\[SEP\]|\[CLS\])\s*")
@@ -23,6 +25,10 @@ MIN_SHARE_BETWEEN_LINES = 0.05
 """... and at least this share of the training time so far, so that a long run does not flood its log, ..."""
 MOST_SECONDS = 60.0
 """... but at most this far, so that nobody waits long for the next one."""
+FILES_NAMED = 3
+"""Of those of a stream that cannot be read."""
+REASONS_SHOWN = 6
+"""Of those for which a filter drops documents."""
 FIRST_PHASE_SECONDS = 2.0
 """A phase other than training, such as tokenizing, gets its first line once it has taken this long, ..."""
 PHASE_SECONDS = 15.0
@@ -63,7 +69,7 @@ def phase(event: Progressed) -> list[str]:
     else:
         done, rate = f"{event.done:,}", f"{formatting.compact(event.per_second)} {event.unit}"
         of_total = f"/{event.total:,} {event.unit}" if event.total is not None else f" {event.unit}"
-    parts = [event.phase, f"{done}{of_total}"]
+    parts = [event.phase, f"{done}{of_total}", *([event.detail] if event.detail else [])]
     if event.per_second >= 1 and event.done != event.total:  # at slower rates the remaining time says more
         parts.append(f"{rate}/s")
     if event.remaining_seconds:
@@ -83,14 +89,16 @@ def told(event: Event, width: int = formatting.UNWRAPPED_WIDTH) -> list[str]:
             excerpt = BOUNDARY_TOKEN.sub(r"\n\1\n", " ".join(event.account.excerpt.split()))
             entries = {**_prepared(event), "excerpt": excerpt}
             return [
-                f"data{', prepared by an earlier run' * event.from_cache}",
+                f"data{', from the cache' * event.from_cache}",
                 *formatting.beside(entries, width, indent=2),
             ]
         case events.TrainingStarted():
             return _started(event)
         case events.Evaluated():
             loss, perplexity = formatting.loss(event.eval_loss), formatting.perplexity(event.perplexity)
-            return [f"step {event.step:,}: validation loss {loss}, perplexity {perplexity}"]
+            sources = ", ".join(f"{name} {formatting.loss(own)}" for name, own in event.by_source.items())
+            by_source = f" ({sources})" if sources else ""
+            return [f"step {event.step:,}: validation loss {loss}{by_source}, perplexity {perplexity}"]
         case events.Exported(folder=None):
             return [f"{event.exporter} is done"]
         case events.Exported():
@@ -121,13 +129,81 @@ def _prepared(event: DataPrepared) -> dict[str, str]:
     held = held_out.tokens_in_blocks if held_out else 0
     epochs = f"{event.epochs:.3g} {'epoch' if event.epochs == 1 else 'epochs'}"
     return {
+        **filters(account.as_dict()),
+        **({"stream": stream(account.as_dict())} if account.stream else {}),
         "documents": _documents(account, documents),
         "tokens": f"{tokens:,} = {train.tokens_in_blocks:,} trained + {held:,} held out + {dropped:,} dropped",
-        "blocks": f"{train.blocks:,} of {account.block_size:,} tokens; padding {train.padding:.1%}",
+        "blocks": f"{train.blocks:,} of {account.block_size:,} tokens; padding {train.padding:.1%}{_cut(train)}",
         **_special_tokens(account),
         "ends": f"{train.ends_learned:,} of {train.documents:,} document ends are training targets",
+        **({"warning": "\n".join(warnings)} if (warnings := shared_text(account.as_dict())) else {}),
         "steps": f"{event.total_steps:,} of {event.tokens_per_step:,} tokens: {epochs}",
+        **({"mixture": "\n".join(event.mixture.words())} if event.mixture else {}),
     }
+
+
+def stream(data: Mapping[str, Any]) -> str:
+    """How much of a stream is prepared, from data.json; empty if the dataset is none."""
+    from toolkit.data.stats import StreamAccount
+
+    if not data.get("stream"):
+        return ""
+    account = StreamAccount(**data["stream"])
+    words = f"{account.tokens:,} of {account.total_tokens:,} tokens, "
+    words += f"from {account.files_begun:,} of {formatting.counted(account.files, 'file')}"
+    if not account.is_complete:
+        words += "; the rest is prepared beside the training, and the counts are of what is there"
+    if account.left_out:
+        names = [one["file"] for one in account.left_out]
+        more = f" and {len(names) - FILES_NAMED} more" if len(names) > FILES_NAMED else ""
+        words += f"; left out, as they cannot be read to their end: {', '.join(names[:FILES_NAMED])}{more}"
+    return words
+
+
+def _cut(split: SplitAccount) -> str:
+    if split.documents_in_several_blocks is None:  # in the account of an earlier version
+        return ""
+    return f"; {split.documents_in_several_blocks / split.documents:.1%} of the documents cut at the end of one"
+
+
+def filters(data: Mapping[str, Any]) -> dict[str, str]:
+    """What each filter did, by its name, from data.json; tokens are estimated by those per character of the rest."""
+    return {f"{source}{name}": did for source, own in each_source(data).items() for name, did in _filters(own).items()}
+
+
+def _filters(data: Mapping[str, Any]) -> dict[str, str]:
+    from toolkit.data.stats import FilterAccount
+
+    tokens_per_character = data["train"]["tokens"] / max(1, data["train"]["characters"])
+    entries: dict[str, str] = {}
+    for number, one in enumerate(map(FilterAccount.from_dict, data.get("filters", ())), start=1):
+        parts = []
+        if one.dropped_documents:
+            share = formatting.share(one.dropped_documents, one.documents)
+            tokens = formatting.compact(round(one.dropped_characters * tokens_per_character))
+            parts.append(
+                f"dropped {one.dropped_documents:,} of {one.documents:,} documents ({share}), "
+                f"{formatting.compact(one.dropped_characters)} characters, about {tokens} tokens{_reasons(one)}"
+            )
+        if one.changed_documents:
+            fewer = formatting.compact(abs(one.changed_characters))
+            parts.append(
+                f"changed {one.changed_documents:,}, by {fewer} characters {_direction(one.changed_characters)}"
+            )
+        name = one.name if one.name not in entries else f"{one.name} ({number})"
+        entries[name] = "; ".join(parts) or f"kept all {one.documents:,} documents as they are"
+    return entries
+
+
+def _reasons(one: FilterAccount) -> str:
+    """Why documents were dropped, if there is more than the filter's name says; the most frequent reasons."""
+    counts = [f"{count:,} {reason}" for reason, count in one.reasons.items()]
+    others = sum([*one.reasons.values()][REASONS_SHOWN:])
+    return ": " + ", ".join([*counts[:REASONS_SHOWN], *([f"{others:,} others"] if others else [])])
+
+
+def _direction(fewer: int) -> str:
+    return "fewer" if fewer >= 0 else "more"
 
 
 def _special_tokens(account: DataAccount) -> dict[str, str]:

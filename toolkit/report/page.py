@@ -18,11 +18,14 @@ from typing import Any, TypeVar
 
 import toolkit
 from toolkit import formatting
-from toolkit.errors import UnavailableError
 from toolkit.recipe.provenance import settings
+from toolkit.report import sources
 from toolkit.report.chart import Chart, Point, line_chart
+from toolkit.report.lines import filters, stream
+from toolkit.report.passages import shared_text
+from toolkit.report.templating import shown, templates, write_page
 from toolkit.storage.run_directory import RunDirectory, now
-from toolkit.system.files import read_json, read_json_lines, write_text
+from toolkit.system.files import read_json, read_json_lines
 
 Item = TypeVar("Item")
 
@@ -51,34 +54,17 @@ def write(run: RunDirectory, target: Path) -> None:
     Raises:
         UnavailableError: the file cannot be written.
     """
-    page = render(run)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_text(target, page)
-    except OSError as error:
-        raise UnavailableError(f"cannot write the report {target}: {error.strerror}; choose another --output") from None
+    write_page(render(run), target)
 
 
 def render(run: RunDirectory) -> str:
     """The page as HTML text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    templates = Environment(
-        loader=PackageLoader("toolkit.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters |= {"count": count, "shown": shown}
-    templates.filters |= {
-        name: getattr(formatting, name) for name in ("compact", "counted", "duration", "loss", "perplexity", "size")
-    }
     metrics = run.metrics()
     record = run.record
     data = _optional(run.folder / "data.json")
     planned = record.get("planned_memory_bytes")
-    return templates.get_template("report.html.jinja").render(
+    template = templates().get_template("report.html.jinja")
+    return template.render(
         name=run.name,
         record=record,
         facts=Facts.gather(metrics, record, data),
@@ -87,6 +73,7 @@ def render(run: RunDirectory) -> str:
         columns=COLUMNS,
         planned=f"planned {formatting.size(planned)}" if planned else "",
         data=data and data_account(data),
+        sources=list(sources.rows(data or {}, metrics)),
         samples=list(samples(run, record)),
         attempts=list(attempts(record)),
         environment=dict(flat(_optional(run.folder / "environment.json") or {})),
@@ -171,6 +158,7 @@ def charts(metrics: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> l
     ]
     drawn = [
         line_chart("Loss", "nats per token", losses, marks=resumed),
+        line_chart("Held-out loss by source", "nats per token", sources.losses(metrics), marks=resumed),
         *(
             line_chart(title, unit, [(title.lower(), curve("train", key))], from_zero=True, marks=resumed)
             for title, unit, key in others
@@ -193,18 +181,21 @@ def rows(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def data_account(data: Mapping[str, Any]) -> dict[str, Any]:
     """The data account with its sums: total tokens = trained on + held out + dropped."""
     splits = [split for split in (data["train"], data.get("validation")) if split]
-    held_out = data["validation"]["tokens_in_blocks"] if data.get("validation") else 0
     parts = [
         ("trained on", data["train"]["tokens_in_blocks"]),
-        ("held out", held_out),
+        ("held out", data["validation"]["tokens_in_blocks"] if data.get("validation") else 0),
         ("dropped", sum(split["tokens_dropped"] for split in splits)),
     ]
     total = sum(split["tokens"] for split in splits)
+    filtered = [one for own in sources.each_source(data).values() for one in own.get("filters", ())]
     return {
         **data,
         "splits": list(zip(("training", "held out"), splits, strict=False)),
         "total": total,
         "parts": [{"label": label, "tokens": tokens, "percent": 100 * tokens / total} for label, tokens in parts],
+        "filters": list(zip(filters(data).items(), filtered, strict=True)),
+        "stream_words": stream(data),
+        "shared": shared_text(data),
         "adds_up": sum(tokens for _, tokens in parts) == total,
         "pieces": [
             {"text": text, "border": bool(BOUNDARY_TOKEN.fullmatch(text))}
@@ -260,20 +251,6 @@ def evenly(items: Sequence[Item], most: int) -> list[Item]:
     if len(items) <= most:
         return list(items)
     return [items[round(index * (len(items) - 1) / (most - 1))] for index in range(most)]
-
-
-def count(value: float) -> str:
-    """An exact count with thousands separators: 1,234,567."""
-    return f"{round(value):,}"
-
-
-def shown(value: Any) -> str:
-    """A plain value in YAML notation."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list):
-        return f"[{', '.join(map(shown, value))}]"
-    return f"{float(value):g}" if isinstance(value, float) else str(value)
 
 
 def _of_kind(metrics: Iterable[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:

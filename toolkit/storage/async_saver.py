@@ -15,7 +15,7 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -56,6 +56,9 @@ class Content:
     """The content of toolkit_state.json."""
     expected_bytes: int
     """Approximate size of the checkpoint."""
+    together: Sequence[Write] = ()
+    """Written by all processes at once, because they talk to each other meanwhile, and while training waits. Each
+    either succeeds in all of them or fails in all."""
 
 
 @dataclass(frozen=True)
@@ -172,10 +175,16 @@ class AsyncSaver:
             for write in now:
                 write(staged)
 
+        def write_together() -> None:
+            for write in to_write.together:
+                write(staged)
+
         try:
-            # In two rounds: no process writes before there is a folder, and all of them know of a failure.
+            # In rounds: no process writes before there is a folder, and all of them know of a failure.
             error = self._agreed(step, self._refusal(step, make_staging))
             error = error or self._agreed(step, self._refusal(step, write_now))
+            if to_write.together:
+                error = error or self._agreed(step, self._refusal(step, write_together))
         except BaseException:  # a non-finite state that must not be saved, say
             shutil.rmtree(staging, ignore_errors=True)
             raise

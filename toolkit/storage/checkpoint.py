@@ -14,7 +14,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     import torch
 
 MANIFEST = "manifest.json"
+OWN_MANIFEST = ".manifest-of-rank-"
+"""Beginning of the names of the processes' own manifests, while a checkpoint of shards is written."""
 STAGING = ".staging"
 REMOVING = ".removing-"
 DAMAGED = ".damaged-"
-READ_BY_THE_TRAINER = (".pt", ".pth", ".bin", ".safetensors")
+READ_BY_THE_TRAINER = (".pt", ".pth", ".bin", ".safetensors", ".distcp")
 FOLDER = re.compile(r"checkpoint-([0-9]+)")
 
 
@@ -53,7 +55,8 @@ def commit(staging: Path, final: Path, *, run_id: str, step: int) -> int:
     """Turn a staging folder into a checkpoint and return its size in bytes."""
     # Pickled, and never read: a resume builds its own arguments. It would also leak any token that they hold.
     (staging / "training_args.bin").unlink(missing_ok=True)
-    files = listed(staging)
+    files = {**_listed_by_each(staging)}
+    files |= listed(staging, except_for=files)
     write_record(staging / MANIFEST, Manifest, {"run_id": run_id, "step": step, "files": files})
     if final.exists() and fault(final, run_id=run_id) is None:  # from an earlier try, which the disk failed later on
         shutil.rmtree(staging)
@@ -66,17 +69,44 @@ def commit(staging: Path, final: Path, *, run_id: str, step: int) -> int:
     return sum(entry["bytes"] for entry in files.values())
 
 
-def listed(folder: Path) -> dict[str, FileEntry]:
-    """Set the modes of a folder's files, force them to disk, and return the size and SHA-256 of each."""
-    mode = 0o666 & ~_umask()
+def list_own(staging: Path, files: Iterable[Path], *, run_id: str, step: int, rank: int) -> None:
+    """Write the manifest of the files that one of several processes has written; `commit` puts them together."""
+    own = _forced(staging, files)
+    write_record(staging / f"{OWN_MANIFEST}{rank}.json", Manifest, {"run_id": run_id, "step": step, "files": own})
+
+
+def _listed_by_each(staging: Path) -> dict[str, FileEntry]:
+    """The files in the processes' own manifests, which are removed.
+
+    Raises:
+        OSError: one process's file has not arrived: the hosts do not share the folder.
+    """
     files: dict[str, FileEntry] = {}
-    for file in _files(folder):
-        set_mode(file, mode)  # safetensors creates files as 0600: a group could read only half of a checkpoint
-        sync(file)
-        files[str(file.relative_to(folder))] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+    for manifest in sorted(staging.glob(f"{OWN_MANIFEST}*.json")):
+        files |= read_record(manifest, Manifest)["files"]
+        manifest.unlink()
+    for name, entry in files.items():
+        if not (staging / name).is_file() or (staging / name).stat().st_size != entry["bytes"]:
+            raise OSError(f"{name}, which another process has written, is not whole here: do the hosts share a folder?")
+    return files
+
+
+def listed(folder: Path, *, except_for: Collection[str] = ()) -> dict[str, FileEntry]:
+    """Set the modes of a folder's files, force them to disk, and return the size and SHA-256 of each."""
+    files = _forced(folder, (file for file in _files(folder) if str(file.relative_to(folder)) not in except_for))
     for inner in {file.parent for file in _files(folder)}:
         sync(inner)
     return files
+
+
+def _forced(folder: Path, files: Iterable[Path]) -> dict[str, FileEntry]:
+    mode = 0o666 & ~_umask()
+    entries: dict[str, FileEntry] = {}
+    for file in files:
+        set_mode(file, mode)  # safetensors creates files as 0600: a group could read only half of a checkpoint
+        sync(file)
+        entries[str(file.relative_to(folder))] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+    return entries
 
 
 def fault(folder: Path, *, run_id: str) -> str | None:

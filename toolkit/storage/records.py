@@ -84,6 +84,8 @@ class ResultsRecord(TypedDict):
     memory_was_short: bool
     eval_loss: float | None
     perplexity: float | None
+    eval_loss_by_source: NotRequired[dict[str, float]]
+    """Of a mixture."""
     parameters: int
     sample: str | None
 

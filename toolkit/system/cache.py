@@ -9,15 +9,20 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from toolkit.errors import UnavailableError
+from toolkit.errors import OptionError, RecipeError, UnavailableError
+from toolkit.formatting import counted
 from toolkit.system.files import make_folder, move_folder, sync
 
 STAGING_PREFIX = ".staging-"
 LOCK_FILE = "lock"
+UNFINISHED_PREFIX = ".unfinished-"
+UNFINISHED_DAYS = 14
+"""For how long unfinished work is kept that nobody goes on with."""
 ERRORS_WITHOUT_FILENAME = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
 """Errors of writing to an open file, which name no file."""
 
@@ -78,20 +83,62 @@ def staging_folder(parent: Path) -> Iterator[Path]:
         yield staging
 
 
-def text_kept(file: Path, make: Callable[[], str]) -> str:
-    """The text that an earlier process cached in this file; `make` produces it if it is missing or damaged.
+@contextlib.contextmanager
+def unfinished_work(entry: Path) -> Iterator[Path]:
+    """Yield the folder where work on a cache entry is kept until the entry is made, with what killed processes did.
+
+    Whoever writes in it forces it to disk. One process at a time may do so.
+
+    Raises:
+        UnavailableError: the cache cannot be written; what is done stays.
+    """
+    folder = entry.with_name(f"{UNFINISHED_PREFIX}{entry.name}")
+    with refusals_explained(entry.parent):
+        make_folder(folder)
+    try:
+        yield folder
+    except (OptionError, RecipeError):  # with other options it is other work
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    except UnavailableError as error:
+        if done := len(list(folder.iterdir())):
+            message = f"{error.message}; {counted(done, 'finished part')} of the work will not be done again"
+            raise UnavailableError(message, option=error.option) from error
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def kept_bytes(file: Path) -> bytes | None:
+    """What `bytes_kept` cached in this file; None if it is missing or damaged."""
+    with contextlib.suppress(OSError):
+        digest, _, content = file.read_bytes().partition(b"\n")
+        if digest == _digest(content):
+            return content
+    return None
+
+
+def bytes_kept(file: Path, make: Callable[[], bytes]) -> bytes:
+    """What an earlier process cached in this file; `make` produces it if it is missing or damaged.
 
     Raises:
         UnavailableError: the cache cannot be written.
     """
-    with contextlib.suppress(OSError):
-        digest, _, content = file.read_bytes().partition(b"\n")
-        if digest == _digest(content):
-            return content.decode()
-    content = make().encode()
+    if (kept := kept_bytes(file)) is not None:
+        return kept
+    content = make()
     with entry_made(file) as staging:
         staging.write_bytes(_digest(content) + b"\n" + content)
-    return content.decode()
+    return content
+
+
+def kept_text(file: Path) -> str | None:
+    """The text that `text_kept` cached in this file; None if it is missing or damaged."""
+    return None if (kept := kept_bytes(file)) is None else kept.decode()
+
+
+def text_kept(file: Path, make: Callable[[], str]) -> str:
+    """As `bytes_kept`, for a text."""
+    return bytes_kept(file, lambda: make().encode()).decode()
 
 
 def _digest(content: bytes) -> bytes:
@@ -99,7 +146,15 @@ def _digest(content: bytes) -> bytes:
 
 
 def remove_abandoned(cache: Path) -> None:
-    """Remove the staging folders of dead processes, whose locks nobody holds. What cannot be removed stays."""
+    """Remove the staging folders of dead processes, whose locks nobody holds, and old unfinished work.
+
+    What cannot be removed stays.
+    """
+    for unfinished in cache.glob(f"**/{UNFINISHED_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            is_old = time.time() - unfinished.stat().st_mtime > UNFINISHED_DAYS * 24 * 3600
+            if is_old or unfinished.with_name(unfinished.name.removeprefix(UNFINISHED_PREFIX)).exists():
+                shutil.rmtree(unfinished, ignore_errors=True)
     for parent in {staging.parent for staging in cache.glob(f"**/{STAGING_PREFIX}*")}:
         with contextlib.suppress(OSError), _gate(parent):
             for staging in parent.glob(f"{STAGING_PREFIX}*"):

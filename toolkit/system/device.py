@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from toolkit.errors import UnavailableError
 from toolkit.system import control_group
 
 BF16_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
@@ -37,7 +38,11 @@ class Device:
 
 
 def detect() -> Device:
-    """Return the device that torch will use by default: the first visible CUDA GPU, Apple's GPU, or the CPU."""
+    """Return the device that torch will use by default: the first visible CUDA GPU, Apple's GPU, or the CPU.
+
+    Raises:
+        UnavailableError: the driver hangs.
+    """
     return _cuda() or _mps() or _cpu()
 
 
@@ -54,7 +59,13 @@ def _cuda() -> Device | None:
     if not _torch_has_cuda() or visible in ("", "-1") or not (query := shutil.which("nvidia-smi")):
         return None
     command = [query, "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise UnavailableError(
+            "nvidia-smi does not answer; restart the machine or its driver, or set CUDA_VISIBLE_DEVICES= (empty) to "
+            "train on the CPU"
+        ) from error
     cards = [[cell.strip() for cell in line.split(",")] for line in answer.stdout.splitlines() if "," in line]
     if answer.returncode != 0 or not cards:
         return None

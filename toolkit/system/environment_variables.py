@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 PREFIXES = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_")
 """Variables of accelerate: those that `accelerate launch` sets, and those that its plugins read."""
@@ -36,7 +36,7 @@ def set_aside() -> Iterator[None]:
 
     Those that the libraries have set for themselves in the meantime are removed.
     """
-    ours = {name: os.environ.pop(name) for name in _disturbing()}
+    ours = {name: os.environ.pop(name) for name in disturbing(os.environ)}
     if ours:
         names = ", ".join(sorted(ours))
         logging.getLogger("toolkit").warning("ignored, because the recipe decides: %s (set in the environment)", names)
@@ -47,10 +47,11 @@ def set_aside() -> Iterator[None]:
     try:
         yield
     finally:
-        for name in _disturbing():
+        for name in disturbing(os.environ):
             del os.environ[name]
         os.environ.update(ours)
 
 
-def _disturbing() -> list[str]:
-    return [name for name in os.environ if name.startswith(PREFIXES) or name in NAMES]
+def disturbing(environ: Mapping[str, str]) -> list[str]:
+    """The variables of an environment that a run sets aside."""
+    return [name for name in environ if name.startswith(PREFIXES) or name in NAMES]

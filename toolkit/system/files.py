@@ -79,6 +79,18 @@ def read_json_lines(file: Path) -> Iterator[dict[str, Any]]:
                 yield entry
 
 
+def cut_torn_line(file: Path) -> None:
+    """Cut off a last line without an end, of which a crash or a full disk has kept the rest."""
+    with file.open("rb+") as open_file:
+        size = open_file.seek(0, os.SEEK_END)
+        if size == 0:
+            return
+        open_file.seek(size - 1)
+        if open_file.read(1) != b"\n":
+            open_file.seek(0)
+            open_file.truncate(open_file.read().rfind(b"\n") + 1)
+
+
 def write_json(file: Path, data: Mapping[str, Any]) -> None:
     """Replace a JSON file atomically and durably."""
     write_text(file, json.dumps(data, indent=2, sort_keys=False) + "\n")

@@ -183,6 +183,19 @@ def ending_the_process() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def left_to_a_library() -> Iterator[None]:
+    """Let a library that installs handlers of its own have the signals; afterwards they are as they were."""
+    outer = signal.set_wakeup_fd(-1)  # the watcher would end the process, which does not act as it expects
+    before = {number: signal.getsignal(number) for number in (*numbers(), signal.SIGUSR1, signal.SIGQUIT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(outer)
+
+
 def _watch(reading: int, watched: frozenset[int]) -> None:
     requests, last = 0, -float("inf")
     while received := os.read(reading, 1):

@@ -36,3 +36,8 @@ def meanwhile(work: Callable[[], object], *, seconds: float | None = None, name:
 def processors() -> int:
     """The processors that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def granted_processors(affinity: int, quota: float | None) -> int:
+    """How many threads get a processor each, where a container may grant the time of fewer (`quota`) than are seen."""
+    return affinity if quota is None else max(1, min(affinity, round(quota)))

@@ -29,10 +29,21 @@ from pydantic import ValidationError
 
 from toolkit.api import Plugin
 from toolkit.errors import PluginError, ToolkitError
-from toolkit.recipe.schema import option_error
+from toolkit.recipe.option_errors import option_error
 from toolkit.registry import Offer, Registry
 from toolkit.system import environment_variables
-from toolkit.testing import callback, dataset, exporter, memory, model, objective, optimizer, tokenizer
+from toolkit.testing import (
+    callback,
+    dataset,
+    exporter,
+    filter,
+    launcher,
+    memory,
+    model,
+    objective,
+    optimizer,
+    tokenizer,
+)
 from toolkit.testing.bench import Bench, Check, Fault, NotTriedHere, described
 from toolkit.testing.imports import check_imports
 from toolkit.testing.resume import check_resume
@@ -43,6 +54,7 @@ Try = Callable[[Any, Bench], str]
 
 BEHAVIOUR: Mapping[str, Sequence[tuple[str, Try]]] = {
     "dataset": dataset.CHECKS,
+    "filter": filter.CHECKS,
     "tokenizer": tokenizer.CHECKS,
     "model": model.CHECKS,
     "objective": objective.CHECKS,
@@ -50,6 +62,7 @@ BEHAVIOUR: Mapping[str, Sequence[tuple[str, Try]]] = {
     "memory": memory.CHECKS,
     "callback": callback.CHECKS,
     "exporter": exporter.CHECKS,
+    "launcher": launcher.CHECKS,
 }
 """The checks of each kind, in the order in which they run."""
 
@@ -61,7 +74,7 @@ def check_plugin(
     """Check a plugin and return every finding, good or bad.
 
     Args:
-        kind: dataset, tokenizer, model, objective, optimizer, memory, callback or exporter.
+        kind: dataset, filter, tokenizer, model, objective, optimizer, memory, callback, exporter or launcher.
         name: the name that recipes use.
         registry: where to find it; the installed plugins, if not given.
         options: its options, as a recipe would have them; the defaults, if not given.

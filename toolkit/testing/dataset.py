@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from toolkit.api import Dataset
+from toolkit.data.documents import TOKENS_COLUMN
 from toolkit.testing.bench import Bench, disturb_random_numbers, require
 from toolkit.testing.elsewhere import answer_elsewhere
 
 if TYPE_CHECKING:
+    from datasets import Dataset as Rows
     from datasets import DatasetDict
 
 SPLITS = ("train", "validation")
@@ -29,6 +32,10 @@ def documents(plugin: Dataset, bench: Bench) -> str:
     unread = [str(split) for split in data if split not in SPLITS]
     require(not unread, f"nobody reads the split {', '.join(unread)}; what is held out is called validation")
     for split, rows in data.items():
+        if TOKENS_COLUMN in rows.column_names:
+            numbers = str(rows.features[TOKENS_COLUMN]).count("int") == 1
+            require(numbers, f"the column {TOKENS_COLUMN} of {split} holds {rows.features[TOKENS_COLUMN]} and no ids")
+            continue
         require("text" in rows.column_names, f"the split {split} has no column text: {', '.join(rows.column_names)}")
         wrong = [text for batch in rows.iter(1000) for text in batch["text"] if not isinstance(text, str)]
         require(not wrong, f"the column text of {split} holds something that is not a string: {wrong[:1]!r}")
@@ -42,6 +49,9 @@ def facts(plugin: Dataset, bench: Bench) -> str:
         value = getattr(plugin, fact)
         named = isinstance(value, tuple) and all(isinstance(one, str) for one in value)
         require(named, f"{fact} is {value!r} and not a tuple of strings")
+    fingerprint = plugin.fingerprint(bench.run())
+    require(isinstance(fingerprint, str | None), f"fingerprint returns {fingerprint!r} and neither a string nor None")
+    require(fingerprint == plugin.fingerprint(bench.run()), "asked twice, it returns two fingerprints of one source")
     separated = plugin.holds_end_tokens()
     require(isinstance(separated, bool), f"holds_end_tokens returns {separated!r} and neither True nor False")
     return "end tokens separate documents inside a text" if separated else "a text is one document"
@@ -53,7 +63,7 @@ def peek(plugin: Dataset, bench: Bench) -> str:
     if shown is None:
         return "it shows nothing before a run"
     train = plugin.load(bench.run())["train"]
-    first = islice((text for batch in train.iter(1000) for text in batch["text"]), DOCUMENTS_COMPARED_SINGLY)
+    first = islice(_texts(train), DOCUMENTS_COMPARED_SINGLY)
     seen = any(text.startswith(shown.document) for text in first)
     require(seen, f"peek shows a first document that load does not return: {shown.document[:60]!r}")
     return "its first look shows a document that it loads"
@@ -90,13 +100,21 @@ def contents(plugin: Dataset, bench: Bench) -> dict[str, dict[str, Any]]:
 def _digests(data: DatasetDict, split: str) -> dict[str, Any]:
     whole = hashlib.blake2b()
     first: list[str] = []
-    for batch in data[split].iter(1000):
-        for text in batch["text"]:
-            digest = hashlib.blake2b(str(text).encode("utf-8", "surrogatepass"), digest_size=8)
-            whole.update(digest.digest())
-            if len(first) < DOCUMENTS_COMPARED_SINGLY:
-                first.append(digest.hexdigest())
+    for text in _texts(data[split]):
+        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
+        whole.update(digest.digest())
+        if len(first) < DOCUMENTS_COMPARED_SINGLY:
+            first.append(digest.hexdigest())
     return {"count": len(data[split]), "digests": first, "all": whole.hexdigest()}
+
+
+def _texts(rows: Rows) -> Iterator[str]:
+    """The documents; those that come as tokens as the numbers in words."""
+    for batch in rows.iter(1000):
+        if TOKENS_COLUMN in batch:
+            yield from (" ".join(map(str, ids)) for ids in batch[TOKENS_COLUMN])
+        else:
+            yield from map(str, batch["text"])
 
 
 CHECKS = (("documents", documents), ("facts", facts), ("peek", peek), ("loaded again", loaded_again))

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from toolkit.api import Candidates, Change, Device, Loss, Requirement, Strategy
 from toolkit.errors import nearest
 from toolkit.recipe.settings import Training
-from toolkit.recipe.strategies import SETTINGS_OF_THE_RECIPE
+from toolkit.recipe.strategies import SETTINGS_OF_THE_RECIPE, unmet
 from toolkit.system.device import detect
 from toolkit.testing.bench import BLOCK_SIZE, SEED, Bench, NotTriedHere, first_accepted, require
 from toolkit.testing.optimizer import require_same_after_loading, trained
@@ -233,7 +233,8 @@ def wrap_optimizer(plugin: Strategy, bench: Bench) -> str:
 def lacking_here(plugin: Strategy, device: Device) -> str:
     """Which of the strategy's requirements this machine lacks, in words."""
     needs = sorted(plugin.requires(), key=lambda one: (one.kind, one.name))
-    devices = [f"a {one.name} device" for one in needs if one.kind == "device" and one.name != device.kind]
+    missing = [unmet(one, device, ()) for one in needs if one.kind == "device"]
+    devices = [words.partition(",")[0] for words in missing if words]
     packages = [one.name for one in needs if one.kind == "package" and not find_spec(one.name)]
     return " and ".join([*devices, *packages])
 

@@ -28,7 +28,7 @@ RECIPE: Mapping[str, Any] = {
     "training": {"global_batch_size": 4, "learning_rate": 1e-3},
 }
 """The recipe around the plugin that is checked."""
-LOADED_AGAIN = ("dataset", "tokenizer")
+LOADED_AGAIN = ("dataset", "filter", "tokenizer")
 """Kinds that the small copy of the recipe replaces; a run uses them only when it starts or resumes."""
 COMPANIONS: tuple[Mapping[str, Any], ...] = (
     {},
@@ -43,6 +43,8 @@ def check_resume(
     kind: str, name: str, options: Mapping[str, Any] | None = None, plugin_folders: Iterable[Path] = ()
 ) -> Check:
     """Train a small recipe with the plugin, kill it with SIGKILL and resume it. Takes half a minute."""
+    if kind == "launcher":
+        return Check("resume", True, "not needed: a launcher writes files, and takes no part in a run")
     if kind in LOADED_AGAIN:
         return Check("resume", True, f"not needed: of a {kind} a resume asks what was tried in another process above")
     registry = Registry.discover(plugin_folders)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.api import Task, Tokenizer, TokenizerSkeleton, highest_id
 from toolkit.testing.bench import Bench, disturb_random_numbers, first_accepted, require
 from toolkit.testing.elsewhere import answer_elsewhere
-from toolkit.training.components import tokenizer_skeleton
+from toolkit.training.loading import tokenizer_skeleton
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

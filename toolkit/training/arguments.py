@@ -18,6 +18,8 @@ def training_arguments(
     device_kind: str,
     evaluates: bool = True,
     evaluation_sequences: int | None = None,
+    total_steps: int | None = None,
+    in_order: bool = False,
 ) -> TrainingArguments:
     """A recipe's settings as TrainingArguments; when to log, evaluate and save is left to `RunCallback`.
 
@@ -29,6 +31,8 @@ def training_arguments(
         device_kind: cpu, cuda or mps.
         evaluates: whether anything is held out.
         evaluation_sequences: evaluation batch size on one device; the micro-batch size, if not given.
+        total_steps: the run's length; if not given, the settings decide.
+        in_order: whether the training blocks are read in their own order, which is otherwise shuffled.
     """
     arguments = TrainingArguments(
         output_dir=str(output),
@@ -36,7 +40,8 @@ def training_arguments(
         per_device_eval_batch_size=evaluation_sequences or micro_batch_size,
         gradient_accumulation_steps=accumulation,
         num_train_epochs=training.num_train_epochs,
-        max_steps=training.max_steps or -1,
+        max_steps=total_steps or training.max_steps or -1,
+        train_sampling_strategy="sequential" if in_order else "random",
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.lr_scheduler_type,
         lr_scheduler_kwargs=dict(training.lr_scheduler_kwargs),
@@ -49,6 +54,8 @@ def training_arguments(
         fp16=training.precision == "fp16",
         use_cpu=device_kind == "cpu",
         dataloader_num_workers=training.dataloader_num_workers,
+        # Batches lie in pinned memory; a blocking copy from it would wait for all that the GPU has still to do.
+        accelerator_config={"non_blocking": device_kind == "cuda"},
         dataloader_drop_last=False,
         report_to=list(training.report_to) or "none",
         prediction_loss_only=True,

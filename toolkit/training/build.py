@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from toolkit.api import RunContext
+from toolkit.data.mixture import MixedData
+from toolkit.data.streamed_blocks import StreamedData
 from toolkit.logs import libraries_quiet
 from toolkit.memory.limits import WHY_INDIVISIBLE
 from toolkit.memory.oom_retry import OOMRetry
@@ -38,12 +40,14 @@ def build_trainer(
     guard: type[LossGuard] = LossGuard,
     sequences: int | None = None,
     evaluation_sequences: int | None = None,
+    total_steps: int | None = None,
     with_new_settings: bool = False,
 ) -> RecipeTrainer:
     """Build the trainer that a recipe asks for.
 
     `sequences` and `evaluation_sequences` are those of a forward pass, if memory has run out before, and else the
-    micro-batch size. `with_new_settings`: the optimizer's state comes from another run's checkpoint.
+    micro-batch size. `total_steps`: the run's length, where it has been worked out. `with_new_settings`: the
+    optimizer's state comes from another run's checkpoint.
     """
     training = resolved.training
     with libraries_quiet():
@@ -59,6 +63,8 @@ def build_trainer(
                 device_kind=resolved.device.kind,
                 evaluates=components.data.validation is not None,
                 evaluation_sequences=evaluation_sequences,
+                total_steps=total_steps,
+                in_order=isinstance(components.data, MixedData | StreamedData),
             ),
             callbacks=list(callbacks),
             guard=guard(

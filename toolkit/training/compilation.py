@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,17 +52,19 @@ def compiled(model: PreTrainedModel, loss: StepLoss) -> Iterator[None]:
 
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))  # torch's own is lost with /tmp
     layers: list[torch.nn.Module] = [*repeated_layers(model)] or [model.base_model]
-    plain = loss.cross_entropy
+    plain, of_strategy = loss.cross_entropy, loss.loss
     # Otherwise kernels are chosen by timing them, and may sum in another order at the next start.
     chosen_by_rule = generating.patch(deterministic=torch.are_deterministic_algorithms_enabled())
     with tracing.patch(recompile_limit=MAX_SHAPES), chosen_by_rule:
         loss.cross_entropy = _in_training(plain)
+        if of_strategy and of_strategy.compiled:
+            loss.loss = replace(of_strategy, summed=of_strategy.compiled())
         for layer in layers:
             layer.forward = _in_training(layer.forward)
         try:
             yield
         finally:
-            loss.cross_entropy = plain
+            loss.cross_entropy, loss.loss = plain, of_strategy
             for layer in layers:
                 del layer.forward
 
@@ -95,7 +98,7 @@ class TrialPass:
         with random_state_preserved():
             inputs = trainer._prepare_inputs(dict(self._batch))
             tokens = predicted_tokens(inputs["labels"], trainer.task)
-            with torch.autocast(kind, precision, enabled=precision is not None):
+            with torch.autocast(kind, precision, enabled=precision is not None, cache_enabled=False):
                 trainer.compute_loss(model, inputs, num_items_in_batch=tokens).backward()
         model.zero_grad(set_to_none=True)
         if kind == "cuda":

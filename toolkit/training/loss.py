@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy, linear, pad
 
-from toolkit.api import Loss, OptionError, Task
+from toolkit.api import VOCABULARY_MULTIPLE, Loss, OptionError, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,8 +59,11 @@ class StepLoss:
         *,
         name: str,
         in_evaluation: bool,
+        on_gpu: bool = False,
     ) -> None:
         """`loss`, of the strategy called `name`, replaces the cross-entropy of the logits, maybe `in_evaluation` too.
+
+        `on_gpu`: the head's products in training are aligned for it.
 
         Raises:
             OptionError: it is computed from hidden states, and the model's logits are not its head's.
@@ -70,6 +74,9 @@ class StepLoss:
         self.cross_entropy: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = summed_cross_entropy
         """The sum over the tokens of logits, (tokens, vocabulary), and targets, (tokens,)."""
         self._head = model.get_output_embeddings()
+        self._aligns = (
+            on_gpu and type(self._head) is torch.nn.Linear and len(self._head.weight) % VOCABULARY_MULTIPLE > 0
+        )
         if loss and loss.inputs == "hidden_states":
             check_head(model, name)
 
@@ -77,7 +84,12 @@ class StepLoss:
     def head_withheld(self) -> Iterator[None]:
         """If the loss is of hidden states, make the model return those, (batch, length, hidden), as its logits."""
         loss = self._current()
-        with withheld(self._head) if loss and loss.inputs == "hidden_states" else contextlib.nullcontext():
+        forward = None
+        if loss and loss.inputs == "hidden_states":
+            forward = _unchanged
+        elif self._aligns and torch.is_grad_enabled():
+            forward = partial(_aligned, self._head)
+        with replaced(self._head, forward) if forward else contextlib.nullcontext():
             yield
 
     def __call__(
@@ -96,9 +108,9 @@ class StepLoss:
 
 
 @contextlib.contextmanager
-def withheld(head: torch.nn.Linear) -> Iterator[None]:
-    """Make the head return what it is given."""
-    head.forward = _unchanged  # type: ignore[assignment,method-assign]
+def replaced(head: torch.nn.Linear, forward: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """Make the head compute this instead."""
+    head.forward = forward  # type: ignore[assignment,method-assign]
     try:
         yield
     finally:
@@ -137,7 +149,7 @@ def check_head(model: PreTrainedModel, name: str) -> None:
 
     was_training = model.training
     model.eval()
-    with head.register_forward_hook(remember), torch.no_grad(), withheld(head):
+    with head.register_forward_hook(remember), torch.no_grad(), replaced(head, _unchanged):
         given = model(input_ids=tokens, use_cache=False).logits
     model.train(was_training)
     if not any(_is_same(given, *outputs) for outputs in of_head):
@@ -155,6 +167,18 @@ def _is_same(given: torch.Tensor, output: torch.Tensor, copy: torch.Tensor) -> b
 
 def _unchanged(hidden: torch.Tensor) -> torch.Tensor:
     return hidden
+
+
+def _aligned(head: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+    """The head's logits, by products with as many rows of zeros as make their number a multiple of 64."""
+    weight, bias = head.weight, head.bias
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):  # here, so that the rows are added to the smaller copy
+        weight = weight.to(torch.get_autocast_dtype(kind))
+    rows = len(weight)
+    beyond = -rows % VOCABULARY_MULTIPLE
+    logits = linear(hidden, pad(weight, (0, 0, 0, beyond)), bias if bias is None else pad(bias, (0, beyond)))
+    return logits[..., :rows]
 
 
 def predicted_tokens(labels: torch.Tensor, task: Task) -> torch.Tensor:

@@ -1,21 +1,29 @@
 """Guards of the weights: non-finite values stop the run, and a loss spike is handled as the recipe says.
 
-A step is judged before the optimizer takes it, so that the last checkpoint is the last good one.
+A step is judged before the optimizer takes it, so that the last checkpoint is the last good one. To read a loss from a
+GPU is to wait for it: so there the device judges where it can tell the optimizer (`device_verdict`), and the host acts
+on the verdict one step later. Elsewhere the host judges.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from toolkit.data.mixture import MixedBlocks
 from toolkit.data.packed_dataset import PackedBlocks
+from toolkit.data.streamed_blocks import StreamedBlocks
 from toolkit.errors import TrainingError
 from toolkit.events import Message
 from toolkit.storage.metrics_log import MetricsLog
 from toolkit.system import distributed
+from toolkit.training.device_verdict import ASYNCHRONOUS_DEVICES, DeviceVerdict, leaves_steps_out
+from toolkit.training.loss_spike import LOSS_HISTORY_STEPS, StepVerdict, verdict
+from toolkit.training.sharding import local_part
 
 if TYPE_CHECKING:
     import torch
@@ -23,14 +31,6 @@ if TYPE_CHECKING:
 
 OnSpike = Literal["stop", "skip-batch", "warn"]
 
-LOSS_HISTORY_STEPS = 100
-"""Number of recent losses whose mean and standard deviation define a spike ..."""
-MIN_HISTORY_STEPS = 20
-"""... once there are at least this many."""
-SPIKE_DEVIATIONS = 6.0
-"""A loss this many standard deviations above their mean is a spike ..."""
-MIN_RELATIVE_RISE = 0.1
-"""... if it also exceeds the mean by this fraction, because on a plateau the deviation is close to 0."""
 MAX_CONSECUTIVE_SKIPS = 10
 """More spikes in a row than this are no spikes, but the level where the loss now is."""
 SPIKE_OUTCOMES = {"stop": "the run stops", "skip-batch": "its batch is skipped", "warn": "training continues"}
@@ -44,7 +44,7 @@ class LossGuard:
         *,
         on_spike: OnSpike,
         scaled_gradients: bool,
-        blocks: PackedBlocks,
+        blocks: PackedBlocks | MixedBlocks | StreamedBlocks,
         tokenizer: PreTrainedTokenizerBase,
         log: MetricsLog,
     ) -> None:
@@ -59,6 +59,24 @@ class LossGuard:
         self.loss_before: torch.Tensor
         """The Trainer's running loss sum before the step; the step's own loss is what was added since."""
         self._numbers: list[torch.Tensor] = []
+        self._begin_on_device: Callable[[Iterable[float]], DeviceVerdict] | None = None
+        self._on_device: DeviceVerdict | None = None
+        self._unread: tuple[int, list[torch.Tensor]] | None = None
+        """The step that the device judges, and its blocks."""
+
+    def judge_on_device(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+        """Have the device judge, if the host need not wait for it otherwise, and the optimizer can be told there.
+
+        With fp16 the scaler uses the optimizer's flag, and the host waits for that.
+        """
+        if device.type in ASYNCHRONOUS_DEVICES and not self.scaled_gradients and leaves_steps_out(optimizer):
+            self._begin_on_device = partial(
+                DeviceVerdict,
+                optimizer,
+                device=device,
+                skips_spikes=self.on_spike != "warn",
+                keeps_spikes=self.on_spike == "warn",
+            )
 
     def step_begins(self, loss_sum: torch.Tensor, block_numbers: list[torch.Tensor]) -> None:
         """Note the running loss sum before the step, and the blocks of its micro-batches."""
@@ -66,17 +84,37 @@ class LossGuard:
         self.loss_before, self._numbers = loss_sum.clone(), block_numbers
 
     def judge(self, *, step: int, loss_sum: torch.Tensor, norm: torch.Tensor | float | None) -> bool:
-        """Say whether the step must be skipped.
+        """Say whether the caller must skip the step; one that the device judges, the optimizer skips by itself.
 
         Raises:
-            TrainingError: its loss or gradient is not finite, or it is a spike at which to stop.
+            TrainingError: its loss or gradient is not finite, or it is a spike at which to stop. If the device judges,
+                this is raised at the next step, or when that is asked to `settle`.
         """
-        loss, norm = _read_together(loss_sum - self.loss_before, norm)
-        if not math.isfinite(loss):
-            raise self._error(f"the loss of step {step} is not a finite number ({loss})", self._numbers)
-        if norm is not None:
-            self.check_gradient(step=step, norm=norm)
-        return self._is_left_out(step, loss)
+        difference = loss_sum - self.loss_before
+        if self._begin_on_device:
+            self.settle()
+            if self._on_device is None:
+                self._on_device = self._begin_on_device(self._losses)  # as a checkpoint has left them
+            self._on_device.judge(difference, norm)
+            self._unread = step, self._numbers
+            return False
+        loss, norm = _read_together(difference, norm)
+        self._check_finite(step, loss, norm, self._numbers)
+        found = verdict(loss, norm, self._losses)
+        (is_spike,) = distributed.any_process(found.is_spike)
+        return self._act_on(replace(found, is_spike=is_spike), step, self._numbers)
+
+    def settle(self) -> None:
+        """Act on a verdict of the device that is not read yet: before its step is logged, evaluated or saved.
+
+        Raises:
+            TrainingError: as `judge`.
+        """
+        if self._on_device and self._unread:
+            (step, batch), self._unread = self._unread, None
+            found = self._on_device.read()
+            self._check_finite(step, found.loss, found.norm, batch)
+            self._act_on(found, step, batch)
 
     def check_gradient(self, *, step: int, norm: torch.Tensor | float) -> None:
         """Reject a non-finite gradient, by its norm; with fp16 the scaler does that.
@@ -84,41 +122,43 @@ class LossGuard:
         Raises:
             TrainingError: it is not finite.
         """
-        if not self.scaled_gradients and not math.isfinite(norm):
-            raise self._error(f"the gradient of step {step} is not a finite number (norm {float(norm)})", self._numbers)
+        self._check_finite(step, 0.0, norm, self._numbers)
 
-    def _is_left_out(self, step: int, loss: float) -> bool:
-        mean, deviation = self._usual()
-        (high,) = distributed.any_process(loss > mean + max(SPIKE_DEVIATIONS * deviation, MIN_RELATIVE_RISE * mean))
-        if not high:
-            self._losses.append(loss)
+    def _check_finite(
+        self, step: int, loss: float, norm: torch.Tensor | float | None, batch: list[torch.Tensor]
+    ) -> None:
+        if not math.isfinite(loss):
+            raise self._error(f"the loss of step {step} is not a finite number ({loss})", batch)
+        if norm is not None and not self.scaled_gradients and not math.isfinite(norm):
+            raise self._error(f"the gradient of step {step} is not a finite number (norm {float(norm)})", batch)
+
+    def _act_on(self, found: StepVerdict, step: int, batch: list[torch.Tensor]) -> bool:
+        """Report a spike, and say whether its step is left out."""
+        if not found.is_spike:
+            self._losses.append(found.loss)
             self._skipped = 0
             return False
-        self._report(step, loss, mean, deviation)
-        how = f"the loss of step {step} is {loss:.4g}, and that of the steps before it {mean:.4g} (+- {deviation:.2g})"
+        self._report(found, step, batch)
+        how = f"the loss of step {step} is {found.loss:.4g}, and that of the steps before it {found.mean:.4g} "
+        how += f"(+- {found.deviation:.2g})"
         if self.on_spike == "stop":
-            raise self._error(how, self._numbers)
+            raise self._error(how, batch)
         if self.on_spike == "warn":
-            self._losses.append(loss)
+            self._losses.append(found.loss)
             return False
         self._skipped += 1
         if self._skipped > MAX_CONSECUTIVE_SKIPS:
-            raise self._error(f"{how}; {MAX_CONSECUTIVE_SKIPS} batches in a row were skipped", self._numbers)
+            raise self._error(f"{how}; {MAX_CONSECUTIVE_SKIPS} batches in a row were skipped", batch)
         return True
 
-    def _report(self, step: int, loss: float, mean: float, deviation: float) -> None:
-        batch = self._documents(self._numbers)
-        line = {"step": step, "kind": "spike", "loss": loss, "mean": mean, "deviation": deviation}
+    def _report(self, found: StepVerdict, step: int, batch: list[torch.Tensor]) -> None:
+        documents = self._documents(batch)
+        line = {"step": step, "kind": "spike", "loss": found.loss, "mean": found.mean, "deviation": found.deviation}
         told = (
-            f"step {step:,}: the loss is {loss:.4f} after {mean:.4f} (+- {deviation:.2g}) "
-            f"in the steps before; {SPIKE_OUTCOMES[self.on_spike]}; {batch}"
+            f"step {step:,}: the loss is {found.loss:.4f} after {found.mean:.4f} (+- {found.deviation:.2g}) "
+            f"in the steps before; {SPIKE_OUTCOMES[self.on_spike]}; {documents}"
         )
-        self.log.write(line | {"action": self.on_spike, "batch": batch}, Message(told))
-
-    def _usual(self) -> tuple[float, float]:
-        if len(self._losses) < MIN_HISTORY_STEPS:
-            return math.inf, 0.0
-        return statistics.fmean(self._losses), statistics.pstdev(self._losses)
+        self.log.write(line | {"action": self.on_spike, "batch": documents}, Message(told))
 
     def state_check(self, step: int) -> Callable[[Iterable[tuple[str, torch.Tensor]]], None]:
         """The check of what a save of this step writes: weights and optimizer state, by name.
@@ -129,6 +169,7 @@ class LossGuard:
 
         def check(named: Iterable[tuple[str, torch.Tensor]]) -> None:
             for name, tensor in named:
+                tensor = local_part(tensor)
                 # A sum is one pass and finds every NaN and infinity; the second check is for a sum that overflows.
                 if tensor.is_floating_point() and not tensor.detach().sum().isfinite() and not tensor.isfinite().all():
                     raise self._error(f"after step {step}, {name} contains non-finite values", batch)
@@ -138,11 +179,17 @@ class LossGuard:
     def _documents(self, batch: list[torch.Tensor]) -> str:
         """The documents of a batch, in words."""
         numbers = [number for tensor in batch for number in tensor.flatten().tolist()]
-        if not numbers or self.blocks.documents is None:
+        parts = self.blocks.parts(numbers) if numbers else []
+        found = [
+            f"documents {_ranges(blocks.documents.in_blocks(indices))} of the {where} "
+            f"(blocks {_ranges(sorted(indices))})"
+            for where, blocks, indices in parts
+            if blocks.documents is not None
+        ]
+        if not found:
             return "unknown"
-        rows = self.blocks.documents.in_blocks(numbers)
-        excerpt = " ".join(str(self.tokenizer.decode(self.blocks.tokens[numbers[0]][:24].tolist())).split())
-        return f"documents {_ranges(rows)} of the training split (blocks {_ranges(sorted(numbers))}), from: {excerpt!r}"
+        excerpt = " ".join(str(self.tokenizer.decode(self.blocks[numbers[0]]["input_ids"][:24].tolist())).split())
+        return f"{', '.join(found)}, from: {excerpt!r}"
 
     def _error(self, what: str, batch: list[torch.Tensor]) -> TrainingError:
         return TrainingError(

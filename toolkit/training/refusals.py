@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from toolkit.errors import OptionError, PluginError, RecipeError, UnavailableError
+from toolkit.errors import OptionError, PluginError, RecipeError, ToolkitError, UnavailableError
 from toolkit.recipe.document import Path_, dotted
 from toolkit.recipe.schema import Recipe
+
+PACKING_OPTIONS: Mapping[str | None, Path_] = {"block_size": ("objective", "block_size"), "tokenizer": ("tokenizer",)}
+"""Recipe paths of the options that packing may reject; anything else is reported at the dataset."""
+
+
+def placed(error: ToolkitError, recipe: Recipe, path: Path_) -> ToolkitError:
+    """What packing has rejected about the dataset at this path, with its place in the recipe."""
+    if isinstance(error, OptionError) and error.option in PACKING_OPTIONS:
+        return recipe.error(error.message, PACKING_OPTIONS[error.option])
+    try:
+        with refusals_placed(recipe, path):
+            raise error
+    except ToolkitError as with_place:
+        return with_place
 
 
 @contextlib.contextmanager

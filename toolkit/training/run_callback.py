@@ -23,6 +23,8 @@ from toolkit.training.intervals import Intervals
 from toolkit.training.pace import Pace, grace_seconds
 from toolkit.training.status import TrainingStatus
 
+BY_SOURCE = "eval_loss_by_source"
+"""Among the metrics of an evaluation: the loss on each source of a mixture."""
 DOCKER_GRACE_SECONDS = 10
 """Default grace period of `docker stop`."""
 
@@ -44,8 +46,12 @@ class RunCallback(DefaultFlowCallback):
         status: TrainingStatus,
         stop: StopRequest,
         stop_after: int | None = None,
+        epochs: float = 1.0,
     ) -> None:
-        """With `stop_after`, this attempt ends after that step of the run, as by a signal."""
+        """With `stop_after`, this attempt ends after that step of the run, as by a signal.
+
+        `epochs` are those in what the Trainer takes for one: it sees a mixture as a single long epoch.
+        """
         self.intervals = intervals
         self.pace = pace
         self.log = log
@@ -53,6 +59,7 @@ class RunCallback(DefaultFlowCallback):
         self.status = status
         self.stop = stop
         self.stop_after = stop_after
+        self.epochs = epochs
         self._next_save = math.inf
         self._evaluated_before = {line["step"] for line in log.run.metrics() if line["kind"] == "eval"}
 
@@ -121,7 +128,7 @@ class RunCallback(DefaultFlowCallback):
                 "loss": logs["loss"],
                 "grad_norm": logs.get("grad_norm"),
                 "learning_rate": logs["learning_rate"],
-                "epoch": state.epoch,
+                "epoch": None if state.epoch is None else state.epoch * self.epochs,
                 "tokens_seen": int(state.num_input_tokens_seen),
                 "tokens_per_second": self.pace.tokens_per_second,
                 "mfu": self.pace.mfu,
@@ -137,10 +144,11 @@ class RunCallback(DefaultFlowCallback):
         """Record an evaluation, unless an earlier attempt has, and this one repeats it for the callbacks."""
         if state.global_step in self._evaluated_before:
             return
-        loss = kwargs["metrics"]["eval_loss"]
+        loss, by_source = kwargs["metrics"]["eval_loss"], kwargs["metrics"].get(BY_SOURCE, {})
         perplexity = math.exp(loss) if loss < 700 else math.inf
-        line = {"step": state.global_step, "kind": "eval", "eval_loss": loss, "perplexity": perplexity}
-        told = Evaluated(state.global_step, loss, perplexity)
+        line: dict[str, Any] = {"step": state.global_step, "kind": "eval", "eval_loss": loss, "perplexity": perplexity}
+        line |= {"by_source": by_source} if by_source else {}
+        told = Evaluated(state.global_step, loss, perplexity, by_source)
         self.log.write(line | {"seconds": self.status.seconds_trained}, told)
         self.pace.evaluation_seconds = kwargs["metrics"]["eval_runtime"]
         self.pace.restart(int(state.num_input_tokens_seen))

@@ -9,10 +9,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import Trainer
+
+from toolkit.training.output_precision import OutputPrecisionTrainer
 
 
-class CountingTrainer(Trainer):
+class CountingTrainer(OutputPrecisionTrainer):
     """A Trainer that counts on the host."""
 
     def floating_point_ops(self, inputs: dict[str, torch.Tensor | Any]) -> int:

@@ -21,7 +21,7 @@ TRACE_FILE = "profile.json.gz"
 """In the run's folder; chrome://tracing and https://ui.perfetto.dev show it."""
 WARMUP_STEPS = 5
 """Steps before the profile: they compile, allocate, and read what is read once."""
-SHARE_SHOWN = 0.005
+SHARE_SHOWN, SHARE_WORTH_MENDING = 0.005, 0.05
 
 PRODUCTS, ATTENTION, COMPILED = "matrix products", "attention", "compiled kernels"
 LOSS, OPTIMIZER, DATA, COPIES, ELEMENTWISE = "loss", "optimizer", "data", "copies and casts", "other kernels"
@@ -31,7 +31,7 @@ RANGES = {"Optimizer.step": OPTIMIZER, "Optimizer.zero_grad": OPTIMIZER, "enumer
 OPERATIONS = {
     LOSS: r"_log_softmax|nll_loss|cross_entropy|logsumexp",
     ATTENTION: r"attention|_flash|_efficient|_softmax",
-    COMPILED: r"Torch-Compiled Region|CompiledFunction|triton_|cpp_fused|graph_",
+    COMPILED: r"Torch-Compiled Region|CompiledFxGraph|CompiledFunction|triton_|cpp_fused|graph_",
     COPIES: r"copy_|_to_copy|clone|contiguous|Memcpy",
     PRODUCTS: r"mm$|matmul|linear|convolution",
 }
@@ -62,8 +62,8 @@ class Summary:
     def _cure(self, settings: Settings, device: Device) -> list[str]:
         """For the largest part that an option can make smaller."""
         cures = _cures(settings, device)
-        for kind in self.seconds:
-            if kind in cures:
+        for kind, seconds in self.seconds.items():
+            if kind in cures and seconds >= SHARE_WORTH_MENDING * self.step_seconds:
                 return [f"the largest that an option reduces: {kind}; {cures[kind]}"]
         return ["no option would make this much faster: the model's own work is what it takes"]
 

@@ -61,7 +61,8 @@ def checked_loss(recipe: Recipe, model: PreTrainedModel, context: RunContext) ->
     """
     from toolkit.training.loss import StepLoss
 
-    step_loss, name = StepLoss(model, context.task, None, name="", in_evaluation=True), ""
+    on_gpu = context.device.kind == "cuda"
+    step_loss, name = StepLoss(model, context.task, None, name="", in_evaluation=True, on_gpu=on_gpu), ""
     for part in _overriding(recipe, "loss"):
         with refusals_placed(recipe, part.path):
             if not (loss := part.plugin.loss(model, context)):
@@ -69,7 +70,7 @@ def checked_loss(recipe: Recipe, model: PreTrainedModel, context: RunContext) ->
             if name:
                 raise OptionError(f"{name} sets the loss, too; remove one of the two")
             name, is_exact = part.name, part.plugin.fidelity == "exact"
-            step_loss = StepLoss(model, context.task, loss, name=name, in_evaluation=is_exact)
+            step_loss = StepLoss(model, context.task, loss, name=name, in_evaluation=is_exact, on_gpu=on_gpu)
     return step_loss
 
 

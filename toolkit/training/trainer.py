@@ -1,9 +1,9 @@
 """The Hugging Face Trainer with what this toolkit promises: atomic checkpoints, exact resume, exact running sums.
 
 Overridden here are what a save consists of, how a step is repeated after running out of memory, and which optimizer
-takes it; in `undisturbed_training`, evaluation and callbacks. docs/architecture.md lists the private methods of the
-Trainer that are overridden or called, with the reasons; they are secured by the version range in pyproject.toml and by
-tests/unit/training/test_trainer.py.
+takes it; in `guarded_trainer`, when the loss guard judges; in `undisturbed_training`, evaluation and callbacks.
+docs/architecture.md lists the private methods of the Trainer that are overridden or called, with the reasons; they are
+secured by the version range in pyproject.toml and by tests/unit/training/test_trainer.py.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ from toolkit.storage.records import TrainingState, read_record
 from toolkit.system import distributed
 from toolkit.system.signals import StopRequest
 from toolkit.training.checkpoint_weights import save_weights
+from toolkit.training.guarded_trainer import GuardedTrainer
 from toolkit.training.hf_optimizer import build_named
 from toolkit.training.loss_guard import LossGuard, named_state
-from toolkit.training.optimizer_in_backward import OptimizerInBackward
-from toolkit.training.optimizer_state import load_with_new_settings
+from toolkit.training.optimizer_state import write_unsharded
+from toolkit.training.sharded_trainer import own_state
 from toolkit.training.status import TrainingStatus
-from toolkit.training.undisturbed_training import UndisturbedTrainer
+from toolkit.training.values_unread import ValuesUnread
 from toolkit.training.weight_average import AveragingOptimizer
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from toolkit.training.components import Components
 
 
-class RecipeTrainer(UndisturbedTrainer):
+class RecipeTrainer(GuardedTrainer):
     """A Trainer whose checkpoints are atomic, and whose steps are repeated in smaller pieces if memory runs out."""
 
     def __init__(
@@ -68,6 +69,9 @@ class RecipeTrainer(UndisturbedTrainer):
     ) -> None:
         """With `with_new_settings`, an optimizer is loaded without the settings that it was saved with."""
         super().__init__(
+            guard=guard,
+            settings=resolved.training,
+            with_new_settings=with_new_settings,
             task=context.task,
             retry=retry,
             progress=context.progress,
@@ -78,7 +82,7 @@ class RecipeTrainer(UndisturbedTrainer):
             train_dataset=components.data.train,
             eval_dataset=components.data.validation,
             processing_class=components.tokenizer,
-            data_collator=IndexedCollator(components.objective.collator(components.tokenizer)),
+            data_collator=IndexedCollator(components.objective, components.tokenizer),
             compute_loss_func=components.loss,
             callbacks=callbacks,
         )
@@ -86,12 +90,8 @@ class RecipeTrainer(UndisturbedTrainer):
         self.remove_callback(PrinterCallback)  # the listener shows the logs
         self.components = components
         self.context = context
-        self.settings = resolved.training
         self.optimizer_plugin: Optimizer = resolved.recipe.optimizer.plugin
-        self.released: OptimizerInBackward | None = None
-        self.guard = guard
         self.saver = saver
-        self.with_new_settings = with_new_settings
         self._step: RepeatableStep
         self._snapshot = HostCopy()
 
@@ -101,10 +101,8 @@ class RecipeTrainer(UndisturbedTrainer):
             plain = self.components.wrap_optimizer(self._new_optimizer())
             if self.settings.ema_width is not None:
                 plain = AveragingOptimizer(plain, width=self.settings.ema_width)
-            if self.settings.release_gradients:
-                self.released = OptimizerInBackward(self.components.model, plain, check=self._check_gradient)
             self.optimizer = RetryingOptimizer(
-                plain,
+                self.guarded(plain, self.components.model, in_backward=self.settings.release_gradients),
                 self.accelerator,
                 passes_again=self._passes_again,
                 half_moved=lambda: self.retry.end(
@@ -129,16 +127,16 @@ class RecipeTrainer(UndisturbedTrainer):
             run=self.context,
         )
 
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Compute the loss; a loss of hidden states takes over the work of the model's head."""
         loss: Any
-        with self.components.loss.head_withheld():
-            loss = super().compute_loss(*args, **kwargs)
-        if self.released and isinstance(loss, torch.Tensor) and self.components.model.training:  # before backward steps
-            self.released.left_out = self.guard.judge(
-                step=self.state.global_step + 1, loss_sum=self._tr_loss + loss.detach(), norm=None
-            )
+        with self.components.loss.head_withheld(), self._values_unread.of(inputs):
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
         return loss
+
+    @cached_property
+    def _values_unread(self) -> ValuesUnread:
+        return ValuesUnread(self.components.model)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """Fetch the micro-batches of the next step, and tell the guard which blocks are in them."""
@@ -175,25 +173,15 @@ class RecipeTrainer(UndisturbedTrainer):
         prepared: dict[str, Any] = super()._prepare_inputs(inputs)
         return prepared
 
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Let the guard judge the step before the optimizer takes it."""
-        if self.released:  # judged in compute_loss, and stepped in backward
-            return self.released.norm()
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if self.guard.judge(step=self.state.global_step + 1, loss_sum=self._tr_loss, norm=norm):
-            model.zero_grad(set_to_none=True)  # an optimizer skips parameters without a gradient
-        return norm
-
-    def _check_gradient(self, norm: torch.Tensor) -> None:
-        self.guard.check_gradient(step=self.state.global_step + 1, norm=norm)
-
     # Saving: what a checkpoint consists of; the saver decides where and when, and commits it.
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.guard.settle()
         last = self.control.should_training_stop
         if last or not self.saver.in_background:
             self.progress("saving")
         self.store_flos()
+        self.reshard()
         if self.settings.ema_width is not None:
             cast(Any, self.optimizer).eval()  # a checkpoint's weights are those that are evaluated and exported
         self.saver.save(self.state.global_step, self._content, last=last)
@@ -203,7 +191,8 @@ class RecipeTrainer(UndisturbedTrainer):
         check = self.guard.state_check(self.state.global_step)
         model, optimizer = self.components.model, cast(Any, self.optimizer)
         now: list[Write] = [lambda folder: self._save_rng_state(str(folder))]
-        later: list[Write] = []
+        together, later = self._writes_of_shards(check), list[Write]()
+        whole = self.finished_model() if self.sharded else model
         if self.args.should_save:
             # The Trainer's own save writes names that it does not find again (`toolkit.training.checkpoint_weights`).
             weights = self._snapshot.of_model(model) if copied else None
@@ -216,17 +205,24 @@ class RecipeTrainer(UndisturbedTrainer):
                 self._write_trainer_state,
             ]
             later = [
-                lambda folder: check(weights.items() if weights else model.named_parameters()),
-                lambda folder: save_weights(model, folder, weights),
+                lambda folder: check(weights.items() if weights else whole.named_parameters()),
+                lambda folder: save_weights(whole, folder, weights),
                 # Two threads must not use the tokenizer at once; it does not change, so its files are cached.
                 lambda folder: [Path(folder, name).write_bytes(content) for name, content in tokenizer_files.items()],
-                lambda folder: check(named_state(state["state"])),
-                lambda folder: torch.save(state, folder / OPTIMIZER_NAME),
             ]
+            if self.sharded:
+                now.append(lambda folder: write_unsharded(optimizer, folder))
+            else:
+                later += [
+                    lambda folder: check(named_state(state["state"])),
+                    lambda folder: torch.save(state, folder / OPTIMIZER_NAME),
+                ]
         else:
-            now += [lambda folder: check(model.named_parameters()), lambda folder: check(named_state(optimizer.state))]
+            now.append(lambda folder: check(model.named_parameters()))
+            if not self.sharded:
+                now.append(lambda folder: check(named_state(optimizer.state)))
         expected = checkpoint.expected_bytes(model, optimizer_states=self.settings.optimizer_states)
-        return Content(now, later, self.state_dict(), expected)
+        return Content(now, later, self.state_dict(), expected, together)
 
     def _write_trainer_state(self, folder: Path) -> None:
         saved: Any = self.state.stateful_callbacks
@@ -280,18 +276,9 @@ class RecipeTrainer(UndisturbedTrainer):
 
     def load_state_dict(self, state: TrainingState) -> None:
         """Restore it."""
-        own = state["of_processes"][min(self.args.process_index, len(state["of_processes"]) - 1)]
+        own = own_state(state["of_processes"], rank=self.args.process_index, processes=self.args.world_size)
         self._tr_loss = torch.tensor(float.fromhex(own["loss_sum"]), device=self.args.device)
         self._total_loss_scalar = float.fromhex(state["total_loss"])
         self._globalstep_last_logged = state["last_logged_step"]
         self.guard.load_state_dict(own["guard"])
         self.status.load_state_dict(state)
-
-    def _load_optimizer_and_scheduler(self, folder: str | None) -> None:
-        """Load both states; from another run's checkpoint, with the recipe's settings instead of the saved ones."""
-        if folder is None or not self.with_new_settings:
-            super()._load_optimizer_and_scheduler(folder)
-            return
-        optimizer: Any = self.optimizer
-        load = super()._load_optimizer_and_scheduler
-        load_with_new_settings(optimizer, self.lr_scheduler, Path(folder), load=load)

@@ -83,14 +83,20 @@ class Samples(Callback):
 
 
 def _sampler(options: Samples, run: RunContext) -> TrainerCallback:
+    from torch.distributed.fsdp import FSDPModule
     from transformers import TrainerCallback
 
     class Sampler(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             every = options.every_steps or max(1, state.max_steps // 10)
-            if state.global_step % every or not state.is_world_process_zero:
+            if state.global_step % every:
+                return
+            # A sharded model writes in all processes at once: each holds a part of the weights.
+            if not (state.is_world_process_zero or isinstance(kwargs["model"], FSDPModule)):
                 return
             text = options.sample(kwargs["model"], kwargs["processing_class"], seed=run.seed + state.global_step)
+            if not state.is_world_process_zero:
+                return
             line = json.dumps({"step": state.global_step, "prompt": options.prompt, "text": text}) + "\n"
             try:
                 with (run.folder / FILE).open("a", encoding="ascii") as file:

@@ -6,17 +6,20 @@ It does not know where documents come from; the caller's key says whether they a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from toolkit.api import entry_made
 
 if TYPE_CHECKING:
+    import numpy
     from datasets import Dataset
 
+D = TypeVar("D", bound=Sized)
+
 CHARACTERS_PER_BATCH = 1 << 24
-"""Characters held before they are written: 16 million, or one document that is longer."""
+"""Characters or ids held before they are written: 16 million, or one document that is longer."""
 DOCUMENTS_PER_BATCH = 10_000
 
 
@@ -26,13 +29,26 @@ def dataset_of(documents: Iterable[str], *, key: Iterable[object], cache: Path) 
     Raises:
         UnavailableError: the cache cannot be written.
     """
+    return _kept(lambda file: _write(documents, file), key=key, cache=cache)
+
+
+def dataset_of_tokens(documents: Iterable[numpy.ndarray[Any, Any]], *, key: Iterable[object], cache: Path) -> Dataset:
+    """The same for documents of token ids, with the column `input_ids`, uint32.
+
+    Raises:
+        UnavailableError: the cache cannot be written.
+    """
+    return _kept(lambda file: _write_tokens(documents, file), key=key, cache=cache)
+
+
+def _kept(write: Callable[[Path], None], *, key: Iterable[object], cache: Path) -> Dataset:
     from datasets import Dataset
 
     name = hashlib.sha256(repr(tuple(key)).encode("utf-8", "surrogatepass")).hexdigest()[:24]
     file = cache / "documents" / f"{name}.arrow"
     if not file.exists():
         with entry_made(file) as staging:
-            _write(documents, staging)
+            write(staging)
     return Dataset.from_file(str(file))
 
 
@@ -46,14 +62,27 @@ def _write(documents: Iterable[str], file: Path) -> None:
             writer.write_batch(pa.record_batch([pa.array(texts, pa.large_string())], schema=schema))
 
 
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    characters = 0
+def _write_tokens(documents: Iterable[numpy.ndarray[Any, Any]], file: Path) -> None:
+    import numpy
+    import pyarrow as pa
+
+    schema = pa.schema({"input_ids": pa.large_list(pa.uint32())})
+    with file.open("xb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for batch in _batches(documents):
+            offsets = numpy.cumsum([0, *map(len, batch)])
+            values = pa.array(numpy.concatenate(batch).astype("uint32"))
+            column = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), values)
+            writer.write_batch(pa.record_batch([column], schema=schema))
+
+
+def _batches(documents: Iterable[D]) -> Iterator[list[D]]:
+    batch: list[D] = []
+    length = 0
     for document in documents:
         batch.append(document)
-        characters += len(document)
-        if characters >= CHARACTERS_PER_BATCH or len(batch) >= DOCUMENTS_PER_BATCH:
+        length += len(document)
+        if length >= CHARACTERS_PER_BATCH or len(batch) >= DOCUMENTS_PER_BATCH:
             yield batch
-            batch, characters = [], 0
+            batch, length = [], 0
     if batch:
         yield batch

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import field_validator, model_validator
 
-from toolkit.api import Dataset, OptionError, Peek, RunContext, UnavailableError
+from toolkit.api import OptionError, Peek, RunContext, StreamingDataset, UnavailableError, beginning
 from toolkit_plugins.dataset.arrow import dataset_of
-from toolkit_plugins.dataset.hub_rows import first_line, readable, text_column, texts, unreadable
+from toolkit_plugins.dataset.hub_rows import end_after_readers, first_line, readable, text_column, texts, unreadable
+from toolkit_plugins.dataset.hub_stream import HubStream, hub_stream
 from toolkit_plugins.hub_downloads import shown
 from toolkit_plugins.hub_errors import choice, explained, gated, quiet, unreachable, unwritable
 from toolkit_plugins.hub_repositories import Repo, look_up
@@ -24,7 +25,7 @@ PEEKED_ROWS = 100
 """At most this many rows of a split are read to find one with text."""
 
 
-class Hub(Dataset):
+class Hub(StreamingDataset):
     """A dataset on the Hugging Face Hub: each row is a document, with its text in one column."""
 
     path: str
@@ -40,7 +41,8 @@ class Hub(Dataset):
     column: str = "text"
     """The column that holds the text."""
     streaming: bool = False
-    """Stream only the first `max_samples` rows of each split, without downloading the rest."""
+    """Read over the network, without a copy on this disk: `max_tokens` of it, or only the first `max_samples` rows of
+    each split."""
 
     @field_validator("path")
     @classmethod
@@ -54,14 +56,20 @@ class Hub(Dataset):
 
     @model_validator(mode="after")
     def _a_stream_has_an_end(self) -> Self:
-        if self.streaming and self.max_samples is None:
-            raise ValueError("streaming reads the first max_samples rows, so max_samples has to be given")
+        if self.streaming and self.max_samples is None and self.max_tokens is None:
+            raise ValueError(
+                "say how much to stream: max_tokens of a corpus (2B, say), or only its first max_samples rows"
+            )
+        if self.max_tokens is not None and not self.streaming:
+            raise ValueError("max_tokens is read as a stream, so add streaming: true")
         return self
 
     def load(self, run: RunContext) -> datasets.DatasetDict:
         """Download what is not in the cache yet, and keep only the text."""
         import datasets
 
+        if self.is_stream:
+            return beginning(self, run)
         with quiet(datasets), explained(self.path, kind="dataset", revision=self.revision):
             builder = hub_builder(self.path, name=self.name, revision=self.revision, run=run)
             if self.streaming:
@@ -73,6 +81,37 @@ class Hub(Dataset):
                 (part, text_column(_split(builder, split, available, option), self.column))
                 for part, split, option in self._splits(available)
             )
+
+    def stream(self, run: RunContext) -> HubStream:
+        """Look up the files at the newest commit, or at that of `revision`."""
+        import datasets
+
+        def split_names(available: list[str]) -> dict[str, str]:
+            for _, split, option in self._splits(available):
+                if split not in available:
+                    raise _no_split(split, available, option)
+            return {part: split for part, split, _ in self._splits(available)}
+
+        with quiet(datasets), readable(self.path), explained(self.path, kind="dataset", revision=self.revision):
+            found = hub_stream(
+                self.path,
+                self.column,
+                lambda: hub_builder(self.path, name=self.name, revision=self.revision, run=run),
+                split_names,
+                key=(self.path, self.name, self.revision, self.split, self.validation_split, self.column),
+                run=run,
+            )
+        if found.builder and self.revision != found.builder.hash:
+            run.log.info(
+                "%s is read as it is now; add revision: %s, or the run cannot be resumed once it changes on the Hub",
+                self.path,
+                found.builder.hash,
+            )
+        return found
+
+    def fingerprint(self, run: RunContext) -> str | None:
+        """The commit; None where the Hub cannot be reached."""
+        return look_up(self.path, kind="dataset", revision=self.revision).commit
 
     def peek(self, run: RunContext) -> Peek:
         """Read the first rows over the network, or from the cache if the dataset is there already."""
@@ -110,6 +149,7 @@ class Hub(Dataset):
             yield part, dataset_of(rows, key=(*source, split, self.column, self.max_samples), cache=run.cache)
 
     def _stream(self, builder: datasets.DatasetBuilder, split: str) -> Iterator[str]:
+        end_after_readers()
         yield from texts(builder.as_streaming_dataset()[split], self.column, self.max_samples)
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import lzma
 import re
+import sys
 import tarfile
+import threading
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING
 
 from toolkit.api import OptionError, UnavailableError
@@ -19,6 +24,25 @@ if TYPE_CHECKING:
     import datasets
 
 STRINGS = ("string", "large_string", "string_view")
+MOST_SECONDS_AT_EXIT = 5.0
+
+
+@cache
+def end_after_readers() -> None:
+    """Have the interpreter end after foreign threads that still read ahead in a stream that nobody reads any more.
+
+    They read through Python's file objects, and abort a process whose interpreter ends meanwhile (`PyGILState_Release`;
+    seen once, on a loaded machine, after everything was written). Nothing that they offer stops them.
+    """
+    atexit.register(_await_readers)
+
+
+def _await_readers() -> None:
+    until, looks = time.monotonic() + MOST_SECONDS_AT_EXIT, 0
+    while looks < 3 and time.monotonic() < until:
+        pythons = {thread.ident for thread in threading.enumerate() if not isinstance(thread, threading._DummyThread)}
+        looks = 0 if sys._current_frames().keys() - pythons else looks + 1
+        time.sleep(0.03)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import sysconfig
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from toolkit.api import Dataset, Peek, RunContext, UnavailableError
 from toolkit_plugins.dataset.arrow import dataset_of
@@ -20,6 +20,7 @@ EXCLUDED_PACKAGES = frozenset({"encodings", "idlelib", "test", "tests", "turtled
 """Encoding tables that share one sentence, programs and tests: their docstrings are labels rather than prose."""
 REHEARSAL_SAMPLES = 400
 
+Section = Literal["reference", "library"]
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -33,6 +34,9 @@ class PythonDocs(Dataset):
     licenses: ClassVar[tuple[str, ...]] = ("PSF-2.0",)
     languages: ClassVar[tuple[str, ...]] = ("en",)
 
+    section: Section | None = None
+    """Only a part of it: `reference`, the topics of the language reference, or `library`, the modules and classes."""
+
     def rehearse(self) -> Self:
         """The same with a few hundred documents, enough to see that everything works."""
         return self.model_copy(update={"max_samples": min(REHEARSAL_SAMPLES, self.max_samples or REHEARSAL_SAMPLES)})
@@ -42,18 +46,22 @@ class PythonDocs(Dataset):
         from datasets import DatasetDict
 
         library = Path(sysconfig.get_path("stdlib"))
-        documents = dataset_of(_documents(library), key=("python-docs", 1, str(library), sys.version), cache=run.cache)
+        key = ("python-docs", 1, str(library), sys.version, *([self.section] if self.section else ()))
+        documents = dataset_of(_documents(library, self.section), key=key, cache=run.cache)
         return DatasetDict({"train": documents})
+
+    def fingerprint(self, run: RunContext) -> str:
+        """The version of Python, and the folder of its library."""
+        return f"{sysconfig.get_path('stdlib')} {sys.version}"
 
     def peek(self, run: RunContext) -> Peek:
         """Read the first document."""
         library = Path(sysconfig.get_path("stdlib"))
-        return Peek(
-            f"the documentation of Python {sys.version_info.major}.{sys.version_info.minor}", next(_documents(library))
-        )
+        what = f"the {self.section or 'documentation'} of Python {sys.version_info.major}.{sys.version_info.minor}"
+        return Peek(what, next(_documents(library, self.section)))
 
 
-def _documents(library: Path) -> Iterator[str]:
+def _documents(library: Path, section: Section | None) -> Iterator[str]:
     """All documents, in the order of the files' names, without repeated docstrings."""
     if not (library / "ast.py").is_file():
         raise UnavailableError(
@@ -61,8 +69,10 @@ def _documents(library: Path) -> Iterator[str]:
             f"reads them; use a Python from python.org or a package manager, or the dataset text-files"
         )
     topics = library / "pydoc_data" / "topics.py"
-    if topics.is_file():
+    if topics.is_file() and section != "library":
         yield from dict.fromkeys(_topics(topics))
+    if section == "reference":
+        return
     seen: set[str] = set()
     for source in _sources(library):
         name = ".".join(source.relative_to(library).with_suffix("").parts).removesuffix(".__init__")

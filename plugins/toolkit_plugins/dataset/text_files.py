@@ -6,11 +6,13 @@ with its file and line or byte.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import field_validator
 
@@ -37,10 +39,14 @@ class TextFiles(Dataset):
     A byte order mark in a file takes precedence over the option `encoding`.
     """
 
+    local_paths: ClassVar[tuple[str, ...]] = ("files", "validation_files", "leave_out")
+
     files: str | list[str]
     """A file, a pattern such as `texts/**/*.txt`, or a list of these, from the current directory; `~` is your home."""
     validation_files: str | list[str] | None = None
     """Files to evaluate on, in the same form; those that `files` matches too are kept out of training."""
+    leave_out: str | list[str] | None = None
+    """Files to go on without, such as damaged ones, in the same form; the run says how many there are."""
     format: Format | None = None
     """Format of the files: text, jsonl, json, csv, tsv or parquet. If not given, each file's extension decides."""
     sample_by: SampleBy = "document"
@@ -76,58 +82,67 @@ class TextFiles(Dataset):
         """Find the files and read them, sorted by path."""
         from datasets import DatasetDict
 
+        if left_out := self._left_out():
+            run.log.info("Left out, as the option leave_out says: %s file(s).", f"{len(left_out):,}")
         return DatasetDict({part: self._read(files, option, run) for part, files, option in self._parts()})
+
+    def fingerprint(self, run: RunContext) -> str:
+        """The path, size and time of each file."""
+        stats = [_stats(files, option) for _, files, option in self._parts()]
+        return hashlib.sha256(repr(stats).encode("utf-8", "surrogatepass")).hexdigest()
 
     def peek(self, run: RunContext) -> Peek:
         """Read the first documents of each file, for a thousand files at most."""
         first, sources = "", []
         for part, files, option in self._parts():
-            looked_at = files[:PEEKED_FILES]
-            beginnings = [text for file in looked_at for text in self._beginning(file, option)]
-            if not beginnings and looked_at == files:
-                raise _no_text(files, option)
+            looked_at = list(files.values())[:PEEKED_FILES]
+            beginnings = [text for file in looked_at for text in self._beginning(file, option, len(files))]
+            if not beginnings and len(looked_at) == len(files):
+                raise _no_text(looked_at, option)
             first = first or next(iter(beginnings), "")
-            some = "" if looked_at == files else f" (the first {PEEKED_FILES:,} looked at)"
+            some = "" if len(looked_at) == len(files) else f" (the first {PEEKED_FILES:,} looked at)"
             sources.append(f"{len(files):,} file{'s' * (len(files) != 1)} for {part}{some}")
+        if left_out := self._left_out():
+            sources.append(f"{len(left_out):,} left out")
         return Peek(", ".join(sources), first)
 
-    def _beginning(self, file: Path, option: str) -> list[str]:
-        with _faults_placed(file, option):
+    def _beginning(self, file: Path, option: str, among: int) -> list[str]:
+        with _faults_placed(file, option, among):
             documents = self._reader().documents(file, characters=PEEKED_CHARACTERS)
             return list(itertools.islice(documents, PEEKED_DOCUMENTS))
 
     def holds_end_tokens(self) -> bool:
         """Whether there are txt or md files, which may have no other way to mark where a document ends."""
         for _, files, option in self._parts():
-            for file in files:
-                with _faults_placed(file, option):
+            for file in files.values():
+                with _faults_placed(file, option, len(files)):
                     if format_of(file, self.format)[0] == "text":
                         return True
         return False
 
-    def _parts(self) -> list[tuple[str, list[Path], str]]:
-        """The splits, each with its files and the option that names them."""
-        held_out = found(self.validation_files, "validation_files") if self.validation_files is not None else []
-        kept_out = {file.resolve() for file in held_out}
-        files = [file for file in found(self.files, "files") if file.resolve() not in kept_out]
+    def _parts(self) -> list[tuple[str, dict[str, Path], str]]:
+        """The splits, each with its files, by their resolved paths, and the option that names them."""
+        held_out = found(self.validation_files, "validation_files") if self.validation_files is not None else {}
+        left_out = self._left_out()
+        held_out = {place: file for place, file in held_out.items() if place not in left_out}
+        files = found(self.files, "files")
+        files = {place: file for place, file in files.items() if place not in held_out and place not in left_out}
         if not files:
-            raise OptionError(
-                "every one of the files is a validation file too; nothing is left to train on", option="files"
-            )
+            why = "is a validation file too" if not left_out else "is left out or is a validation file"
+            raise OptionError(f"every one of the files {why}; nothing is left to train on", option="files")
         return [("train", files, "files"), *([("validation", held_out, "validation_files")] if held_out else [])]
+
+    def _left_out(self) -> dict[str, Path]:
+        return found(self.leave_out, "leave_out") if self.leave_out is not None else {}
 
     def _reader(self) -> FileReader:
         return FileReader(self.format, self.sample_by, self.column, self.delimiter, self.quoting, self.encoding)
 
-    def _read(self, files: list[Path], option: str, run: RunContext) -> datasets.Dataset:
+    def _read(self, files: dict[str, Path], option: str, run: RunContext) -> datasets.Dataset:
         """Read the files, or the cache if files of these paths, sizes and times have been read the same way before."""
-        stats = []
-        for file in files:
-            with _faults_placed(file, option):
-                stat = file.stat()
-                stats.append((str(file.resolve()), stat.st_size, stat.st_mtime_ns))
+        stats = _stats(files, option)
         how = (self.format, self.sample_by, self.column, self.delimiter, self.quoting, self.encoding)
-        sizes = {file: size for file, (_, size, _) in zip(files, stats, strict=True)}
+        sizes = {file: size for file, (_, size, _) in zip(files.values(), stats, strict=True)}
         return dataset_of(self._documents(sizes, option, run), key=("text-files", 2, how, stats), cache=run.cache)
 
     def _documents(self, sizes: dict[Path, int], option: str, run: RunContext) -> Iterator[str]:
@@ -139,7 +154,7 @@ class TextFiles(Dataset):
             run.progress("reading", before + within, total, unit="bytes")
 
         for file, size in sizes.items():
-            with _faults_placed(file, option):
+            with _faults_placed(file, option, len(sizes)):
                 for document in reader.documents(file, report=report):
                     empty = False
                     yield document
@@ -156,17 +171,30 @@ class TextFiles(Dataset):
             )
 
 
+def _stats(files: dict[str, Path], option: str) -> list[tuple[str, int, int]]:
+    """The path, size in bytes and time in nanoseconds of each file."""
+    stats = []
+    for place, file in files.items():
+        with _faults_placed(file, option, len(files)):
+            stat = file.stat()
+            stats.append((place, stat.st_size, stat.st_mtime_ns))
+    return stats
+
+
 def _no_text(files: list[Path], option: str) -> OptionError:
     names = ", ".join(map(str, files[:3])) + (f" and {len(files) - 3} files more" if len(files) > 3 else "")
     return OptionError(f"there is no text in {names}", option=option)
 
 
 @contextmanager
-def _faults_placed(file: Path, option: str) -> Iterator[None]:
-    """Turn a problem with a file into an error of the option that names it, or of the one that could fix it."""
+def _faults_placed(file: Path, option: str, among: int) -> Iterator[None]:
+    """Turn a problem with one of so many files into an error of the option that names it, or that could fix it."""
+    without = f"; mend it, or go on without it: leave_out: [{json.dumps(str(file), ensure_ascii=False)}]"
     try:
         yield
     except FileError as fault:
-        raise OptionError(f"{file}: {fault}", option=fault.option or option) from fault
+        cure = without * (among > 1 and not fault.option)
+        raise OptionError(f"{file}: {str(fault).rstrip('.')}{cure}", option=fault.option or option) from fault
     except OSError as error:
-        raise OptionError(f"{file}: cannot be read: {error.strerror or error}", option=option) from error
+        cure = without * (among > 1)
+        raise OptionError(f"{file}: cannot be read: {error.strerror or error}{cure}", option=option) from error

@@ -12,6 +12,7 @@ from toolkit_plugins.dataset.arrow import dataset_of
 from toolkit_plugins.dataset.hub import hub_builder, prepare, split_rows
 from toolkit_plugins.dataset.hub_rows import readable
 from toolkit_plugins.hub_errors import explained, quiet
+from toolkit_plugins.hub_repositories import look_up
 
 if TYPE_CHECKING:
     import datasets
@@ -57,6 +58,10 @@ class WikiText(Dataset):
                     for split in lines
                 }
             )
+
+    def fingerprint(self, run: RunContext) -> str | None:
+        """The commit; None where the Hub cannot be reached."""
+        return look_up(self.path, kind="dataset", revision=self.revision).commit
 
     def peek(self, run: RunContext) -> Peek:
         """Read the first article over the network, or from the cache if the dataset is there already."""

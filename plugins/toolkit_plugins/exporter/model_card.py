@@ -52,7 +52,7 @@ class CardedExporter(Exporter):
             base: the published model that it was trained from.
             loading: Python that loads it, if not the usual lines; with REPOSITORY for the folder.
         """
-        licenses = [self.license] if self.license else [] if base else list(results.licenses)
+        licenses = [self.license] if self.license else [] if base else _of_the_documents(results)
         languages = [self.language] if isinstance(self.language, str) else list(self.language or results.languages)
         auto = "AutoModelForCausalLM" if run.task == "causal-lm" else "AutoModelForMaskedLM"
         code = loading or (
@@ -102,6 +102,12 @@ class CardedExporter(Exporter):
         return data.to_yaml()
 
 
+def _of_the_documents(results: Results) -> list[str]:
+    """The licences of the documents; of sources with different ones, all that apply together, in one expression."""
+    first = {licenses[0] for licenses in results.source_licenses.values() if licenses}
+    return [" AND ".join(sorted(first))] if results.licenses and len(first) > 1 else list(results.licenses)
+
+
 def as_uploaded(card: str, repository: str) -> str:
     """The card with code that loads the model from a repository on the Hub."""
     return card.replace(f'"{REPOSITORY}"', json.dumps(repository))
@@ -129,6 +135,11 @@ def _counted(data: Mapping[str, Any]) -> Iterator[str]:
         if split := data.get(name):
             counts = (f"{split[what]:,} {what}" for what in ("documents", "tokens") if what in split)
             yield f"* {words}: {', '.join(counts)}"
+    if filters := data.get("filters"):
+        dropped = sum(one["dropped_documents"] for one in filters)
+        yield f"* filters: {', '.join(one['name'] for one in filters)}; they dropped {dropped:,} documents"
+    for name, source in data.get("mixture", {}).get("sources", {}).items():
+        yield f"* of the source {name}: {source['tokens']:,} tokens seen, {source['passes']:.3g} passes"
     if "vocabulary_size" in data:
         yield f"* vocabulary: {data['vocabulary_size']:,} tokens"
 
@@ -139,4 +150,8 @@ def _licences(own: str | None, results: Results, base: str | None) -> Iterator[s
     if base:
         yield f"* {base}, which it was made of: see there"
     unknown = "their source names none; look it up before you pass the model on"
+    if results.source_licenses:
+        for name, licenses in results.source_licenses.items():
+            yield f"* the documents of the source {name}: {', '.join(licenses) or unknown}"
+        return
     yield f"* the documents: {', '.join(results.licenses) or unknown}"

@@ -3,16 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear
+from torch.nn.functional import cross_entropy, linear
 
-from toolkit.api import chunk_starts
+from toolkit.api import VOCABULARY_MULTIPLE, chunk_starts
 
 IGNORE_INDEX = -100
 """The label of a token that is not predicted."""
+
+
+def loss_and_slope(logits: torch.Tensor, targets: torch.Tensor, vocabulary: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The summed cross-entropy, and its gradient with respect to the logits, in their dtype.
+
+    Logits (tokens, vocabulary or more), which may be overwritten; targets (tokens, 1). What is beyond the vocabulary
+    has no probability.
+    """
+    counted = targets != IGNORE_INDEX
+    targets = targets.where(counted, 0)
+    # In place: one float32 tensor is first logits, then softmax.
+    scores = logits.float()
+    if vocabulary < scores.shape[1]:
+        scores[:, vocabulary:] = -torch.inf
+    scores -= scores.amax(-1, keepdim=True)
+    of_target = scores.gather(1, targets)
+    scores.exp_()
+    normalizer = scores.sum(-1, keepdim=True)
+    scores *= counted / normalizer
+    slope = scores.to(logits.dtype)
+    slope.scatter_add_(1, targets, -counted.to(slope.dtype))
+    return ((normalizer.log() - of_target) * counted).sum(), slope
+
+
+def add(total: torch.Tensor, part: torch.Tensor) -> None:
+    """Add to a sum in its own precision."""
+    total += part
+
+
+class Kernels(NamedTuple):
+    """What torch.compile fuses: every pass over the logits, and the sum of the head's gradients."""
+
+    loss_and_slope: Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
+    add: Callable[[torch.Tensor, torch.Tensor], None]
+
+
+KERNELS = Kernels(loss_and_slope, add)
+
+
+def compiled_kernels() -> Kernels:
+    """The same, compiled when they are first called."""
+    return Kernels(torch.compile(loss_and_slope, dynamic=False), torch.compile(add, dynamic=False))
 
 
 class ChunkedCrossEntropy:
@@ -27,20 +69,33 @@ class ChunkedCrossEntropy:
     and with its default chunks it takes as much memory as the plain loss for one sequence of 1024 tokens.
     """
 
-    def __init__(self, head: torch.nn.Linear, *, chunk_size: int, dtype: torch.dtype | None) -> None:
-        """`dtype` is that of the matrix products, if not the weights' own."""
+    def __init__(
+        self,
+        head: torch.nn.Linear,
+        *,
+        chunk_size: int,
+        dtype: torch.dtype | None,
+        on_gpu: bool = False,
+        compiled: bool = False,
+    ) -> None:
+        """`dtype` is that of the matrix products, if not the weights' own.
+
+        The weights are copied for products in another type, so that rows beyond the vocabulary cost nothing; `on_gpu`
+        they are worth a copy in every case.
+        """
         self.head = head
         self.chunk_size = chunk_size
-        self.dtype = dtype
+        self.dtype = dtype or head.weight.dtype
+        self.rows_beyond = -len(head.weight) % VOCABULARY_MULTIPLE if on_gpu or self.dtype != head.weight.dtype else 0
+        self.kernels = compiled_kernels() if compiled else KERNELS
 
     def __call__(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The summed loss of the hidden states."""
         tensors = [inputs.reshape(-1, inputs.shape[-1]), self.head.weight, self.head.bias]
         if not torch.is_grad_enabled():
             tensors = [tensor if tensor is None else tensor.detach() for tensor in tensors]
-        dtype = self.dtype or self.head.weight.dtype
         apply: Callable[..., torch.Tensor] = _SummedCrossEntropy.apply
-        return apply(*tensors, targets.reshape(-1), self.chunk_size, dtype)
+        return apply(*tensors, targets.reshape(-1), self.chunk_size, self.dtype, self.rows_beyond, self.kernels)
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -58,45 +113,52 @@ class _SummedCrossEntropy(torch.autograd.Function):
         targets: torch.Tensor,
         chunk_size: int,
         dtype: torch.dtype,
+        rows_beyond: int,
+        kernels: Kernels,
     ) -> torch.Tensor:
+        vocabulary = len(weight)
+        matrix = _filled_up(weight, rows_beyond, dtype)
+        shift = None if bias is None else _filled_up(bias, rows_beyond, dtype)
         of_hidden, of_weight, of_bias = (
-            torch.zeros_like(tensor) if tensor is not None and needed else None
-            for tensor, needed in zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
+            torch.zeros_like(used, dtype=tensor.dtype) if tensor is not None and used is not None and needed else None
+            for tensor, used, needed in zip(
+                (hidden, weight, bias), (hidden, matrix, shift), ctx.needs_input_grad[:3], strict=True
+            )
         )
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        matrix, shift = weight.to(dtype), None if bias is None else bias.to(dtype)
         for start in chunk_starts(len(hidden), chunk_size):
             rows = hidden[start : start + chunk_size].to(dtype)
-            target = targets[start : start + chunk_size, None]
-            counted = target != IGNORE_INDEX
-            target = target.where(counted, 0)
-            # In place from here on: one (chunk, vocabulary) tensor is first logits, then softmax, then gradient.
-            logits = linear(rows, matrix, shift).float()
-            logits -= logits.amax(-1, keepdim=True)
-            of_target = logits.gather(1, target)
-            logits.exp_()
-            normalizer = logits.sum(-1, keepdim=True)
-            total += ((normalizer.log() - of_target) * counted).sum()
+            target = targets[start : start + chunk_size]
+            logits = linear(rows, matrix, shift)
             if of_hidden is None and of_weight is None and of_bias is None:
+                total += cross_entropy(logits[:, :vocabulary].float(), target, reduction="sum")
                 continue
-            logits /= normalizer
-            logits.scatter_add_(1, target, torch.full_like(of_target, -1.0))
-            logits *= counted
-            slope = logits.to(dtype)
+            loss, slope = kernels.loss_and_slope(logits, target[:, None], vocabulary)
+            total += loss
             if of_hidden is not None:
                 of_hidden[start : start + chunk_size] = slope @ matrix
             if of_weight is not None and of_weight.dtype == dtype:
                 of_weight.addmm_(slope.T, rows)
             elif of_weight is not None:
-                of_weight += slope.T @ rows
+                kernels.add(of_weight, slope.T @ rows)
             if of_bias is not None:
                 of_bias += slope.sum(0)
         # Not through save_for_backward: these are gradients already, and no saved-tensor hook should offload them.
-        ctx.gradients = (of_hidden, of_weight, of_bias)
+        ctx.gradients = (of_hidden, *(each if each is None else each[:vocabulary] for each in (of_weight, of_bias)))
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None  # so that autograd may keep them as .grad, without a copy
-        return (*(None if gradient is None else gradient.mul_(outer) for gradient in gradients), None, None, None)
+        scaled = (None if gradient is None else gradient.mul_(outer) for gradient in gradients)
+        return (*scaled, None, None, None, None, None)
+
+
+def _filled_up(tensor: torch.Tensor, rows: int, dtype: torch.dtype) -> torch.Tensor:
+    """The tensor in this type, with so many rows of zeros after its own."""
+    if not rows:
+        return tensor.to(dtype)
+    filled = tensor.new_zeros((len(tensor) + rows, *tensor.shape[1:]), dtype=dtype)
+    filled[: len(tensor)] = tensor
+    return filled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field
@@ -25,7 +26,7 @@ class ChunkedLoss(Strategy):
     claims: ClassVar[frozenset[Claim]] = frozenset({"logits"})
     fidelity: ClassVar[Fidelity] = "exact"
 
-    tokens: int = Field(default=256, ge=1)
+    tokens: int = Field(default=512, ge=1)
     """Tokens per chunk; only their logits are held at a time. Each chunk costs a pass over the head's gradient."""
 
     @classmethod
@@ -41,4 +42,6 @@ class ChunkedLoss(Strategy):
 
         dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[run.precision]
         head: Any = model.get_output_embeddings()
-        return Loss(ChunkedCrossEntropy(head, chunk_size=self.tokens, dtype=dtype), inputs="hidden_states")
+        on_gpu = run.device.kind == "cuda"
+        of_chunks = partial(ChunkedCrossEntropy, head, chunk_size=self.tokens, dtype=dtype, on_gpu=on_gpu)
+        return Loss(of_chunks(), inputs="hidden_states", compiled=partial(of_chunks, compiled=True))

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from pydantic import Field, PrivateAttr
 
@@ -54,6 +54,8 @@ class PretrainedModel(Model):
     Weights are read from safetensors only, and no code of the repository is run. Of a multimodal model, only the
     language model is kept and trained.
     """
+
+    local_paths: ClassVar[tuple[str, ...]] = ("path",)
 
     path: str
     """Repository on the Hub (openai-community/gpt2), or a local folder."""

@@ -6,7 +6,8 @@ to 60 times as long as float32, and it assumes that every matrix is (out, in), w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 from math import sqrt
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Jordan's coefficients: steep at zero, so that five iterations bring all singular values to between 0.7 and 1.2."""
+BATCHED_ELEMENTS = 2**25
+"""On a GPU, so many elements of alike matrices are multiplied together, 64 MB in bfloat16: of 768 x 3,072, one fills a
+third of an H100's processors; of 4,096 x 14,336, all."""
 
 
 class Muon(Optimizer):
@@ -71,8 +75,14 @@ class Muon(Optimizer):
             }
             for transposed in sorted(set(hidden.values()))
         ]
-        # bfloat16 is precise enough for the direction of an update, and twice as fast where the hardware multiplies it.
-        return _joined(muon_groups, adamw, dtype=torch.bfloat16 if run.device.bf16 else torch.float32)
+        return _joined(
+            muon_groups,
+            adamw,
+            # Precise enough for the direction of an update, and twice as fast where the hardware multiplies it.
+            dtype=torch.bfloat16 if run.device.bf16 else torch.float32,
+            # A processor is busy with one matrix, and takes a tenth longer for a batch.
+            batched_elements=BATCHED_ELEMENTS if run.device.kind == "cuda" else 0,
+        )
 
 
 def hidden_matrices(model: torch.nn.Module) -> dict[torch.nn.Parameter, bool]:
@@ -96,22 +106,86 @@ def hidden_matrices(model: torch.nn.Module) -> dict[torch.nn.Parameter, bool]:
     }
 
 
-def orthogonalized(matrix: torch.Tensor, *, steps: int, dtype: torch.dtype) -> torch.Tensor:
-    """The matrix with its singular values brought close to 1, by Newton-Schulz iteration."""
+def orthogonalized(matrices: torch.Tensor, *, steps: int, dtype: torch.dtype) -> torch.Tensor:
+    """The matrices with their singular values brought close to 1, by Newton-Schulz iteration.
+
+    Args:
+        matrices: shape (rows, columns) or (matrices, rows, columns).
+        steps: iterations.
+        dtype: of the products and the result.
+    """
+    import torch
+
     a, b, c = NEWTON_SCHULZ
-    result: torch.Tensor = matrix.to(dtype)
-    tall = matrix.shape[0] > matrix.shape[1]
+    add_product = torch.addmm if matrices.ndim == 2 else torch.baddbmm  # the sum costs no pass over memory of its own
+    result = matrices.to(dtype)
+    tall = matrices.shape[-2] > matrices.shape[-1]
     if tall:
-        result = result.T
-    result = result / result.norm().clamp(min=1e-7)  # the iteration converges for spectral norms up to 1
+        result = result.mT
+    # The iteration converges for spectral norms up to 1.
+    result = result / torch.linalg.matrix_norm(result, keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
-        gram = result @ result.T
-        result = a * result + (b * gram + c * gram @ gram) @ result
-    return result.T if tall else result
+        gram = result @ result.mT
+        polynomial = add_product(gram, gram, gram, beta=b, alpha=c)
+        result = add_product(result, polynomial, result, beta=a)
+    return result.mT if tall else result
+
+
+def batches_of(matrices: Iterable[torch.Tensor], *, elements: int) -> Iterator[list[torch.Tensor]]:
+    """The matrices in batches of one shape and type, of at most so many elements; a larger matrix is one alone."""
+
+    def kind(matrix: torch.Tensor) -> tuple[Any, ...]:
+        return tuple(matrix.shape), str(matrix.dtype), str(matrix.device)
+
+    for _, grouped in groupby(sorted(matrices, key=kind), kind):
+        alike = list(grouped)
+        number = max(1, elements // alike[0].numel())
+        yield from (alike[start : start + number] for start in range(0, len(alike), number))
+
+
+def local_parts(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """What this process holds of each tensor, in the same memory: its shard, or all of one that is not sharded."""
+    from torch.distributed.tensor import DTensor
+
+    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+
+
+def whole_tensors(parts: Iterable[torch.Tensor], matrices: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """The whole of each tensor of which the processes hold parts, as they hold those of the matrices.
+
+    Every process orthogonalizes all of the matrices, as without shards: that needs the whole matrix.
+    """
+    from torch.distributed.tensor import DTensor
+
+    return [
+        DTensor.from_local(
+            part,
+            matrix.device_mesh,
+            matrix.placements,
+            run_check=False,
+            shape=matrix.shape,
+            stride=matrix.stride(),
+        ).full_tensor()
+        if isinstance(matrix, DTensor)
+        else part
+        for part, matrix in zip(parts, matrices, strict=True)
+    ]
+
+
+def own_shards(tensors: Iterable[torch.Tensor], matrices: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Return this process's part of each whole tensor, sharded as the matrices are."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    return [
+        distribute_tensor(tensor, matrix.device_mesh, matrix.placements, src_data_rank=None).to_local()
+        if isinstance(matrix, DTensor)
+        else tensor
+        for tensor, matrix in zip(tensors, matrices, strict=True)
+    ]
 
 
 def _joined(
-    muon_groups: list[dict[str, Any]], adamw: torch.optim.AdamW | None, *, dtype: torch.dtype
+    muon_groups: list[dict[str, Any]], adamw: torch.optim.AdamW | None, *, dtype: torch.dtype, batched_elements: int
 ) -> torch.optim.Optimizer:
     """One optimizer for the Trainer, the schedule and the checkpoint: it holds all parameter groups and all state."""
     import torch
@@ -137,18 +211,28 @@ def _joined(
             return loss
 
         def _muon_step(self, group: dict[str, Any]) -> None:
-            for matrix in group["params"]:
-                if matrix.grad is None:
-                    continue
+            trained = (matrix for matrix in group["params"] if matrix.grad is not None)
+            for matrices in batches_of(trained, elements=batched_elements):
+                self._step_together(matrices, group)
+
+        def _step_together(self, matrices: list[torch.Tensor], group: dict[str, Any]) -> None:
+            gradients = [gradient for matrix in matrices if (gradient := matrix.grad) is not None]
+            for matrix, gradient in zip(matrices, gradients, strict=True):
                 if "momentum_buffer" not in self.state[matrix]:
-                    self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix.grad)
-                mean = self.state[matrix]["momentum_buffer"]
-                mean.lerp_(matrix.grad, 1 - group["momentum"])
-                ahead = matrix.grad.lerp(mean, group["momentum"]) if group["nesterov"] else mean
-                direction = orthogonalized(ahead, steps=group["ns_steps"], dtype=dtype)
-                # Scaled so that a map from `before` to `after` features moves its outputs as much as a square one.
-                before, after = matrix.shape if group["transposed"] else reversed(matrix.shape)
-                matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                matrix.add_(direction, alpha=-group["lr"] * sqrt(max(1.0, after / before)))
+                    self.state[matrix]["momentum_buffer"] = torch.zeros_like(gradient)
+            means = local_parts(self.state[matrix]["momentum_buffer"] for matrix in matrices)
+            gradients = local_parts(gradients)
+            torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
+            ahead = torch._foreach_lerp(gradients, means, group["momentum"]) if group["nesterov"] else means
+            ahead = whole_tensors(ahead, matrices)
+            together = ahead[0] if len(ahead) == 1 else torch.stack(ahead)
+            found = orthogonalized(together, steps=group["ns_steps"], dtype=dtype)
+            # Several in the matrices' own type and layout: one kernel then updates them all.
+            directions = [found] if len(ahead) == 1 else found.to(together.dtype).contiguous().unbind()
+            # Scaled so that a map from `before` to `after` features moves its outputs as much as a square one.
+            before, after = matrices[0].shape if group["transposed"] else reversed(matrices[0].shape)
+            directions, weights = own_shards(directions, matrices), local_parts(matrices)
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(weights, directions, alpha=-group["lr"] * sqrt(max(1.0, after / before)))
 
     return MuonWithAdamW()

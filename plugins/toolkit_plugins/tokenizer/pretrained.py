@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -21,6 +21,8 @@ PROBE = "The quick brown fox jumps over 13 lazy dogs."
 
 class PretrainedTokenizer(Tokenizer):
     """The tokenizer of a model, from the Hub or from a folder."""
+
+    local_paths: ClassVar[tuple[str, ...]] = ("path",)
 
     path: str
     """The model's name on the Hub, OWNER/NAME, or a folder with tokenizer files."""

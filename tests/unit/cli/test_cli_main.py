@@ -37,10 +37,11 @@ def test_the_commands_are_those_of_the_documentation() -> None:
     leaves = {" ".join(path) for path, command in EVERY.items() if not isinstance(command, click.Group)}
     assert leaves == {
         *(f"recipe {name}" for name in ("list", "show", "validate", "new", "plan", "run", "verify-resume", "schema")),
-        "recipe suggest",
+        *("recipe prepare", "recipe suggest", "recipe sweep", "recipe launch"),
+        *("data inspect", "data export-tokens"),
         *(f"plugin {name}" for name in ("list", "show", "new", "check")),
         *(f"run {name}" for name in ("list", "show", "report", "verify", "export")),
-        *("generate", "evaluate", "completion"),
+        *("generate", "evaluate", "doctor", "completion"),
     }
 
 
@@ -149,21 +150,21 @@ def test_libraries_are_told_to_be_quiet_unless_the_person_said_otherwise(monkeyp
 def test_the_interrupt_key_stops_a_process(tmp_path: Path) -> None:
     """A command that takes long stops at once, quietly, with the status that a shell expects."""
     (tmp_path / "own" / "model").mkdir(parents=True)
-    (tmp_path / "own" / "model" / "slow.py").write_text("import time; print('here', flush=True); time.sleep(60)")
+    (tmp_path / "own" / "model" / "slow.py").write_text("import time; print('here', flush=True); time.sleep(300)")
     words = ["plugin", "show", "model", "slow", "--plugins", "own"]
+    # A shell starts background jobs, and so perhaps these tests, with the interrupt key ignored.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL)"
     started = subprocess.Popen(
-        [sys.executable, "-c", "from toolkit.cli.main import main; main()", *words],
+        [sys.executable, "-c", f"{heard}; from toolkit.cli.main import main; main()", *words],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell starts background jobs, and so perhaps these tests, with the interrupt key ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert started.stdout
     assert started.stdout.readline() == "here\n"
     started.send_signal(signal.SIGINT)
-    _, err = started.communicate(timeout=30)
+    _, err = started.communicate(timeout=120)
     assert (started.returncode, err) == (130, "interrupted\n")
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.command_line import RECIPE, toolkit
+from toolkit.commands import plan
+from toolkit.errors import UsageError
 from toolkit.planning.devices import KNOWN
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -38,7 +40,8 @@ def test_and_json_for_scripts() -> None:
     assert made["weights_bytes"] == 4 * made["parameters"]
 
 
-def test_what_does_not_fit_is_told_with_what_would() -> None:
+def test_what_does_not_fit_is_told_with_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toolkit.report.lines.FIRST_PHASE_SECONDS", 0.0)  # a fast machine ends the search before
     words = ("recipe", "plan", "mine.yaml", "--device", "t4", "--memory", "650MB")
     told = toolkit(*words, "--set", "model.hidden_size=1024")
     assert "no: " in told.out.partition("would fit")[0]
@@ -87,6 +90,11 @@ def test_auto_is_planned_as_what_it_chooses() -> None:
         (["--device", "t5"], "--memory 24GiB"),
         (["--memory", "much"], "--memory much: not a size; write it like 12GiB"),
         (["--memory", "0"], "--memory 0: must be more than 0"),
+        (["--price", "nan"], "'--price': nan is not a finite number"),
+        (["--price", "inf"], "'--price': inf is not a finite number"),
+        (["--network", "nan"], "'--network': nan is not a finite number"),
+        (["--device", "colab-cpu", "--network", "100"], "--network 100: the links of Colab's processor are not"),
+        (["--device", "h100", "--processes", "10000000000000"], "a plan is for 1,000,000 at most"),
         (["--processes", "3"], "3 processes with micro-batches of 2 cannot share 4 sequences"),
         (["--processes", "3", "--set", "memory=[auto]"], "3 processes with micro-batches of 1 cannot share 4"),
         (
@@ -115,3 +123,60 @@ def test_devices_are_what_their_names_say(name: str) -> None:
     assert entry.bandwidth > 1e9
     assert entry.device.kind == "cpu" or entry.device.bf16 == ("bf16" in entry.flops)  # a processor imitates it
     assert (entry.device.kind == "cuda") == (entry.device.compute_capability is not None)
+
+
+@pytest.mark.slow
+def test_many_devices_are_planned_without_one_and_priced() -> None:
+    words = ("recipe", "plan", "mine.yaml", "--device", "h100", "--processes", "16", "--price", "2.5")
+    more = ("--set", "training.global_batch_size=32", "--set", "training.micro_batch_size=2")
+    told = toolkit(*words, *more, "--strategy", "shard").out
+    for word in (
+        "on 16 x NVIDIA H100",
+        "AT THE PEAK, IN EACH PROCESS",
+        "all-gathered",
+        "reduce-scattered per step and process, on 2 hosts, state sharded over 16; ",
+        "(1 x 2 on 16)",
+        "device-hours at 2.50",
+        "shard",
+    ):
+        assert word in told, word
+    made = toolkit(*words, *more, "--gpus-per-node", "4", "--network", "10", "--json").json
+    assert (made["hosts"], made["shards"], made["communication"].keys()) == (4, 1, {"all-reduce"})
+    assert made["cost"] == pytest.approx(made["device_hours"] * 2.5) == pytest.approx(made["seconds"] / 3600 * 16 * 2.5)
+    assert 0 < made["exposed_seconds"] <= made["communication_seconds"]
+
+
+def test_processes_of_a_cpu_are_one_device_to_pay_for() -> None:
+    words = ("recipe", "plan", "mine.yaml", "--device", "colab-cpu", "--processes", "2", "--price", "3600")
+    assert "on Colab's processor, 6.80 GB for each of 2 processes" in toolkit(*words).out
+    made = toolkit(*words, "--json").json
+    assert made["cost"] == pytest.approx(made["seconds"])
+
+
+def test_shard_with_nobody_to_share_with_is_told_to_change_nothing() -> None:
+    told = toolkit("recipe", "plan", "mine.yaml", "--device", "h100", "--strategy", "shard")
+    assert "shard has no effect in one process" in told.err
+    words = ("--processes", "2", "--gpus-per-node", "1", "--strategy", "{plugin: shard, within_host: true}")
+    told = toolkit("recipe", "plan", "mine.yaml", "--device", "h100", *words)
+    assert "shard has no effect within hosts of one device" in told.err
+
+
+def test_a_plan_from_python_refuses_what_is_no_number_of_processes() -> None:
+    for words in ({"processes": 0}, {"gpus_per_node": -1}):
+        with pytest.raises(UsageError, match="must be at least 1"):
+            plan("mine.yaml", device="h100", **words)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "words"),
+    [
+        ("shards", "did you mean 'shard'?"),
+        ("{plugin: shard, within: true}", "within: "),
+        ("[shard]", "write it as --strategy NAME"),
+        ("{plugin: shard", "--strategy {plugin: shard:"),
+    ],
+)
+def test_a_strategy_that_is_none_is_refused_in_a_sentence(strategy: str, words: str) -> None:
+    told = toolkit("recipe", "plan", "mine.yaml", "--device", "t4", "--strategy", strategy, status=2).err
+    assert words in told
+    assert "Traceback" not in told

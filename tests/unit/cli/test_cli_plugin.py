@@ -78,9 +78,13 @@ def test_every_plugin_can_be_shown_and_its_example_is_a_line_of_a_recipe(kind: s
     file, _, line = account["place"].rpartition(":")
     assert Path(file).read_text().splitlines()[int(line) - 1].startswith(f"class {account['class'].split(':')[1]}(")
     assert all(option["description"] and option["type"] for option in account["options"])
-    example = parse(account["example"], "example").data
-    entry = example[next((section for section, of in LIST_SECTIONS.items() if of == kind), kind)]
-    assert (entry[0] if isinstance(entry, list) else entry)["plugin"] == name
+    if kind == "launcher":
+        assert account["example"].startswith(f"toolkit recipe launch NAME --on {name}")
+    else:
+        example = parse(account["example"], "example").data
+        sections = {of: section for section, of in LIST_SECTIONS.items()} | {"filter": "filters"}
+        entry = example[sections.get(kind, kind)]
+        assert (entry[0] if isinstance(entry, list) else entry)["plugin"] == name
     out = toolkit("plugin", "show", kind, name).out
     assert account["example"] in out
     assert all(option["name"] in out for option in account["options"])

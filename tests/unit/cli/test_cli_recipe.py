@@ -112,7 +112,8 @@ def test_schema_knows_every_section_plugin_and_option() -> None:
         assert [entry["$ref"] for entry in objects] == [f"#/$defs/{kind}.{name}" for name in registry.names(kind)]
         for name in registry.names(kind):
             definition = schema["$defs"][f"{kind}.{name}"]
-            assert definition["properties"].keys() == {"plugin", *registry.load(kind, name).model_fields}
+            shared = {"plugin", "filters"} if kind == "dataset" else {"plugin"}
+            assert definition["properties"].keys() == shared | registry.load(kind, name).model_fields.keys()
             assert all(option.get("description") for option in definition["properties"].values())
 
 
@@ -143,6 +144,8 @@ def test_the_schema_accepts_the_recipes_and_refuses_mistakes() -> None:
     assert not judge.is_valid(data | {"model": {"plugin": "gpt2", "hiden_size": 3}})
     assert not judge.is_valid(data | {"optimizer": "none"})
     assert not judge.is_valid(data | {"memroy": []})
+    assert judge.is_valid(data | {"dataset": data["dataset"] | {"filters": ["exact-duplicates", {"plugin": "length"}]}})
+    assert not judge.is_valid(data | {"dataset": data["dataset"] | {"filters": ["exact-duplicate"]}})
 
 
 def test_schema_goes_on_without_a_plugin_that_cannot_be_imported(here: Path) -> None:

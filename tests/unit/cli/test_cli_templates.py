@@ -18,7 +18,7 @@ from toolkit.cli.scaffold import RECIPE_LINES
 
 RECIPE = """\
 recipe: 1
-dataset: {plugin: my-dataset, documents: 200}
+dataset: {plugin: my-dataset, documents: 200, filters: [my-filter]}
 tokenizer: my-tokenizer
 model: {plugin: my-model, hidden_size: 32}
 objective: {plugin: my-objective, block_size: 64}
@@ -83,8 +83,10 @@ def test_what_is_there_is_never_overwritten(packages: Path) -> None:
 
 
 def test_every_new_plugin_keeps_its_contract_and_imports_nothing_heavy(path: str, tmp_path: Path) -> None:
-    lines = "\n".join(line.replace("$name", f"my-{kind}") for kind, line in RECIPE_LINES.items())
-    (tmp_path / "mine.yaml").write_text(f"recipe: 1\n{lines}\n")
+    lines = {kind: line.replace("$name", f"my-{kind}") for kind, line in RECIPE_LINES.items()}
+    lines["filter"] = f"  {lines['filter']}"
+    lines["dataset"] = "dataset:\n  plugin: my-dataset"
+    (tmp_path / "mine.yaml").write_text("\n".join(["recipe: 1", *lines.values(), ""]))
     probe = (
         "import atexit, sys; from toolkit.cli.main import main;"
         "atexit.register(lambda: print('torch' in sys.modules or 'transformers' in sys.modules)); main()"

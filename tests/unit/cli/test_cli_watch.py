@@ -140,7 +140,7 @@ def test_document_borders_stand_out_in_the_excerpt() -> None:
 
 
 def test_a_cache_that_was_found_is_told() -> None:
-    assert lines.told(replace(PREPARED, from_cache=True))[0] == "data, prepared by an earlier run"
+    assert lines.told(replace(PREPARED, from_cache=True))[0] == "data, from the cache"
 
 
 def test_where_training_begins() -> None:

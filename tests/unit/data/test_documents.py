@@ -13,7 +13,8 @@ from tests.tiny import resolved, texts, write_recipe
 from toolkit.api import RunContext
 from toolkit.data import documents, packing
 from toolkit.errors import OptionError, RecipeError, UnavailableError
-from toolkit.training.components import context_of, load_documents
+from toolkit.training.components import context_of
+from toolkit.training.loading import documents_of
 from toolkit_plugins.objective.causal_lm import CausalLM
 from toolkit_plugins.tokenizer.byte_bpe import ByteBPE
 
@@ -82,7 +83,8 @@ def stories(tmp_path: Path) -> Path:
 
 def loaded(recipe: Path, *overrides: str) -> DatasetDict:
     chosen = resolved(recipe, *overrides)
-    return load_documents(chosen, replace(context_of(chosen, recipe.parent), cache=recipe.parent / "cache"))
+    context = replace(context_of(chosen, recipe.parent), cache=recipe.parent / "cache")
+    return documents_of(chosen.recipe.dataset, chosen.recipe, context)[0]
 
 
 def test_text_files_are_cut_before_a_share_is_held_out(stories: Path) -> None:

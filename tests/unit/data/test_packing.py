@@ -119,7 +119,7 @@ def test_a_text_that_the_tokenizer_cannot_encode_is_told(run_context: RunContext
 def test_preparation_tells_how_far_it_is(tokenizer: Any, run_context: RunContext) -> None:
     told: list[tuple[Any, ...]] = []
 
-    def progress(phase: str, done: int, total: int | None = None, *, unit: str) -> None:
+    def progress(phase: str, done: int, total: int | None = None, *, unit: str, detail: str = "") -> None:
         told.append((phase, done, total, unit))
 
     data = DatasetDict(train=split(DOCUMENTS)["train"], validation=split(DOCUMENTS[:30])["train"])

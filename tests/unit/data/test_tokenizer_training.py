@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -37,7 +38,7 @@ def learnings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def built(run: RunContext, component: Component = BPE, documents: list[str] = DOCUMENTS) -> Any:
     data = DatasetDict(train=Dataset.from_dict({"text": documents}))
-    return tokenizer_of(component, data["train"], contents_of(data)["train"].digest, run)
+    return tokenizer_of(component, [data], contents_of(data)["train"].digest, run)
 
 
 def saved(tokenizer: Any, folder: Path) -> dict[str, bytes]:
@@ -74,13 +75,17 @@ def test_what_could_change_it_has_it_learned_again(
     assert len(learnings) == 2
 
 
+SHOWN = threading.Event()
+"""That the tokenizer is being learned was shown often enough."""
+
+
 class Slow(Tokenizer):
     """Learns for a while after it has read."""
 
     def build(self, corpus: Iterable[str], run: RunContext) -> Any:
         """Read, and then do as native code does, which calls nobody."""
         assert len(list(corpus)) == len(DOCUMENTS)
-        time.sleep(0.2)
+        assert SHOWN.wait(120)
 
 
 class Loaded(Tokenizer):
@@ -99,10 +104,14 @@ def test_learning_is_shown_and_loading_is_not_taken_for_it(
 
     def progress(phase: str, done: int, total: int | None = None, *, unit: str) -> None:
         told.append((phase, done, total, unit))
+        if told.count(learning) > 3:
+            SHOWN.set()
 
+    everything = len(DOCUMENTS) + 1
+    learning = ("training the tokenizer", everything, everything, "documents")
+    SHOWN.clear()
     run = replace(run_context, progress=progress)
     built(run, Component("loaded", Loaded(), "toolkit 1"))
     assert told == []
     built(run, Component("slow", Slow(), "toolkit 1"), ["", *DOCUMENTS])
-    everything = len(DOCUMENTS) + 1
-    assert told.count(("training the tokenizer", everything, everything, "documents")) > 3
+    assert told.count(learning) > 3

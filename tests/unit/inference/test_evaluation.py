@@ -46,7 +46,7 @@ def test_it_equals_the_plain_way_token_by_token(run: RunDirectory, stride: int |
     reached = evaluate(run, stride=stride, max_documents=3, listener=events.append)
     model, tokenizer = load_model(run)
     end, total, count = tokenizer.eos_token_id, 0.0, 0
-    texts = held_out_documents(run).select(range(3))["text"]
+    texts = held_out_documents(run)[""].select(range(3))["text"]
     for text in texts:
         document = [end, *tokenizer(text)["input_ids"], end]
         for window in windows(document, context=reached.context, stride=reached.stride):
@@ -110,7 +110,7 @@ def test_held_out_documents_without_text_cannot_be_scored(run: RunDirectory, mon
     from datasets import Dataset
 
     monkeypatch.setattr(
-        "toolkit.inference.evaluation.held_out_documents", lambda run, _: Dataset.from_dict({"text": ["", ""]})
+        "toolkit.inference.evaluation.held_out_documents", lambda run, _: {"": Dataset.from_dict({"text": ["", ""]})}
     )
     with pytest.raises(UsageError, match="hold no text to score"):
         evaluate(run, listener=UNHEARD)
@@ -123,7 +123,7 @@ def test_with_stride_one_every_token_sees_all_that_the_window_holds(run: RunDire
     reached = evaluate(run, stride=1, max_documents=2, listener=UNHEARD)
     model, tokenizer = load_model(run)
     total, end = 0.0, tokenizer.eos_token_id
-    for text in held_out_documents(run).select(range(2))["text"]:
+    for text in held_out_documents(run)[""].select(range(2))["text"]:
         document = [end, *tokenizer(text)["input_ids"], end]
         for at in range(1, len(document)):
             before = document[max(0, at - reached.context + 1) : at]

@@ -73,7 +73,7 @@ class Capping(Model):
 def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Most recipes here have one model, so that a set of strategies needs to be traced once."""
 
-    def remembered(recipe: ResolvedRecipe, *, micro_batch_size: int, accumulation: int) -> Trace:
+    def remembered(recipe: ResolvedRecipe, *, micro_batch_size: int, accumulation: int, **several: int) -> Trace:
         training = recipe.training.model_dump(exclude={"save_in_background", "micro_batch_size"})
         key = repr(
             (
@@ -81,10 +81,11 @@ def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
                 training,
                 micro_batch_size,
                 accumulation,
+                several,
             )
         )
         if key not in TRACES:
-            TRACES[key] = trace(recipe, micro_batch_size=micro_batch_size, accumulation=accumulation)
+            TRACES[key] = trace(recipe, micro_batch_size=micro_batch_size, accumulation=accumulation, **several)
         return TRACES[key]
 
     monkeypatch.setattr(fake_step, "trace", remembered)

@@ -14,10 +14,11 @@ from tests.planned import RATES, SMALL
 from tests.tiny import command, resolved, write_recipe
 from toolkit.api import Device
 from toolkit.errors import PluginError, RecipeError
+from toolkit.planning.devices import known
 from toolkit.planning.fake_step import trace
 from toolkit.planning.kernels import as_on
 from toolkit.planning.plan import Plan, make_plan
-from toolkit.planning.trace import Trace
+from toolkit.planning.trace import Trace, Work
 from toolkit.recipe.batch import BatchSplit
 from toolkit.recipe.resolve import ResolvedRecipe, load, resolve
 
@@ -135,6 +136,15 @@ def test_activations_are_what_autograd_keeps(family: str, tmp_path: Path) -> Non
     assert at_the_turn(traced(recipe)) == pytest.approx(sum(storage.nbytes() for storage in kept.values()), abs=64)
 
 
+def test_a_checkpointed_forward_pass_keeps_no_16_bit_copy_of_the_weights(tmp_path: Path) -> None:
+    memory = [{"plugin": "mixed-precision", "precision": "bf16"}, "gradient-checkpointing"]
+    layers, width = 6, 128
+    model = {"plugin": "llama", "num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": 2}
+    made = traced(recipe_for(tmp_path, model=model, memory=memory), micro_batch_size=1)
+    matrices = layers * 4 * width**2  # of attention alone
+    assert made.fullest()["forward"].held["activations"] < 2 * matrices
+
+
 def at_the_turn(made: Trace) -> int:
     """Bytes of activations and logits when the first backward pass begins."""
     held = 0
@@ -191,6 +201,23 @@ def test_attention_is_counted_as_the_products_that_it_is() -> None:
     product = 2 * 2 * 4 * 64 * 64 * 16
     # Two products; on the way back the scores again, and two for each of the two.
     assert [work.flops for work in ledger._work if work.flops] == [2 * product, 5 * product]
+
+
+@pytest.mark.slow
+def test_products_in_float8_are_as_many_flops_and_keep_less(tmp_path: Path) -> None:
+    def made(strategy: str) -> Plan:
+        model = {"plugin": "llama", **SMALL, "hidden_size": 64}
+        return planned(resolve(load(str(write_recipe(tmp_path, model=model, memory=[strategy]))), known("h100").device))
+
+    float8, bf16 = made("fp8"), made("mixed-precision")
+    assert float8.flops_per_step == bf16.flops_per_step
+    assert float8.peak_bytes < bf16.peak_bytes
+
+
+def test_products_in_float8_take_as_long_as_in_bf16() -> None:
+    for dtype in ("float8_e4m3fn", "float8_e5m2", "bfloat16"):
+        second = Work("forward", dtype, flops=int(RATES.flops["bf16"]), moved_bytes=0)
+        assert RATES.seconds([(second, 1)]) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -393,8 +420,8 @@ def test_autocast_keeps_what_it_keeps_on_the_device_of_the_run(device_kind: str,
     import torch
 
     half = torch.ones(4, dtype=torch.bfloat16)
-    with as_on(device_kind, documents_masked=False), torch.autocast("cpu", torch.bfloat16):
+    with as_on(device_kind), torch.autocast("cpu", torch.bfloat16):
         assert str((half**3).dtype) == str(torch.pow(half, 3.0).dtype) == f"torch.{dtype}"
         assert torch.tanh(half).dtype == torch.bfloat16
-    with as_on(device_kind, documents_masked=False):
+    with as_on(device_kind):
         assert torch.pow(half, 3.0).dtype == torch.bfloat16

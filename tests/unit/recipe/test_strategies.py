@@ -63,6 +63,21 @@ def test_their_order_does_not_matter(folder: Path) -> None:
     assert first.training.global_batch_size == 4
 
 
+@pytest.mark.parametrize("name", ["shard", "frequent-saves"])
+def test_what_determines_no_numbers_is_not_part_of_a_runs_identity(folder: Path, name: str) -> None:
+    assert identity(resolved(folder, name)) == identity(resolved(folder))
+    assert identity(resolved(folder, "gradient-checkpointing")) != identity(resolved(folder))
+
+
+def test_shards_of_a_host_need_no_gpu_but_their_offload_does(folder: Path) -> None:
+    training = resolved(folder, {"plugin": "shard", "within_host": True}).training
+    assert (training.shard, training.shard_within_host, training.shard_cpu_offload) == (True, True, False)
+    with pytest.raises(RecipeError, match=r"shard needs a cuda device.*leave out cpu_offload"):
+        resolved(folder, {"plugin": "shard", "cpu_offload": True})
+    with pytest.raises(RecipeError, match="fp16's loss scaler knows no shards"):
+        resolved(folder, "shard", precision="fp16")
+
+
 @pytest.mark.parametrize(
     ("device", "precision", "why"),
     [(BF16_CPU, "bf16", "in hardware"), (T4, "fp16", "no bf16"), (CPU, "fp32", "would be slower")],

@@ -11,8 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.errors import UnavailableError
-from toolkit.system.cache import cache_folder, entry_made, refusals_explained, remove_abandoned, text_kept
+from toolkit.errors import OptionError, UnavailableError
+from toolkit.system.cache import (
+    cache_folder,
+    entry_made,
+    refusals_explained,
+    remove_abandoned,
+    text_kept,
+    unfinished_work,
+)
 
 MAKER = """
 import sys, pathlib
@@ -57,6 +64,24 @@ def test_a_staging_folder_without_its_lock_is_abandoned(tmp_path: Path) -> None:
     remove_abandoned(tmp_path)
     assert not (tmp_path / "tokens" / ".staging-x").exists()
     remove_abandoned(tmp_path / "nowhere")
+
+
+def test_unfinished_work_is_kept_for_who_goes_on_with_it_and_not_forever(tmp_path: Path) -> None:
+    entries = [tmp_path / "tokens" / name for name in ("usable", "old", "made")]
+    for entry in entries:
+        with contextlib.suppress(RuntimeError), unfinished_work(entry) as folder:
+            (folder / "part").write_text("done")
+            raise RuntimeError
+    usable, old, made = (entry.with_name(f".unfinished-{entry.name}") for entry in entries)
+    os.utime(old, (0, 0))
+    entries[2].mkdir()
+    remove_abandoned(tmp_path)
+    assert [folder.exists() for folder in (usable, old, made)] == [True, False, False]
+    with pytest.raises(UnavailableError, match="no room; 1 finished part of the work"), unfinished_work(entries[0]):
+        raise UnavailableError("no room")
+    with contextlib.suppress(OptionError), unfinished_work(entries[0]):
+        raise OptionError("another block size")
+    assert not usable.exists()
 
 
 def test_an_entry_is_whole_or_not_there(tmp_path: Path) -> None:

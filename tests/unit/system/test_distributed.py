@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 
 import pytest
 
 from toolkit.errors import UnavailableError
 from toolkit.system import distributed
+from toolkit.system.launchers import LAUNCHERS_VARIABLES
 
 VARIABLES = (
     *distributed.RANK_VARIABLES,
     *distributed.RENDEZVOUS_VARIABLES,
-    *distributed.OTHER_LAUNCHERS,
+    *LAUNCHERS_VARIABLES,
     "LOCAL_WORLD_SIZE",
 )
 FOUR = {"WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
@@ -68,12 +70,21 @@ def test_which_process_this_is(
         ({**FOUR, "MASTER_PORT": "65536"}, "MASTER_PORT is set to '65536', which is not a port"),
         (
             {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"},
-            "OMPI_COMM_WORLD_SIZE is set to 4: mpirun or srun has started several tasks",
+            "is set to 4, so mpirun has started several tasks, but OMPI_COMM_WORLD_LOCAL_RANK is not set",
         ),
         ({"PMI_SIZE": "2", "PMI_RANK": "1"}, "env -u PMI_SIZE -u PMI_RANK toolkit"),
-        ({"PMIX_RANK": "3"}, "PMIX_RANK is set to 3"),
-        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "4"}, "SLURM_PROCID is set to 1"),
-        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"}, "SLURM_STEP_NUM_TASKS is set to 4"),
+        ({"PMIX_RANK": "3"}, "PMIX_RANK is set to 3, so there are several tasks"),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "4"}, "SLURM_PROCID is set to 1, so there are several tasks"),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"}, "but SLURM_LOCALID is not set"),
+        (
+            {
+                "OMPI_COMM_WORLD_SIZE": "8",
+                "OMPI_COMM_WORLD_RANK": "5",
+                "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+                "OMPI_COMM_WORLD_LOCAL_SIZE": "4",
+            },
+            "set MASTER_ADDR to the host of rank 0",
+        ),
     ],
 )
 def test_an_environment_in_which_processes_cannot_meet_is_refused(
@@ -123,10 +134,23 @@ def test_the_meeting_point_is_that_of_the_environment(monkeypatch: pytest.Monkey
     assert distributed.meeting_point() == "127.0.0.1:29517"
 
 
+def test_a_launch_is_known_by_an_id_that_was_drawn_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch, FOUR)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert distributed.launch_id() is None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "0c7e")
+    first = distributed.launch_id()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert first is not None
+    assert distributed.launch_id() != first
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert distributed.launch_id() is None
+
+
 def test_one_process_alone_needs_no_process_group() -> None:
     import torch
 
-    distributed.join(on_cpu=True)
+    distributed.join(on_cpu=True, timeout=timedelta(minutes=1))
     distributed.barrier()
     assert not torch.distributed.is_initialized()
     assert distributed.gathered("its own") == ["its own"]

@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import psutil
 import pytest
 
 from toolkit.errors import InterruptedRun
-from toolkit.system.signals import DUPLICATE_SECONDS, GRACE_SECONDS, StopRequest, numbers
+from toolkit.system import signals
+from toolkit.system.signals import GRACE_SECONDS, StopRequest, numbers
 
 NATIVE = "hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"
 """Minutes of C that lets other threads run and looks for no signal."""
@@ -49,11 +51,12 @@ def _ended_by_signals(running: Mapping[str, subprocess.Popen[str]]) -> None:
     for process in running.values():
         assert process.stdout is not None
         assert process.stdout.readline() == "here\n"
-    time.sleep(1)  # between the line and the native code, Python's own handler would end a command
+    for process in running.values():
+        _in_native_code(process)  # between the line and that, Python's own handler would end a command
     for process in running.values():
         process.send_signal(signal.SIGTERM)
     running, training = {name: p for name, p in running.items() if name != TRAINING}, running[TRAINING]
-    said = {name: process.communicate(timeout=60)[0] for name, process in running.items()}
+    said = {name: process.communicate(timeout=180)[0] for name, process in running.items()}
     assert said == {
         "a command": "ended: \n",
         "a run before training": "ended: stopped by SIGTERM; before training, so there was nothing to save\n",
@@ -62,10 +65,23 @@ def _ended_by_signals(running: Mapping[str, subprocess.Popen[str]]) -> None:
     time.sleep(GRACE_SECONDS)
     assert training.poll() is None  # it is given the time to end its step
     training.send_signal(signal.SIGINT)
-    assert training.communicate(timeout=60)[0] == (
+    assert training.communicate(timeout=180)[0] == (
         "ended: stopped by SIGINT; at once, because it came twice; the last checkpoint is intact\n"
     )
     assert training.returncode == 128 + signal.SIGINT
+
+
+def _in_native_code(process: subprocess.Popen[str]) -> None:
+    """Wait until it has computed for a while, as it does nowhere else."""
+    begun, end = _computed(process), time.monotonic() + 120
+    while _computed(process) < begun + 0.5:
+        assert time.monotonic() < end, "it does not compute"
+        time.sleep(0.02)
+
+
+def _computed(process: subprocess.Popen[str]) -> float:
+    seconds: float = psutil.Process(process.pid).cpu_times().user
+    return seconds
 
 
 def test_a_command_that_acts_on_the_signal_is_left_in_peace(tmp_path: Path) -> None:
@@ -73,7 +89,7 @@ def test_a_command_that_acts_on_the_signal_is_left_in_peace(tmp_path: Path) -> N
     process = started(
         f"""
     try:
-        print('here', flush=True); time.sleep(60)
+        print('here', flush=True); time.sleep(300)
     except SystemExit:
         {cleaning}
 """,
@@ -82,7 +98,7 @@ def test_a_command_that_acts_on_the_signal_is_left_in_peace(tmp_path: Path) -> N
     assert process.stdout is not None
     assert process.stdout.readline() == "here\n"
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[0] == "cleaned\n"
+    assert process.communicate(timeout=180)[0] == "cleaned\n"
     assert process.returncode == 7
 
 
@@ -100,13 +116,16 @@ def test_a_hangup_stops_a_run_and_nohup_keeps_it_from_that() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_signal_that_a_launcher_passes_on_counts_once_and_a_second_one_ends_the_run_at_once() -> None:
+def test_a_signal_that_a_launcher_passes_on_counts_once_and_a_second_one_ends_the_run_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(signals, "DUPLICATE_SECONDS", 3600.0)  # however long this process has to wait between them
     stop = StopRequest()
     with stop.handled(), stop.deferred():
         for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):  # a terminal's, and torchrun's after it
             os.kill(os.getpid(), number)
         assert stop.signal_number == signal.SIGINT
-        time.sleep(DUPLICATE_SECONDS)
+        monkeypatch.setattr(signals, "DUPLICATE_SECONDS", 0.0)  # they are over
         with pytest.raises(InterruptedRun, match="because it came twice"):
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -77,8 +77,16 @@ def folder(self):
 def export(self, model, tokenizer, folder, results, run):
     {body}
 """
+FILTER = """
+def judge(self, run):
+    seen = []
+    def judged(document):
+        {body}
+    return judged
+"""
 METHODS = {
     "dataset": DATASET,
+    "filter": FILTER,
     "tokenizer": TOKENIZER,
     "model": MODEL,
     "objective": OBJECTIVE,
@@ -90,6 +98,7 @@ METHODS = {
 
 GOOD = {
     "dataset": "return DatasetDict(train=Rows.from_dict({'text': [f'Number {n}.' for n in range(20)]}))",
+    "filter": "return document.strip() or Dropped('empty')",
     "tokenizer": "backend = Backend(models.BPE(vocab={byte: n for n, byte in enumerate(bytes_)}, merges=[]))",
     "model": "return AutoModelForCausalLM.from_config(GPT2Config(vocab_size=len(tokenizer), **sizes))",
     "objective": "",
@@ -176,6 +185,19 @@ BAD = [
         "documents: nobody reads the split test; what is held out is called validation",
     ),
     ("dataset", "return {'test': 1}", "documents: load returns a dict and not a DatasetDict"),
+    ("filter", "return None", "verdicts: it refuses: its judge returns None, and neither text nor Dropped"),
+    ("filter", "return Dropped('')", "verdicts: it drops a document without a reason"),
+    ("filter", "return 1 / 0", "verdicts: ZeroDivisionError: division by zero (bad.py, line"),
+    (
+        "filter",
+        "seen.append(document)\nreturn document if seen.count(document) < 2 else Dropped('again')",
+        "verdicts: what it says of a document depends on those before it, as for",
+    ),
+    (
+        "filter",
+        "return document if hash(document) % 2 else Dropped('even')",
+        "elsewhere: in another process it says something else",
+    ),
     ("dataset", "return 1 / 0", "documents: ZeroDivisionError: division by zero (bad.py, line"),
     (
         "tokenizer",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import Trainer
 
-from tests.tiny import train, train_in_two, write_recipe
+from tests.tiny import callback, train, train_in_two, write_recipe
 from toolkit.training.trainer import RecipeTrainer
 
 LEANED_ON = (
@@ -16,12 +16,14 @@ LEANED_ON = (
     "_prepare_inputs",
     "_issue_warnings_after_load",
     "_track_num_input_tokens",
+    "_load_from_checkpoint",
+    "_load_rng_state",
+    "_move_model_to_device",
 )
 """Overridden."""
 CALLED = {
     "_clip_grad_norm": ["model"],
-    "_load_from_checkpoint": ["folder"],
-    "_load_rng_state": ["folder"],
+    "_get_num_items_in_batch": [[], "cpu"],
     "_save_rng_state": ["folder"],
     "_save_scaler": ["folder"],
     "_wrap_model": ["model", False],
@@ -43,6 +45,28 @@ def test_it_is_the_trainers_own_with_the_parameters_that_we_take(name: str) -> N
 def test_it_takes_the_arguments_of_our_calls(name: str) -> None:
     assert getattr(RecipeTrainer, name) is getattr(Trainer, name)
     inspect.signature(getattr(Trainer, name)).bind("self", *CALLED[name])
+
+
+def test_under_autocast_neither_logits_nor_weights_are_copied(tmp_path: Path) -> None:
+    seen = tmp_path / "dtype.txt"
+    body = f"""
+def on_step_begin(self, args, state, control, model=None, **rest):
+    import pathlib, torch
+    cached = []
+    head = model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda *_: cached.append(torch.is_autocast_cache_enabled()))
+    with torch.no_grad():
+        logits = model(input_ids=torch.arange(8)[None]).logits
+    hook.remove()
+    pathlib.Path({str(seen)!r}).write_text(f"{{logits.dtype}}, cached weights: {{cached}}")
+"""
+    callback(tmp_path, "look", body)
+    train(
+        write_recipe(
+            tmp_path, plugin_paths=["plugins"], callbacks=["look"], training={"precision": "bf16", "max_steps": 1}
+        )
+    )
+    assert seen.read_text() == "torch.bfloat16, cached weights: [False]"
 
 
 def test_an_epoch_is_asked_for_with_the_keywords_that_we_read() -> None:

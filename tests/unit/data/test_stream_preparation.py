@@ -1,0 +1,169 @@
+"""The preparation of a stream: killed at any document it ends the same; what cannot be read is told."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+
+from tests.streams import sentences
+from tests.tiny import with_holes
+from toolkit.api import OptionError, RunContext, Stream, StreamingDataset, UnavailableError, UnreadableFileError
+from toolkit.data import stream_preparation
+from toolkit.data.stream_preparation import StreamToPrepare, prepare_stream
+from toolkit.data.stream_state import state_of
+from toolkit_plugins.objective.causal_lm import CausalLM
+from toolkit_plugins.objective.masked_lm import MaskedLM
+
+FILES = {f"file-{number}": sentences(number, 20) for number in range(4)}
+
+
+@dataclass
+class Files(Stream):
+    """Files in memory, of which one ends the process, or cannot be read, at a document."""
+
+    dies: tuple[str, int] | None = None
+    ends: tuple[str, int] | None = None
+    identity: str = "files"
+    files: tuple[str, ...] = tuple(FILES)
+    validation_files: tuple[str, ...] = ()
+
+    def texts(self, file: str, start: int = 0) -> Iterator[str]:
+        for row, text in enumerate(FILES[file]):
+            if self.dies == (file, row):
+                raise Killed
+            if self.ends == (file, row):
+                raise UnreadableFileError("it ends in the middle")
+            if row >= start:
+                yield text
+
+
+class Killed(BaseException):
+    """Nobody catches it."""
+
+
+class InMemory(StreamingDataset):
+    """The files above."""
+
+    def load(self, run: RunContext) -> Any:
+        raise NotImplementedError
+
+    def stream(self, run: RunContext) -> Files:
+        return Files()
+
+
+@pytest.fixture
+def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_preparation, "CHARACTERS_PER_BATCH", 500)
+    monkeypatch.setattr("toolkit.data.encoding.CHARACTERS_PER_PIECE", 100)
+
+
+def work(entry: Path, stream: Files | None = None, **options: Any) -> StreamToPrepare:
+    given = {"max_tokens": 800, "shuffle_tokens": 200, "eval_samples": 7, **options}
+    objective = given.pop("objective", CausalLM(block_size=16))
+    return StreamToPrepare(InMemory(**given), stream or Files(), with_holes(5), objective, entry, "lock")
+
+
+def content(entry: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(entry.iterdir())}
+
+
+@pytest.mark.usefixtures("_small_batches")
+@pytest.mark.parametrize("objective", [CausalLM(block_size=16), MaskedLM(block_size=16)])
+def test_killed_at_every_fifth_document_it_ends_the_same(
+    tmp_path: Path, run_context: RunContext, objective: Any
+) -> None:
+    prepare_stream(work(tmp_path / "alone", objective=objective), run_context)
+    killed, deaths = tmp_path / "killed", 0
+    for file in work(killed).dataset.training_files(Files()):
+        for row in range(0, 20, 5):
+            died = work(killed, Files(dies=(file, row)), objective=objective)
+            if died.is_complete:
+                continue
+            try:
+                prepare_stream(died, run_context)
+            except Killed:
+                deaths += 1
+    prepare_stream(work(killed, objective=objective), run_context)
+    assert deaths > 5
+    assert content(killed) == content(tmp_path / "alone")
+
+
+@pytest.mark.usefixtures("_small_batches")
+def test_the_blocks_are_the_documents_in_the_order_of_the_files(tmp_path: Path, run_context: RunContext) -> None:
+    made = work(tmp_path / "made")
+    prepare_stream(made, run_context)
+    order = [text for file in made.dataset.training_files(made.stream) for text in FILES[file]]
+    tokenizer, end = made.tokenizer, made.objective.document_end(made.tokenizer)
+    line = [token for text in order[7:] for token in [*tokenizer(text)["input_ids"], *end]]
+    tokens = numpy.fromfile(tmp_path / "made" / "train.tokens", "uint16")
+    blocks = state_of(tmp_path / "made").blocks
+    assert blocks >= made.blocks == 50
+    assert tokens[: blocks * 16].tolist() == line[: blocks * 16]
+    held_out = numpy.fromfile(tmp_path / "made" / "validation.tokens", "uint16")
+    expected = [token for text in order[:7] for token in [*tokenizer(text)["input_ids"], *end]]
+    assert held_out.tolist() == expected[: len(held_out)]
+    assert len(held_out) == len(expected) // 16 * 16
+    account = state_of(tmp_path / "made").account(blocks=50, room=16, frame_tokens=0)
+    assert account.tokens == 800 + account.tokens_dropped
+    starts = numpy.fromfile(tmp_path / "made" / "train.documents", "int64").reshape(-1, 2)
+    assert starts[:, 0].tolist() == list(range(account.documents))
+
+
+@pytest.mark.usefixtures("_small_batches")
+def test_fewer_tokens_of_the_same_stream_are_there_already(tmp_path: Path, run_context: RunContext) -> None:
+    prepare_stream(work(tmp_path / "made"), run_context)
+    before = content(tmp_path / "made")
+    prepare_stream(work(tmp_path / "made", max_tokens=400), run_context)
+    after = content(tmp_path / "made")
+    assert after["train.tokens"][: 400 * 2] == before["train.tokens"][: 400 * 2]
+    assert work(tmp_path / "made").is_complete
+    assert work(tmp_path / "made", max_tokens=400).is_complete
+
+
+@pytest.mark.usefixtures("_small_batches")
+def test_a_file_that_cannot_be_read_stops_it_or_is_left_out(
+    tmp_path: Path, run_context: RunContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "toolkit")
+    second = work(tmp_path).dataset.training_files(Files())[1]
+    broken = Files(ends=(second, 2))
+    with pytest.raises(OptionError, match=f"{second} cannot be read: it ends in the middle.*skip") as refused:
+        prepare_stream(work(tmp_path / "made", broken), run_context)
+    assert refused.value.option == "unreadable_files"
+    done = state_of(tmp_path / "made")
+    assert done.blocks > 0
+    prepare_stream(work(tmp_path / "made", broken, unreadable_files="skip"), run_context)
+    assert state_of(tmp_path / "made").left_out == [{"file": second, "reason": "it ends in the middle"}]
+    assert f"{second} cannot be read, and is left out from there on" in caplog.text
+    prepare_stream(work(tmp_path / "at once", broken, unreadable_files="skip"), run_context)
+    assert content(tmp_path / "made") == content(tmp_path / "at once")
+
+
+def test_a_stream_that_ends_too_early_says_what_it_has(tmp_path: Path, run_context: RunContext) -> None:
+    with pytest.raises(OptionError, match=r"the 4 files of the dataset give [0-9,]+ tokens, and no more") as refused:
+        prepare_stream(work(tmp_path / "made", max_tokens=100_000), run_context)
+    assert refused.value.option == "max_tokens"
+    most = int(str(refused.value).partition("set max_tokens: ")[2].split()[0])
+    prepare_stream(work(tmp_path / "made", max_tokens=most), run_context)
+    assert json.loads((tmp_path / "made" / f"state-{most // 16}.json").read_text())["blocks"] == most // 16
+
+
+def test_a_disk_without_room_is_told_before_the_work(
+    tmp_path: Path, run_context: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_preparation, "free_bytes", lambda folder: 1000.0)
+    with pytest.raises(UnavailableError, match=r"the tokens take .* more"):
+        prepare_stream(work(tmp_path / "made"), run_context)
+
+
+def test_tokens_for_less_than_a_block_are_refused(tmp_path: Path) -> None:
+    too_small = replace(work(tmp_path), dataset=InMemory(max_tokens=10))
+    with pytest.raises(OptionError, match="fewer than one block"):
+        assert too_small.blocks
