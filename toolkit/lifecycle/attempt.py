@@ -29,7 +29,7 @@ from toolkit.system import distributed
 from toolkit.system.disk import check_disk, seconds_to_write
 from toolkit.system.files import read_json
 from toolkit.system.host_memory import peak_bytes
-from toolkit.system.signals import StopRequest
+from toolkit.system.signals import Interrupt, StopRequest
 from toolkit.training.components import Components, assemble, context_of
 from toolkit.training.intervals import Intervals
 from toolkit.training.refusals import refusals_placed
@@ -263,7 +263,7 @@ class Attempt:
                 precision=self.resolved.training.precision,
             )
         )
-        with self.stop.deferred(), libraries_quiet(), trainer.saver.finished(unless=InterruptedRun):
+        with self.stop.deferred(), libraries_quiet(), trainer.saver.finished(unless=(Interrupt, InterruptedRun)):
             try:
                 trainer.train(resume_from_checkpoint=str(start.folder) if start.folder else None)
             except UnpicklingError as error:  # weights_only=True, whose own message is long

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from toolkit.errors import InterruptedRun, LostProcessError, OutOfMemoryError, ToolkitError
+from toolkit.errors import LostProcessError, OutOfMemoryError, ToolkitError
 from toolkit.memory.limits import remember_out_of_memory
 from toolkit.storage.run_directory import RunDirectory
 from toolkit.system import distributed
@@ -21,7 +21,7 @@ def noted(run: RunDirectory, stop: StopRequest) -> Iterator[None]:
         BaseException: whatever ended it.
     """
     try:
-        with at_forced_end(lambda reason: _note_end(run, "interrupted", reason)):
+        with at_forced_end(lambda reason: _note_end(run, "interrupted", reason)), stop.never_swallowed():
             yield
     except BaseException as error:
         has_lost_one = distributed.have_lost_one(error)
@@ -29,8 +29,6 @@ def noted(run: RunDirectory, stop: StopRequest) -> Iterator[None]:
             remember_out_of_memory(run, error)
         how = "interrupted" if stop.signal_number is not None else "failed"
         _note_end(run, how, _first_line(error), lost_a_process=has_lost_one)
-        if stop.raised and not isinstance(error, InterruptedRun):
-            raise stop.raised from error  # a library wrapped it in its own: "Can't load tokenizer", say
         if has_lost_one:
             raise LostProcessError(
                 f"another process of this run has ended or cannot be reached; if its output does not say why, "

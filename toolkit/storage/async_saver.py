@@ -140,8 +140,8 @@ class AsyncSaver:
             self._failed(error)
 
     @contextlib.contextmanager
-    def finished(self, *, unless: type[BaseException]) -> Iterator[None]:
-        """Wait for the save in flight when training ends, even by an error; but not by an error of type `unless`."""
+    def finished(self, *, unless: tuple[type[BaseException], ...]) -> Iterator[None]:
+        """Wait for the save in flight when training ends, even by an error; but not by one of the types `unless`."""
         try:
             yield
         except unless:

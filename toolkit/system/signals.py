@@ -8,6 +8,11 @@ Python runs a signal handler between two bytecode instructions, and so not while
 native code: training a tokenizer, waiting for other processes. A command therefore has a watcher thread that learns of
 each signal through the wakeup fd of the interpreter's C handler, and ends the process if the main thread does not act
 (`ending_the_process`).
+
+What a handler raises comes out of whatever line the main thread was at. It is no `Exception`, because a library would
+log that with its traceback, swallow it, or write its own state into the message (torch.compile does all three); where
+the run ends, it becomes an `InterruptedRun`. In a finalizer, Python would print it and go on: such a signal counts as
+one that the main thread did not act on.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +38,7 @@ Farewell = Callable[[str], object]
 
 
 class Interrupt(SystemExit):
-    """A signal to stop came while no run was in progress.
+    """A signal to stop came while nothing was at stake.
 
     Not a KeyboardInterrupt: before a command has started, click turns that into its own "Aborted!" with status 1.
     """
@@ -65,7 +71,7 @@ class StopRequest:
         self.save_requested = False
         """Whether SIGUSR1 came; whoever handles it resets this."""
         self.raised: InterruptedRun | None = None
-        """What the handler has raised, at whatever point the main thread was."""
+        """What tells of the `Interrupt` that the handler has raised, at whatever point the main thread was."""
         self.is_training = False
         self._trained = self._failed = False
         self._received_at = -DUPLICATE_SECONDS
@@ -84,7 +90,8 @@ class StopRequest:
         before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._receive_save)
         outer, _Process.run = _Process.run, self
         try:
-            yield self
+            with _lost_in_finalizers(), self.never_swallowed():
+                yield self
         finally:
             _Process.run = outer
             for number, handler in before.items():
@@ -92,7 +99,11 @@ class StopRequest:
 
     @contextlib.contextmanager
     def never_swallowed(self) -> Iterator[None]:
-        """Raise what the handler raised, even if a library swallowed it or wrapped it ("Couldn't swap bias", say)."""
+        """Tell of the `Interrupt` that the handler raised, even if a library swallowed or wrapped it.
+
+        Raises:
+            InterruptedRun: a signal came while the run did not train, or a second time.
+        """
         try:
             yield
         except BaseException as error:
@@ -142,7 +153,25 @@ class StopRequest:
         if self.is_training and first:
             return
         self.raised = self.error_at_once(number)
-        raise self.raised
+        raise Interrupt(number)
+
+
+@contextlib.contextmanager
+def _lost_in_finalizers() -> Iterator[None]:
+    """Leave a stop that was raised in a finalizer to the watcher thread, and print no traceback of it."""
+    outer = sys.unraisablehook
+
+    def lost(unraisable: sys.UnraisableHookArgs) -> None:
+        if isinstance(unraisable.exc_value, Interrupt):
+            _Process.acted -= 1
+        else:
+            outer(unraisable)
+
+    sys.unraisablehook = lost
+    try:
+        yield
+    finally:
+        sys.unraisablehook = outer
 
 
 @contextlib.contextmanager
@@ -175,7 +204,8 @@ def ending_the_process() -> Iterator[None]:
     watched = frozenset(before)
     threading.Thread(target=_watch, args=(reading, watched), name="signal-watch", daemon=True).start()
     try:
-        yield
+        with _lost_in_finalizers():
+            yield
     finally:
         signal.set_wakeup_fd(outer)
         os.close(writing)

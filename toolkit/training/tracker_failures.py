@@ -13,7 +13,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from toolkit.errors import ToolkitError, UnavailableError
+from toolkit.errors import UnavailableError
 
 EVENTS = tuple(name for name in vars(TrainerCallback) if name.startswith("on_"))
 LOG = logging.getLogger("toolkit")
@@ -37,8 +37,6 @@ class TolerantTracker(TrainerCallback):
             return None
         try:
             return getattr(self.tracker, event)(args, state, control, **known)
-        except ToolkitError:  # a second signal, which comes in the midst of whatever goes on
-            raise
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             if event in ("on_init_end", "on_train_begin"):

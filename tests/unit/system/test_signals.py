@@ -71,6 +71,54 @@ def _ended_by_signals(running: Mapping[str, subprocess.Popen[str]]) -> None:
     assert training.returncode == 128 + signal.SIGINT
 
 
+FINALIZER = """
+class Slow:
+    def __del__(self):
+        print("here", flush=True)
+        time.sleep(60)
+with contextlib.suppress(Exception):
+    Slow()
+    print("went on", flush=True)
+    time.sleep(60)
+    print("was not ended", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [("contextlib.nullcontext()", ""), ("StopRequest().handled()", "before training, so there was nothing to save")],
+)
+def test_a_signal_in_a_finalizer_ends_the_command_without_a_traceback(tmp_path: Path, setting: str, said: str) -> None:
+    program = PROGRAM.format(setting=f"with {setting}:{FINALIZER}".replace("\n", "\n        "))
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=180)
+    assert out.startswith("went on\nended: ")
+    assert out.endswith(f"{said}\n")
+    assert (err, process.returncode) == ("", 128 + signal.SIGTERM)
+
+
+def test_a_library_that_handles_every_exception_does_not_handle_a_stop() -> None:
+    said: list[str] = []
+
+    def compile_something() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Exception as error:
+            said.append("logged with its traceback")
+            error.args = (f"{error}; from user code:",)
+            raise
+
+    with pytest.raises(InterruptedRun, match="nothing to save") as error, StopRequest().handled():
+        compile_something()
+    assert str(error.value).endswith("nothing to save")
+    assert said == []
+
+
 def _in_native_code(process: subprocess.Popen[str]) -> None:
     """Wait until it has computed for a while, as it does nowhere else."""
     begun, end = _computed(process), time.monotonic() + 120
@@ -109,7 +157,7 @@ def test_a_hangup_stops_a_run_and_nohup_keeps_it_from_that() -> None:
             os.kill(os.getpid(), signal.SIGHUP)
         assert signal.SIGHUP not in numbers()
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        with StopRequest().handled(), pytest.raises(InterruptedRun, match="stopped by SIGHUP") as error:
+        with pytest.raises(InterruptedRun, match="stopped by SIGHUP") as error, StopRequest().handled():
             os.kill(os.getpid(), signal.SIGHUP)
         assert error.value.exit_status == 129
     finally:
@@ -121,13 +169,20 @@ def test_a_signal_that_a_launcher_passes_on_counts_once_and_a_second_one_ends_th
 ) -> None:
     monkeypatch.setattr(signals, "DUPLICATE_SECONDS", 3600.0)  # however long this process has to wait between them
     stop = StopRequest()
-    with stop.handled(), stop.deferred():
-        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):  # a terminal's, and torchrun's after it
-            os.kill(os.getpid(), number)
-        assert stop.signal_number == signal.SIGINT
-        monkeypatch.setattr(signals, "DUPLICATE_SECONDS", 0.0)  # they are over
-        with pytest.raises(InterruptedRun, match="because it came twice"):
-            os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(InterruptedRun, match="because it came twice"), stop.handled(), stop.deferred():
+        _stopped_twice(stop, monkeypatch)
+
+
+def _stopped_twice(stop: StopRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):  # a terminal's, and torchrun's after it
+        os.kill(os.getpid(), number)
+    assert stop.signal_number == signal.SIGINT
+    monkeypatch.setattr(signals, "DUPLICATE_SECONDS", 0.0)  # they are over
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def not_begun(stop: StopRequest) -> None:
+    pass
 
 
 def trained(stop: StopRequest) -> None:
@@ -152,10 +207,9 @@ def failed(stop: StopRequest) -> None:
 def test_while_a_run_does_not_train_a_signal_ends_it_at_once(
     reach: Callable[[StopRequest], None], message: str
 ) -> None:
-    with StopRequest().handled() as stop:
-        reach(stop)
-        with pytest.raises(InterruptedRun) as error:
-            os.kill(os.getpid(), signal.SIGTERM)
+    stop = StopRequest()
+    with pytest.raises(InterruptedRun) as error, stop.handled():
+        _stopped_after(reach, stop)
     assert str(error.value) == message
     assert error.value.exit_status == 128 + signal.SIGTERM
     assert stop.raised is error.value
@@ -189,24 +243,25 @@ def test_the_handlers_of_before_are_put_back() -> None:
 
 
 def _swallowing() -> None:
-    with contextlib.suppress(InterruptedRun):
+    with contextlib.suppress(SystemExit):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _wrapping() -> None:
     try:
         os.kill(os.getpid(), signal.SIGTERM)
-    except InterruptedRun as error:
+    except SystemExit as error:
         raise RuntimeError("Couldn't swap the bias") from error
+
+
+def _stopped_after(reach: Callable[[StopRequest], None], stop: StopRequest) -> None:
+    reach(stop)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.parametrize("library", [_swallowing, _wrapping])
 def test_what_a_library_made_of_it_does_not_hide_that_it_was_a_signal(library: Callable[[], None]) -> None:
-    with (
-        StopRequest().handled() as stop,
-        pytest.raises(InterruptedRun, match="stopped by SIGTERM"),
-        stop.never_swallowed(),
-    ):
+    with pytest.raises(InterruptedRun, match="stopped by SIGTERM"), StopRequest().handled():
         library()
 
 
