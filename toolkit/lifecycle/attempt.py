@@ -117,13 +117,14 @@ class Attempt:
                     try_saving(self.resolved, components, trainer, self.directory, context, steps, self.listener)
                 self._shard(trainer)
                 if not self._is_over(intervals, start):
-                    self.resolved = compile_choice.decide(
-                        self.resolved,
-                        trainer,
-                        self.directory,
-                        steps=intervals.total_steps - start.step,
-                        listener=self.listener,
-                    )
+                    with self.stop.held_back():
+                        self.resolved = compile_choice.decide(
+                            self.resolved,
+                            trainer,
+                            self.directory,
+                            steps=intervals.total_steps - start.step,
+                            listener=self.listener,
+                        )
                     self._profile(trainer)
                     size = self.resolved.training.global_batch_size
                     run_of_stream.await_first_steps(

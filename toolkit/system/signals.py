@@ -71,9 +71,9 @@ class StopRequest:
         self.save_requested = False
         """Whether SIGUSR1 came; whoever handles it resets this."""
         self.raised: InterruptedRun | None = None
-        """What tells of the `Interrupt` that the handler has raised, at whatever point the main thread was."""
+        """What tells of the `Interrupt` that the handler has raised or held back."""
         self.is_training = False
-        self._trained = self._failed = False
+        self._trained = self._failed = self._is_held_back = False
         self._received_at = -DUPLICATE_SECONDS
 
     @contextlib.contextmanager
@@ -123,6 +123,18 @@ class StopRequest:
         finally:
             self.is_training, self._trained = False, True
 
+    @contextlib.contextmanager
+    def held_back(self) -> Iterator[None]:
+        """Raise nothing in code that would not survive it: torch.compile calls Python from C++ that then aborts.
+
+        The watcher thread ends the command; without one, the signal is acted on where `never_swallowed` ends.
+        """
+        self._is_held_back = True
+        try:
+            yield
+        finally:
+            self._is_held_back = False
+
     def error(self, work: str) -> InterruptedRun:
         """The error that ends the command; `work` says what happened to the run's work."""
         assert self.signal_number is not None
@@ -148,8 +160,11 @@ class StopRequest:
         echo, self._received_at = now - self._received_at < DUPLICATE_SECONDS, now
         if echo and not first:
             return
-        _Process.acted += 1
         self.signal_number = number
+        if self._is_held_back:
+            self.raised = self.error_at_once(number)
+            return
+        _Process.acted += 1
         if self.is_training and first:
             return
         self.raised = self.error_at_once(number)

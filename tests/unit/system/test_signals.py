@@ -31,6 +31,8 @@ TRAINING = "a run that trains"
 SETTINGS = {
     "a command": BUSY,
     "a run before training": f"with StopRequest().handled(): {BUSY}",
+    "a run that compiles": "with StopRequest().handled() as stop, stop.held_back(): "
+    "print('here', flush=True); sum(0 for _ in iter(int, 1))",
     TRAINING: f"with StopRequest().handled() as stop, stop.deferred(): {BUSY}",
 }
 
@@ -60,6 +62,7 @@ def _ended_by_signals(running: Mapping[str, subprocess.Popen[str]]) -> None:
     assert said == {
         "a command": "ended: \n",
         "a run before training": "ended: stopped by SIGTERM; before training, so there was nothing to save\n",
+        "a run that compiles": "ended: stopped by SIGTERM; before training, so there was nothing to save\n",
     }
     assert {process.returncode for process in running.values()} == {128 + signal.SIGTERM}
     time.sleep(GRACE_SECONDS)
@@ -117,6 +120,23 @@ def test_a_library_that_handles_every_exception_does_not_handle_a_stop() -> None
         compile_something()
     assert str(error.value).endswith("nothing to save")
     assert said == []
+
+
+def test_without_the_watcher_a_stop_that_was_held_back_is_told_at_the_end() -> None:
+    passed: list[str] = []
+
+    def work(stop: StopRequest) -> None:
+        with stop.never_swallowed():
+            with stop.held_back():
+                signal.raise_signal(signal.SIGTERM)
+                passed.append("the signal")
+            passed.append("the library")
+        passed.append("the end")
+
+    stop = StopRequest()
+    with pytest.raises(InterruptedRun, match="stopped by SIGTERM"), stop.handled():
+        work(stop)
+    assert passed == ["the signal", "the library"]
 
 
 def _in_native_code(process: subprocess.Popen[str]) -> None:
