@@ -103,6 +103,7 @@ def emit(
     grace: int | None,
     for_any_device: bool,
     as_json: bool,
+    plugin_folders: tuple[Path, ...] = (),
     sweep: tuple[str, ...] = (),
     workers: int = 1,
 ) -> None:
@@ -116,6 +117,7 @@ def emit(
         grace: seconds between SIGTERM and SIGKILL, if known.
         for_any_device: whether the memory strategies are to decide where it runs.
         as_json: print JSON.
+        plugin_folders: where the run is to look for plugins, besides the recipe's own folders.
         sweep: for a sweep, the options of its workers.
         workers: and their number.
     """
@@ -125,7 +127,7 @@ def emit(
 
     job = Job(
         name=name,
-        recipe=resolved.to_yaml(for_any_device=for_any_device, changed=absolute_paths(resolved)),
+        recipe=resolved.to_yaml(for_any_device=for_any_device, changed=absolute_paths(resolved, plugin_folders)),
         nodes=request.nodes,
         gpus_per_node=request.gpus_per_node,
         image=request.image,
@@ -224,4 +226,5 @@ def launch(
         grace=grace,
         for_any_device=device_name is None,
         as_json=as_json,
+        plugin_folders=plugin_folders,
     )

@@ -26,6 +26,7 @@ from toolkit.recipe.batch import can_share
 from toolkit.recipe.resolve import ResolvedRecipe
 from toolkit.system import control_group, distributed, endings, signals, torchrun
 from toolkit.system.environment_variables import THREADS
+from toolkit.system.files import make_folder
 from toolkit.system.threads import granted_processors, processors
 from toolkit.system.torchrun import Outcome
 
@@ -123,7 +124,7 @@ def _config(name: str, number: int, logs: Path) -> Any:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
     from torch.distributed.launcher.api import LaunchConfig
 
-    logs.mkdir(parents=True, exist_ok=True)
+    make_folder(logs)
     # An older torch does not have it, and kills half a minute after the signal.
     patient: dict[str, Any] = {"shutdown_timeout": SAVING_SECONDS}
     known = {field.name for field in dataclasses.fields(LaunchConfig)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from toolkit.recipe.mix import sources_of
 from toolkit.recipe.resolve import ResolvedRecipe
 
 
-def absolute_paths(resolved: ResolvedRecipe) -> dict[Path_, Any]:
+def absolute_paths(resolved: ResolvedRecipe, plugin_folders: Iterable[Path] = ()) -> dict[Path_, Any]:
     """What the recipe has to say elsewhere, by path: an absolute path for each relative one that leads somewhere here.
 
     A name that leads nowhere here stays as it is: it is one of the Hub's, or of a file that only the other machine has.
+    Folders of plugins that a command was given are added to the recipe's own.
     """
     recipe = resolved.recipe
     sources = sources_of(recipe).values()
@@ -26,9 +28,9 @@ def absolute_paths(resolved: ResolvedRecipe) -> dict[Path_, Any]:
             before = getattr(part.plugin, option)
             if (after := _absolute(before)) != before:
                 changed[*path, option] = after
-    if recipe.plugin_paths:
-        beside = Path(recipe.document.source).absolute().parent
-        changed["plugin_paths",] = [str(beside / folder) for folder in recipe.plugin_paths]
+    beside = Path(recipe.document.source).absolute().parent
+    if folders := [*(beside / own for own in recipe.plugin_paths), *(given.absolute() for given in plugin_folders)]:
+        changed["plugin_paths",] = [str(folder) for folder in folders]
     return changed
 
 

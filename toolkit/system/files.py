@@ -52,7 +52,10 @@ def where_supported(consequence: str, besides: frozenset[int] = frozenset()) -> 
 def make_folder(folder: Path) -> None:
     """Create a folder and its parents durably: a power cut cannot take their names, and with them their content."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # by a file system that takes no folders, such as /proc
+        raise PermissionError(errno.EPERM, "no folder can be made there", error.filename) from None
     for place in missing:
         sync(place.parent)
 

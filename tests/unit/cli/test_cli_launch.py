@@ -38,19 +38,35 @@ def test_it_prints_the_job_and_the_resolved_recipe_beside_it(here: Path) -> None
 def test_files_and_folders_are_found_from_another_folder(here: Path) -> None:
     """What is named from the current directory, and plugins from the recipe's; a name that leads nowhere stays."""
     (here / "plugins/callback").mkdir(parents=True)
+    (here / "more/callback").mkdir(parents=True)
     (here / "recipes").mkdir()
     ours = "{plugin: text-files, files: [a.txt, '/b/*.txt', missing.txt], eval_fraction: 0.5}"
     sources = f"sources: [{{name: ours, weight: 1, dataset: {ours}}}]"
     written = RECIPE.replace('plugin: text-files, files: "*.txt", eval_fraction: 0.2', f"plugin: mix, {sources}")
     (here / "recipes/mine.yaml").write_text(f"plugin_paths: [../plugins]\n{written}")
-    job = toolkit("recipe", "launch", "recipes/mine.yaml", "--on", "slurm", "--json").json["files"]["mine.yaml"]
+    launch = ("recipe", "launch", "recipes/mine.yaml", "--on", "slurm", "--plugins", "more", "--json")
+    job = toolkit(*launch).json["files"]["mine.yaml"]
     (here / "job").mkdir()
     (here / "job/mine.yaml").write_text(job)
     moved = resolve(here / "job/mine.yaml").recipe
     (source,) = sources_of(moved).values()
     assert source.plugin.files == [str(here / "a.txt"), "/b/*.txt", "missing.txt"]
-    assert moved.plugin_paths == (str(here / "recipes/../plugins"),)
+    assert moved.plugin_paths == (str(here / "recipes/../plugins"), str(here / "more"))
     toolkit("recipe", "validate", "job/mine.yaml")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system that takes no folders")
+@pytest.mark.parametrize(
+    "words",
+    [
+        (*LAUNCH, "--write", "/proc/x"),
+        ("recipe", "sweep", "mine.yaml", "--set", "training.learning_rate=1e-3,2e-3", "--runs", "/proc/x"),
+        ("recipe", "run", "mine.yaml", "--processes", "2", "--runs", "/proc/x"),
+    ],
+    ids=["launch", "sweep", "run"],
+)
+def test_where_no_folder_can_be_made_that_is_said(words: tuple[str, ...]) -> None:
+    assert "cannot use /proc/x: no folder can be made there" in toolkit(*words, status=3).err
 
 
 def test_an_elastic_run_may_start_with_fewer_hosts_if_all_numbers_share_its_batch() -> None:
