@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import numpy
     from transformers import PreTrainedTokenizerBase
 
+ELEMENTS_OF_ONE_THREAD = 2**15 - 1
+"""torch divides longer tensors among threads, which wait for the processors while other processes tokenize on them."""
 PACKER_STATE = ("documents", "empty", "tokens", "documents_in_several_blocks", "_begun", "_began")
 
 
@@ -224,12 +226,13 @@ class EndsLearned:
 
     def count(self, packed: numpy.ndarray[Any, Any], filled: numpy.ndarray[Any, Any] | None = None) -> None:
         """Add the ends in these blocks, shape (blocks, block_size), of which so many tokens are `filled`, (blocks,)."""
-        for start in range(0, len(packed) if self.end else 0, 256):
-            rows = packed[start : start + 256].astype("int64")
+        at_once = max(1, ELEMENTS_OF_ONE_THREAD // packed.shape[1])
+        for start in range(0, len(packed) if self.end else 0, at_once):
+            rows = packed[start : start + at_once].astype("int64")
             blocks: list[Block] = [{"input_ids": row, "seed": 0} for row in rows]
             batch = self.collate(blocks)
             if filled is not None:
-                batch = without_padding(batch, filled[start : start + 256], self.task)
+                batch = without_padding(batch, filled[start : start + at_once], self.task)
             # A causal model shifts its labels: the one at a block's first position is never a target.
             labels = batch["labels"][:, 1:] if self.task == "causal-lm" else batch["labels"]
             self.total += int((labels == self.end[0]).sum())
