@@ -37,6 +37,14 @@ def test_with_nothing_changed_it_ends_as_the_parent(recipe: Path) -> None:
     assert child.seconds > 0
 
 
+def test_what_counts_its_steps_in_a_parameter_group_ends_as_the_parent(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, memory=["weights-in-bf16"], training={"save_steps": 2, "save_total_limit": 9})
+    whole, _ = train(recipe)
+    child, _ = from_(recipe, "tiny@4")
+    first, second = weights(whole.folder), weights(child.folder)
+    assert all(bool((first[name] == second[name]).all()) for name in first)
+
+
 def test_the_new_learning_rate_counts_and_the_child_resumes_exactly(recipe: Path) -> None:
     train(recipe)
     changed = ["training.learning_rate=5e-4", "training.weight_decay=0.1"]

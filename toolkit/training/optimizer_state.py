@@ -185,7 +185,8 @@ def load_with_new_settings(
     import torch
     from transformers.trainer import SCHEDULER_NAME
 
-    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    settings_of_groups = {*optimizer.defaults, "initial_lr"}  # what else is in a group is state: a count of steps, say
+    groups = [{k: v for k, v in group.items() if k in settings_of_groups} for group in optimizer.param_groups]
     peak_rates = list(scheduler.base_lrs)
     if has_state(folder):
         load(str(folder))
