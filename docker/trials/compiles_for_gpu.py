@@ -13,8 +13,9 @@ from triton.compiler import ASTSource
 CAPABILITIES = (80, 90, 100)
 
 
+# Triton takes an annotation for a constant, so that pointers and numbers have none, and writes constants in upper case.
 @triton.jit
-def double(x, n, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803 - types are constants to Triton, and constants are upper case
+def double(x, n, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803 - as Triton writes them
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(x + at, tl.load(x + at, mask=at < n) * 2, mask=at < n)
 

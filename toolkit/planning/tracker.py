@@ -95,7 +95,7 @@ class StorageTracker(TorchDispatchMode):
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
+        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]  # torch's own again
         super().__exit__(*raised)  # type: ignore[no-untyped-call]  # torch's, without types
 
     def enter(self, tensors: Iterable[torch.Tensor], kind: Kind) -> None:

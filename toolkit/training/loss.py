@@ -110,7 +110,7 @@ class StepLoss:
 @contextlib.contextmanager
 def replaced(head: torch.nn.Linear, forward: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
     """Make the head compute this instead."""
-    head.forward = forward  # type: ignore[assignment,method-assign]
+    head.forward = forward  # type: ignore[assignment,method-assign]  # for this module alone, not its class
     try:
         yield
     finally:
