@@ -2,6 +2,7 @@
 
     python tests/benchmarks/preparation.py --megabytes 10 100 1000
     python tests/benchmarks/preparation.py --megabytes 10 --files 10000
+    python tests/benchmarks/preparation.py --megabytes 10 100 --rounds 5
 
 Makes text of made-up words, whose frequencies are those of a language, in lines of about a kilobyte; then has a
 tokenizer learned from it and the lines packed, as a run does, in a process of its own for each start. What is imported
@@ -17,6 +18,8 @@ import argparse
 import contextlib
 import itertools
 import json
+import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,7 +32,6 @@ WORDS = 100_000
 WORDS_PER_LINE = 160
 LINES_AT_ONCE = 1000
 TEXTS_ALONE = 1000
-MOST_CHARACTERS_ALONE = 10**8
 RECIPE = {
     "recipe": 1,
     "tokenizer": {"plugin": "byte-bpe", "vocab_size": 8000},
@@ -46,7 +48,8 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=1, help="into which the text is cut")
     parser.add_argument("--workers", type=int, help="processes that tokenize; if not given, one per processor")
     parser.add_argument("--texts", type=Path, help="folder of the text, which is made once")
-    parser.add_argument("--cache", type=Path, help="an empty folder")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--start", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--alone", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -57,14 +60,28 @@ def main() -> None:
         alone(asked.alone, asked.cache)
         return
     with tempfile.TemporaryDirectory() as folder:
-        texts, cache = asked.texts or Path(folder), asked.cache or Path(folder) / "cache"
         workers = ["--workers", str(asked.workers)] if asked.workers else []
         for megabytes in asked.megabytes:
-            recipe = write(texts, megabytes, asked.files)
-            for number in ("first", "second"):
-                print(f"{megabytes} MB, {number} start", flush=True)
-                subprocess.run([sys.executable, __file__, "--start", recipe, "--cache", cache, *workers], check=True)
-            subprocess.run([sys.executable, __file__, "--alone", recipe, "--cache", cache], check=True)
+            recipe = write(asked.texts or Path(folder), megabytes, asked.files)
+            rates: dict[str, list[float]] = {"tokenizing": [], "alone": []}
+            for number in range(asked.rounds):
+                cache = Path(folder) / f"cache-{megabytes}-{number}"
+                print(f"{megabytes} MB, first start", flush=True)
+                rates["tokenizing"].append(measured("--start", recipe, cache, *workers))
+                if not number:
+                    print(f"{megabytes} MB, second start", flush=True)
+                    measured("--start", recipe, cache, *workers)
+                rates["alone"].append(measured("--alone", recipe, cache))
+            ours, theirs = (statistics.median(rates[name]) for name in ("tokenizing", "alone"))
+            print(f"  {'to tokenizers alone':24} {ours / theirs:8.2f}   median of {asked.rounds}", flush=True)
+
+
+def measured(*command: str | Path) -> float:
+    """Run this file for one measurement; returns the characters a second that it printed last, 0 if it did not."""
+    process = [sys.executable, __file__, command[0], command[1], "--cache", *command[2:]]
+    printed = subprocess.run(process, check=True, stdout=subprocess.PIPE, text=True).stdout
+    print(printed, end="", flush=True)
+    return max((float(rate) for rate in re.findall(r"([0-9.]+) million characters/s", printed)), default=0.0)
 
 
 def write(folder: Path, megabytes: int, files: int = 1) -> Path:
@@ -146,7 +163,7 @@ def alone(recipe: Path, cache: Path) -> None:
     tokenizer = tokenizer_for(resolved, loaded_sources(resolved, context), context).backend_tokenizer
     characters, seconds = 0, 0.0
     reading = (text for batch in texts(documents_by_source(resolved, context)[""]["train"]) for text in batch)
-    while (some := list(itertools.islice(reading, TEXTS_ALONE))) and characters < MOST_CHARACTERS_ALONE:
+    while some := list(itertools.islice(reading, TEXTS_ALONE)):
         begun = time.perf_counter()
         tokenizer.encode_batch_fast(some, add_special_tokens=False)
         seconds += time.perf_counter() - begun

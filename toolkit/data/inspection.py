@@ -19,7 +19,7 @@ from toolkit.api.context import nobody_watches
 from toolkit.api.languages import CERTAIN
 from toolkit.data.block_writer import special_ids
 from toolkit.data.characters import CharacterCounts
-from toolkit.data.encoding import TokenizerCalled, batches, texts_of
+from toolkit.data.encoding import batches, encoder_of, texts_of
 from toolkit.data.sample_blocks import BlockPart, sample_blocks
 
 if TYPE_CHECKING:
@@ -210,6 +210,7 @@ class _Look:
     for_blocks: list[tuple[int, list[int]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.encode = encoder_of(self.tokenizer)
         self.identify: Callable[[str], tuple[str, float]] | None = None
         with contextlib.suppress(UnavailableError):
             self.identify = language_identifier()
@@ -220,7 +221,7 @@ class _Look:
         beginnings = [text[:MOST_CHARACTERS_OF_ONE] for text in texts]
         ids: list[list[int]] = [[] for _ in texts]
         for batch in batches(Dataset.from_dict({"text": beginnings})):
-            shard = batch.shard(TokenizerCalled(self.tokenizer), highest_id(self.tokenizer))
+            shard = batch.shard(self.encode, highest_id(self.tokenizer))
             for row, some in shard.by_text():
                 ids[row] += some.tolist()
         found = []
@@ -256,10 +257,8 @@ class _Look:
     def result(self, data: Mapping[str, Dataset], held_out_in_training: int) -> Inspection:
         sizes = sorted(self.sizes)
         letters = self.counts.letters.total() or 1
-        unknown = self.tokenizer.unk_token_id
-        special = {
-            self.tokenizer.convert_ids_to_tokens(number): self.ids[number] for number in special_ids(self.tokenizer)
-        }
+        unknown, parsed = self.tokenizer.unk_token_id, special_ids(self.tokenizer)
+        special = {str(self.tokenizer.convert_ids_to_tokens(number)): self.ids[number] for number in parsed}
         repeated = (
             (times, self.beginnings[digest]) for digest, times in self.digests.most_common(SHOWN_DOCUMENTS) if times > 1
         )
@@ -271,10 +270,8 @@ class _Look:
             characters=self.characters,
             bytes=self.size_in_bytes,
             tokens=sum(sizes),
-            unknown_tokens=self.ids[unknown]
-            if unknown is not None and unknown not in special_ids(self.tokenizer)
-            else 0,
-            special_tokens={str(token): times for token, times in special.items() if times},
+            unknown_tokens=self.ids[unknown] if unknown not in {None, *parsed} else 0,
+            special_tokens={token: times for token, times in special.items() if times},
             vocabulary_size=len(self.tokenizer),
             vocabulary_used=len(self.ids),
             block_size=self.objective.block_size,

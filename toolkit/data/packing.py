@@ -225,7 +225,9 @@ def _write(
         key=key,
         packing=objective.packing,
     )
-    seen = inspect(data, tokenizer, objective, documents=INSPECTED_DOCUMENTS, characters=INSPECTED_CHARACTERS)
+    seen = inspect(
+        data, tokenizer, objective, documents=INSPECTED_DOCUMENTS, characters=INSPECTED_CHARACTERS, progress=progress
+    )
     write_json(folder / INSPECTION, described(seen))
     digests[INSPECTION] = xxhash.xxh3_128_hexdigest((folder / INSPECTION).read_bytes())
     write_json(folder / DIGESTS_FILE, digests)
