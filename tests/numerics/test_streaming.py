@@ -1,4 +1,7 @@
-"""Training that begins while its data is prepared is the training that begins afterwards, bit for bit."""
+"""Training that begins while its data is prepared is the training that begins afterwards, bit for bit.
+
+In a mixture a stream is prepared before the first step, to the same blocks.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ from toolkit.events import DataPrepared, Event, Message, RunResult, StepDone
 from toolkit.lifecycle import preparation
 from toolkit.lifecycle.data_verification import data_faults
 from toolkit.lifecycle.launch import run
+from toolkit.recipe.resolve import load, resolve
+from toolkit.report.lines import stream as stream_words
 from toolkit.storage.run_directory import RunDirectory
+from toolkit.system.device import detect
 
 BLOCKS = TOKENS // BLOCK
 STEPS = BLOCKS // BATCH
@@ -174,3 +180,92 @@ def test_what_is_changed_in_the_prepared_tokens_is_found(place: Place) -> None:
     faults = data_faults(place.directory, lambda _: None)
     assert faults["documents"] is None
     assert faults["tokens"] == f"{file} differs from what was written"
+
+
+SHORTER = '''"""Made for a test."""
+
+from toolkit.api import Dropped, Filter
+
+
+class Shorter(Filter):
+    """Keep the first ten words, of documents that have as many."""
+
+    def judge(self, run):
+        def judged(document):
+            words = document.split()
+            return " ".join(words[:10]) if len(words) >= 10 else Dropped("too short", f"{len(words)} words")
+
+        return judged
+'''
+
+
+def test_a_filter_of_ones_own_cleans_a_stream_beside_the_training(place: Place) -> None:
+    plugins = place.folder / "plugins"
+    (plugins / "filter").mkdir(parents=True)
+    (plugins / "filter" / "shorter.py").write_text(SHORTER)
+    tokens = TOKENS // 2
+    changes = {"dataset.filters": ["shorter"], "dataset.max_tokens": tokens, "dataset.eval_samples": 60}
+    loaded = load(str(place.recipe), overrides=changes, plugin_folders=[plugins])
+    told: list[Event] = []
+    run(resolve(loaded, detect()), runs=place.folder / "runs", name="run", listener=told.append)
+    (prepared,) = [event for event in told if isinstance(event, DataPrepared)]
+    assert not prepared.from_cache
+    account = json.loads((place.directory.folder / "data.json").read_text())
+    (shorter,) = account["filters"]
+    assert shorter["documents"] - shorter["dropped_documents"] == account["train"]["documents"]
+    assert shorter["changed_documents"] > shorter["dropped_documents"] > 0
+    assert account["train"]["empty_documents"] == 0
+    read = [text.split() for file in in_order(place.recipe) for text in sentences(int(file[-10:-8]))]
+    read = read[60 : 60 + shorter["documents"]]
+    assert shorter["dropped_documents"] == sum(len(words) < 10 for words in read)
+    assert account["train"]["characters"] == sum(len(" ".join(words[:10])) for words in read if len(words) >= 10)
+    assert "too short" in shorter["reasons"]
+    again = preparation.prepare(str(place.recipe), overrides=changes, plugin_folders=[plugins])
+    assert again.from_cache
+    assert not preparation.prepare(str(place.recipe), overrides=changes | {"dataset.filters": []}).from_cache
+
+
+def mixed_with_notes(place: Place) -> Path:
+    """A recipe whose dataset is a mixture of the stream and a file of sentences."""
+    notes = place.folder / "notes.txt"
+    notes.write_text("\n".join(sentences(99, 200)) + "\n", encoding="utf-8")
+    dataset = resolved(place.recipe).recipe.dataset.data()
+    of_notes = {"plugin": "text-files", "files": str(notes), "sample_by": "line", "eval_fraction": 0.2}
+    sources = [
+        {"name": "web", "weight": 3, "dataset": dataset},
+        {"name": "notes", "weight": 1, "dataset": of_notes},
+    ]
+    return stream_recipe(place.folder, "mixed", dataset={"plugin": "mix", "sources": sources}, max_steps=20)
+
+
+def test_a_stream_in_a_mixture_has_the_blocks_that_it_has_alone(place: Place) -> None:
+    alone, told = place.recipe, list[Event]()
+    place.recipe = mixed_with_notes(place)
+    with pytest.raises(InterruptedRun):
+        place.run(stop_after=10, listener=told.append)
+    place.run()
+    place.run("training.dataloader_num_workers=2", fresh=True)
+    assert_same_run(place.directory.folder, place.folder / "runs/run-2")
+    assert preparation.prepare(str(alone)).from_cache
+    account = json.loads((place.directory.folder / "data.json").read_text())
+    assert account["stream"] is None
+    assert account["sources"]["web"]["stream"]["tokens"] == TOKENS
+    assert account["mixture"]["sources"]["web"]["tokens"] == 20 * BATCH * BLOCK * 3 // 4
+    (prepared,) = [event for event in told if isinstance(event, DataPrepared)]
+    assert stream_words(prepared.account.as_dict()).startswith("web: 10,240 of 10,240 tokens, from 6 of 12 files")
+    assert {"web", "notes"} == set(json.loads(metrics_of(place)[-1])["by_source"])
+
+
+def test_what_is_changed_in_the_tokens_of_a_mixed_stream_is_found(place: Place) -> None:
+    place.recipe = mixed_with_notes(place)
+    place.run("training.max_steps=2")
+    assert data_faults(place.directory, lambda _: None) == {"documents": None, "tokens": None}
+    (file,) = (place.folder / "cache").glob("streams/*/train.tokens")
+    with file.open("r+b") as out:
+        out.write(b"\x07")
+    assert data_faults(place.directory, lambda _: None)["tokens"] == f"{file} differs from what was written"
+
+
+def metrics_of(place: Place) -> list[str]:
+    lines = (place.directory.folder / "metrics.jsonl").read_text().splitlines()
+    return [line for line in lines if "by_source" in line]

@@ -172,48 +172,65 @@ class FilterError(Exception):
         self.error = error
 
 
+class Judges:
+    """Filters that judge a document one after the other, each on what the one before it made of it."""
+
+    def __init__(self, filters: Sequence[Filter], run: RunContext) -> None:
+        """Raises FilterError: a filter refuses."""
+        self._judges: list[Callable[[str], Any]] = []
+        for index, one in enumerate(filters):
+            try:
+                self._judges.append(one.judge(run))
+            except Exception as error:
+                raise FilterError(index, error) from error
+
+    def tallies(self) -> list[Tally]:
+        """An empty tally for each filter."""
+        return [Tally() for _ in self._judges]
+
+    def __call__(self, text: str, tallies: Sequence[Tally]) -> str | None:
+        """The document as they leave it, None if one drops it; counted in the tally of each that it reaches.
+
+        Raises:
+            FilterError: a filter raises an error, or returns something else than text or `Dropped`.
+        """
+        for index, (judge, tally) in enumerate(zip(self._judges, tallies, strict=True)):
+            tally.documents += 1
+            tally.characters += len(text)
+            try:
+                verdict = judge(text)
+            except Exception as error:
+                raise FilterError(index, error) from error
+            if isinstance(verdict, Dropped):
+                tally.drop(text, verdict)
+                return None
+            if not isinstance(verdict, str):
+                raise FilterError(index, PluginError(f"its judge returns {verdict!r}, and neither text nor Dropped"))
+            if verdict != text:
+                tally.change(text, verdict)
+                text = verdict
+        return text
+
+
 def judging(filters: Sequence[Filter], run: RunContext) -> Callable[[Sequence[str]], FilterOutcome]:
     """Return the function that judges batches of documents by these filters, each on what the one before it kept.
 
     Raises:
         FilterError: a filter refuses; so does the function.
     """
-    judges: list[Callable[[str], Any]] = []
-    for index, one in enumerate(filters):
-        try:
-            judges.append(one.judge(run))
-        except Exception as error:
-            raise FilterError(index, error) from error
+    judges = Judges(filters, run)
 
     def judged(texts: Sequence[str]) -> FilterOutcome:
         import pyarrow as pa
 
         kept = [False] * len(texts)
         changed: list[str | None] = [None] * len(texts)
-        tallies = [Tally() for _ in judges]
+        tallies = judges.tallies()
         for row, original in enumerate(texts):
-            text = original
-            for index, (judge, tally) in enumerate(zip(judges, tallies, strict=True)):
-                tally.documents += 1
-                tally.characters += len(text)
-                try:
-                    verdict = judge(text)
-                except Exception as error:
-                    raise FilterError(index, error) from error
-                if isinstance(verdict, Dropped):
-                    tally.drop(text, verdict)
-                    break
-                if not isinstance(verdict, str):
-                    raise FilterError(
-                        index, PluginError(f"its judge returns {verdict!r}, and neither text nor Dropped")
-                    )
-                if verdict != text:
-                    tally.change(text, verdict)
-                    text = verdict
-            else:
-                kept[row] = True
-                if text != original:
-                    changed[row] = text
+            text = judges(original, tallies)
+            kept[row] = text is not None
+            if text != original:
+                changed[row] = text
         table = pa.table({"kept": kept, "changed": pa.array(changed, pa.large_string())})
         return FilterOutcome(table, sum(map(len, texts)), tallies)
 

@@ -124,7 +124,8 @@ def mixed(sources: Mapping[str, PackedData], mix: Mix, *, blocks: int, seed: int
 def joint_account(accounts: Mapping[str, DataAccount]) -> DataAccount:
     """The account of a mixture: the sums over its sources, and each source's own in `sources`.
 
-    What filters did, and what held-out documents share with others, is said of each source alone.
+    What filters did, what held-out documents share with others, and how far a stream is read, is said of each source
+    alone.
     """
     first = next(iter(accounts.values()))
     held_out = [account.validation for account in accounts.values() if account.validation]
@@ -136,6 +137,7 @@ def joint_account(accounts: Mapping[str, DataAccount]) -> DataAccount:
         filters=(),
         shared_text=None,
         shared_with={},
+        stream=None,
         sources={
             name: {key: value for key, value in account.as_dict().items() if key not in ("sources", "excerpt")}
             for name, account in accounts.items()

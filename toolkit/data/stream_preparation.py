@@ -21,6 +21,8 @@ from toolkit.api.streams import held_out
 from toolkit.data.block_writer import BlockWriter, Packer
 from toolkit.data.documents import SPLITS
 from toolkit.data.encoding import CHARACTERS_PER_BATCH, Batch, Encoder, cut, encoder_of, pieces
+from toolkit.data.filter_pass import Tally
+from toolkit.data.stream_filters import Filters, StreamFilters, added, check_left, refusals_of
 from toolkit.data.stream_state import StreamState, keep_state, state_of
 from toolkit.data.stream_writer import StreamWriter
 from toolkit.errors import OptionError, UnavailableError
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_LOOKS = 0.5
 """How often the reading thread looks whether its parts are still wanted."""
+DOCUMENTS_IN_VAIN = 50_000
+"""After so many of which nothing is left, the filters are taken for a mistake, and the rest is not read."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class StreamToPrepare:
     """Where it is prepared."""
     lock: str
     """The name under which one process at a time works on it."""
+    filters: Filters = ()
+    """Which judge each document to train on by itself."""
 
     @property
     def blocks(self) -> int:
@@ -73,6 +79,8 @@ class _Part:
     """The row in the file of the document with the number `first_document`."""
     first_document: int
     batch: Batch | None
+    filtered: list[Tally]
+    """What each filter did to the documents that begin in it."""
     fault: UnreadableFileError | None = None
 
 
@@ -110,7 +118,7 @@ def prepare_stream(work: StreamToPrepare, run: RunContext) -> None:
         if state.held_out is None:
             _hold_out(work, state, run)
         if not work.is_complete:
-            with contextlib.closing(_writer(work, state)) as writer:
+            with contextlib.closing(_writer(work, state)) as writer, refusals_of(work.filters):
                 _write(work, state, writer, run)
 
 
@@ -171,14 +179,17 @@ def _write(work: StreamToPrepare, state: StreamState, writer: StreamWriter, run:
     if state.blocks >= total:  # for a run that wanted more
         write_json(work.entry / account_file(total), asdict(state))
         return
-    with contextlib.closing(_one_ahead(_parts(work.stream, files, state))) as parts:
+    with contextlib.closing(_one_ahead(_parts(work, files, state, StreamFilters(work.filters, run)))) as parts:
         for part in parts:
+            state.filters = added(state.filters, part.filtered)
             if part.batch:
                 _add(part, writer, encode, state)
             else:
                 state.file, state.row, state.character = part.file + 1, 0, 0
                 if part.fault:
                     _leave_out(files[part.file], part.fault, work, state, run)
+            if state.document >= DOCUMENTS_IN_VAIN and not state.characters:
+                check_left(work.filters, state.filters)
             if state.blocks >= total:
                 write_json(work.entry / account_file(total), asdict(state))
                 keep_state(work.entry, state)
@@ -187,11 +198,14 @@ def _write(work: StreamToPrepare, state: StreamState, writer: StreamWriter, run:
             tokens = state.packer["tokens"] if state.packer else 0
             detail = f"{state.packer.get('documents', 0):,} documents, file {state.file + 1:,} of {len(files):,}"
             run.progress("tokenizing", tokens, work.dataset.max_tokens, unit="tokens", detail=detail)
+    if not state.characters:
+        check_left(work.filters, state.filters)
     there = state.blocks * work.objective.block_size
     left_out = f", {len(state.left_out)} of which could not be read to their end" if state.left_out else ""
+    filtered = " after its filters" if work.filters else ""
     raise OptionError(
-        f"the {formatting.counted(len(files), 'file')} of the dataset{left_out} give {there:,} tokens, and no more; "
-        f"set max_tokens: {there} or less; what is prepared stays prepared",
+        f"the {formatting.counted(len(files), 'file')} of the dataset{left_out} give {there:,} tokens{filtered}, and "
+        f"no more; set max_tokens: {there} or less; what is prepared stays prepared",
         option="max_tokens",
     )
 
@@ -216,24 +230,28 @@ def _leave_out(
     run.log.info("%s cannot be read, and is left out from there on: %s", file, fault)
 
 
-def _parts(stream: Stream, files: list[str], state: StreamState) -> Iterator[_Part]:
+def _parts(work: StreamToPrepare, files: list[str], state: StreamState, filters: StreamFilters) -> Iterator[_Part]:
     """The batches of the files that are left; a batch never holds documents of two."""
     document, row, character = state.document, state.row, state.character
     for number in range(state.file, len(files)):
         first_row, first_document = row, document
         faults: list[UnreadableFileError] = []
+        begun = row if character else None
 
-        def readable(file: str = files[number], row: int = row, faults: list[Any] = faults) -> Iterator[str]:
+        def readable(
+            file: str = files[number], row: int = row, begun: int | None = begun, faults: list[Any] = faults
+        ) -> Iterator[str]:
             try:
-                yield from stream.texts(file, row)
+                for at, text in enumerate(work.stream.texts(file, row), row):
+                    yield filters.left_of(text, is_counted=at == begun)
             except UnreadableFileError as error:  # what came before it is used
                 faults.append(error)
 
         for batch in cut(readable(), (document, character), CHARACTERS_PER_BATCH, pieces):
             document = batch.end[0]
-            yield _Part(number, first_row, first_document, batch)
+            yield _Part(number, first_row, first_document, batch, filters.counted())
         row = character = 0
-        yield _Part(number, first_row, first_document, None, faults[0] if faults else None)
+        yield _Part(number, first_row, first_document, None, filters.counted(), faults[0] if faults else None)
 
 
 def _one_ahead(parts: Iterator[_Part]) -> Generator[_Part, None, None]:

@@ -45,6 +45,8 @@ class StreamState:
     """... and of those of the blocks behind the last one."""
     left_out: list[dict[str, str]] = field(default_factory=list)
     """Files that could not be read, or not to their end, with the reason."""
+    filters: list[dict[str, Any]] = field(default_factory=list)
+    """The tally of each filter, as plain data."""
 
     def account(self, *, blocks: int, room: int, frame_tokens: int) -> SplitAccount:
         """Where the documents to train on went, as far as they are read.
@@ -55,10 +57,10 @@ class StreamState:
             frame_tokens: tokens around them.
         """
         packer = self.packer or dict.fromkeys(("documents", "empty", "tokens", "documents_in_several_blocks"), 0)
-        there = min(self.blocks, blocks)
+        there, dropped = min(self.blocks, blocks), sum(sum(tally["reasons"].values()) for tally in self.filters)
         return SplitAccount(
             documents=packer["documents"],
-            empty_documents=packer["empty"],
+            empty_documents=packer["empty"] - dropped,
             characters=self.characters,
             tokens=packer["tokens"],
             blocks=blocks,

@@ -20,6 +20,7 @@ from toolkit.data.interleaving import shuffled_within
 from toolkit.data.packed_dataset import DocumentStarts, IndexedBlock, PackedBlocks
 from toolkit.data.preparing_process import PreparingProcess
 from toolkit.data.stats import DataAccount, StreamAccount
+from toolkit.data.stream_filters import accounts
 from toolkit.data.stream_preparation import StreamToPrepare, account_file
 from toolkit.data.stream_state import StreamState, state_of
 from toolkit.data.stream_writer import STARTS_FILE
@@ -171,6 +172,7 @@ class StreamedData:
                 room=self.train.blocks.tokens_per_block,
                 frame_tokens=self.begun.block_size - self.train.blocks.tokens_per_block,
             ),
+            filters=accounts(self.work.filters, state.filters),
             stream=StreamAccount(
                 files=len(files),
                 files_begun=min(state.file + 1, len(files)),

@@ -43,12 +43,10 @@ def inspect_data(resolved: ResolvedRecipe, *, most_documents: int, listener: Lis
     recipe = resolved.recipe
     context = context_of(resolved, Path(resolved.name), progress=ProgressReporter(listener))
     seen = {}
-    if is_stream(recipe.dataset.plugin):
-        listener(
-            Message(
-                f"the dataset is a stream: this is its beginning, at most {compact(BEGINNING_CHARACTERS)} characters"
-            )
-        )
+    for name, part in sources_of(recipe).items():
+        if is_stream(part.plugin):
+            most = f"at most {compact(BEGINNING_CHARACTERS)} characters"
+            listener(Message(f"{name or 'the dataset'} is a stream: this is its beginning, {most}"))
     with plugin_messages_told(listener), libraries_quiet():
         sources = documents_by_source(resolved, context)
         tokenizer = _tokenizer(resolved, sources, context, most_documents, listener)

@@ -13,7 +13,7 @@ from toolkit.data.documents import contents_of
 from toolkit.data.kept_contents import SourceFacts, known_facts
 from toolkit.data.mixture import joint_key
 from toolkit.data.packing import DIGESTS_FILE, content_key
-from toolkit.data.stream_state import state_of
+from toolkit.data.stream_state import StreamState, state_of
 from toolkit.data.stream_writer import TOKENS_FILE, are_intact
 from toolkit.events import Listener, ProgressReporter
 from toolkit.recipe.mix import Mix
@@ -53,33 +53,32 @@ def data_faults(run: RunDirectory, listener: Listener) -> dict[str, str | None]:
     faults = {"documents": None if _key_now(run, progress) == key else OTHER_DOCUMENTS}
     account = read_json(run.folder / DATA_FILE)
     cache = context_of(resolve(run.recipe(), detect()), run.folder).cache
-    if account.get("stream"):
-        return faults | _faults_of_stream(cache / "streams" / account["key"], account)
-    tokens = cache / "tokens"
     changed, looked_at = list[Path](), False
     for of_source in account["sources"].values() or (account,):
-        entry = tokens / of_source["key"]
+        if of_source.get("stream"):
+            entry = cache / "streams" / of_source["key"]
+            if (state := state_of(entry)).blocks:  # it has not been removed
+                changed += _changed_of_stream(entry, state, of_source)
+                looked_at = True
+            continue
+        entry = cache / "tokens" / of_source["key"]
         with contextlib.suppress(OSError, ValueError):  # removed, or written by an earlier version
             digests = read_json(entry / DIGESTS_FILE).items()
             changed += [entry / name for name, digest in digests if digest_of(entry / name) != digest]
             looked_at = True
-    return faults | (_as_fault(changed) if looked_at else {})
+    if not looked_at:
+        return faults
+    fault = f"{', '.join(map(str, changed))} differs from what was written" if changed else None
+    return faults | {"tokens": fault}
 
 
-def _faults_of_stream(entry: Path, account: Mapping[str, Any]) -> dict[str, str | None]:
-    """What is wrong with the prepared part of a stream."""
-    state = state_of(entry)
-    if not state.blocks:  # removed
-        return {}
+def _changed_of_stream(entry: Path, state: StreamState, account: Mapping[str, Any]) -> list[Path]:
+    """The files of a stream that are not what was written, as far as it is prepared."""
     bytes_each = account["block_size"] * (2 if account["token_type"] == "uint16" else 4)
     changed = [entry / name for name, digest in state.held_out_digests.items() if digest_of(entry / name) != digest]
     if not are_intact(entry, state, bytes_each):
         changed.append(entry / TOKENS_FILE)
-    return _as_fault(changed)
-
-
-def _as_fault(changed: list[Path]) -> dict[str, str | None]:
-    return {"tokens": f"{', '.join(map(str, changed))} differs from what was written" if changed else None}
+    return changed
 
 
 def _key_now(run: RunDirectory, progress: Progress) -> str | None:

@@ -10,6 +10,7 @@ from toolkit.errors import require_at_least_one
 from toolkit.events import DataPrepared, Event, Listener, Message, ProgressReporter
 from toolkit.lifecycle.length_told import data_prepared
 from toolkit.logs import plugin_messages_told
+from toolkit.recipe.mix import sources_of
 from toolkit.recipe.resolve import Overrides, ResolvedRecipe, load, resolve
 from toolkit.recipe.streams import is_stream
 from toolkit.storage import runs_folder
@@ -54,7 +55,7 @@ def prepare(
     loaded = load(os.fspath(recipe), overrides=overrides, plugin_folders=map(Path, plugin_folders))
     resolved = resolve(loaded, detect())
     context = context_of(resolved, Path(resolved.name), progress=ProgressReporter(tell))
-    if workers is not None and is_stream(resolved.recipe.dataset.plugin):
+    if workers is not None and any(is_stream(part.plugin) for part in sources_of(resolved.recipe).values()):
         tell(Message("workers has no effect on a stream: one process tokenizes it, with all processors"))
     with plugin_messages_told(tell), environment_variables.set_aside():
         prepared = data_prepared(resolved, sources.prepare(resolved, context, workers=workers).data)

@@ -14,6 +14,7 @@ from toolkit.data.token_files import VALIDATION_NAMES, TokenFileWriter, TokenFor
 from toolkit.errors import UnavailableError, UsageError
 from toolkit.events import Listener, ProgressReporter
 from toolkit.logs import libraries_quiet, plugin_messages_told
+from toolkit.recipe.mix import sources_of
 from toolkit.recipe.resolve import ResolvedRecipe
 from toolkit.recipe.streams import is_stream
 from toolkit.training.components import context_of
@@ -41,10 +42,9 @@ def export_tokens(
     if output.exists():
         raise UsageError(f"{output} exists already; name another folder with --output, or remove it")
     recipe, objective = resolved.recipe, resolved.recipe.objective.plugin
-    if is_stream(recipe.dataset.plugin):
-        raise recipe.error(
-            "a stream is read and thrown away, and cannot be exported", (*recipe.dataset.path, "max_tokens")
-        )
+    for part in sources_of(recipe).values():
+        if is_stream(part.plugin):
+            raise recipe.error("a stream is read and thrown away, and cannot be exported", (*part.path, "max_tokens"))
     context = context_of(resolved, Path(resolved.name), progress=ProgressReporter(listener))
     written: dict[str, WrittenTokens] = {}
     with plugin_messages_told(listener), libraries_quiet():

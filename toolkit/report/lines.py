@@ -130,7 +130,7 @@ def _prepared(event: DataPrepared) -> dict[str, str]:
     epochs = f"{event.epochs:.3g} {'epoch' if event.epochs == 1 else 'epochs'}"
     return {
         **filters(account.as_dict()),
-        **({"stream": stream(account.as_dict())} if account.stream else {}),
+        **({"stream": words} if (words := stream(account.as_dict())) else {}),
         "documents": _documents(account, documents),
         "tokens": f"{tokens:,} = {train.tokens_in_blocks:,} trained + {held:,} held out + {dropped:,} dropped",
         "blocks": f"{train.blocks:,} of {account.block_size:,} tokens; padding {train.padding:.1%}{_cut(train)}",
@@ -143,12 +143,16 @@ def _prepared(event: DataPrepared) -> dict[str, str]:
 
 
 def stream(data: Mapping[str, Any]) -> str:
-    """How much of a stream is prepared, from data.json; empty if the dataset is none."""
+    """How much of each stream is prepared, from data.json; empty if no dataset is one."""
+    return "\n".join(
+        f"{source}{_stream(own['stream'])}" for source, own in each_source(data).items() if own.get("stream")
+    )
+
+
+def _stream(data: Mapping[str, Any]) -> str:
     from toolkit.data.stats import StreamAccount
 
-    if not data.get("stream"):
-        return ""
-    account = StreamAccount(**data["stream"])
+    account = StreamAccount(**data)
     words = f"{account.tokens:,} of {account.total_tokens:,} tokens, "
     words += f"from {account.files_begun:,} of {formatting.counted(account.files, 'file')}"
     if not account.is_complete:

@@ -194,7 +194,7 @@ def data_account(data: Mapping[str, Any]) -> dict[str, Any]:
         "total": total,
         "parts": [{"label": label, "tokens": tokens, "percent": 100 * tokens / total} for label, tokens in parts],
         "filters": list(zip(filters(data).items(), filtered, strict=True)),
-        "stream_words": stream(data),
+        "stream_words": stream(data).replace("\n", "; "),
         "shared": shared_text(data),
         "adds_up": sum(tokens for _, tokens in parts) == total,
         "pieces": [

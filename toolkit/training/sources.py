@@ -30,7 +30,7 @@ from toolkit.system.cache import remove_abandoned
 from toolkit.training.known_source import Source, SourceKey, source_key, source_of
 from toolkit.training.loading import documents_of, end_token
 from toolkit.training.refusals import PACKING_OPTIONS, refusals_placed
-from toolkit.training.streams import streamed, streamed_source
+from toolkit.training.streams import prepared_whole, streamed, streamed_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -137,7 +137,12 @@ def packed(
     if is_stream(resolved.recipe.dataset.plugin):
         (only,) = sources
         return streamed(resolved, only, tokenizer, context, beside=beside)
-    prepared = {source.name: _packed(resolved, source, tokenizer, context, workers) for source in sources}
+    prepared = {
+        source.name: prepared_whole(resolved, source, tokenizer, context)
+        if source.stream
+        else _packed(resolved, source, tokenizer, context, workers)
+        for source in sources
+    }
     if len(sources) > 1:
         shared = shared_with_others({source.name: (source.data, source.facts.contents) for source in sources}, context)
         prepared = {

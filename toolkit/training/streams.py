@@ -1,4 +1,4 @@
-"""A recipe's stream: looked up, and prepared beside the training or before it."""
+"""The streams of a recipe: looked up, and prepared beside the training or before it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from toolkit.api import OptionError, RunContext, Stream, StreamingDataset, UnavailableError
 from toolkit.data.block_writer import Packer
 from toolkit.data.documents import Contents
+from toolkit.data.filtering import identity
 from toolkit.data.kept_contents import LazyDocuments, SourceFacts
 from toolkit.data.packed_dataset import open_blocks
-from toolkit.data.packing import EXCERPT_BLOCKS, content_key, excerpt
+from toolkit.data.packing import EXCERPT_BLOCKS, PackedData, content_key, excerpt
 from toolkit.data.preparing_process import PreparingProcess
 from toolkit.data.read_back import differs
 from toolkit.data.stats import DataAccount, SplitAccount
@@ -21,6 +22,7 @@ from toolkit.data.stream_writer import BEGINNING_FILE, TOKENS_FILE
 from toolkit.data.streamed_blocks import Arrival, GrowingBlocks, StreamedBlocks, StreamedData
 from toolkit.data.taking_turns import taking_turns
 from toolkit.recipe.length import total_steps
+from toolkit.recipe.mix import sources_of
 from toolkit.recipe.resolve import ResolvedRecipe
 from toolkit.recipe.streams import streaming
 from toolkit.system import distributed
@@ -46,7 +48,11 @@ def streamed_source(key: SourceKey, context: RunContext) -> Source:
 
     with refusals_placed(recipe, part.path):
         stream = streaming(part.plugin).stream(context)
-    facts = SourceFacts({"train": Contents(_digest(streaming(part.plugin), stream), 0, 0)})
+    digest = _digest(streaming(part.plugin), stream)
+    for each in part.filters:
+        with refusals_placed(recipe, each.path):
+            digest = hashlib.sha256(json.dumps([digest, identity([each], context)]).encode()).hexdigest()[:32]
+    facts = SourceFacts({"train": Contents(digest, 0, 0)})
     return Source(key.source, part.path, LazyDocuments(load), facts, stream)
 
 
@@ -81,15 +87,28 @@ def streamed(
         raise placed(error, resolved.recipe, source.path) from error
 
 
+def prepared_whole(
+    resolved: ResolvedRecipe, source: Source, tokenizer: PreTrainedTokenizerBase, context: RunContext
+) -> PackedData:
+    """The blocks of a stream that is a source of a mixture, which reads them in an order of its own.
+
+    Raises:
+        RecipeError, UnavailableError: as for `streamed`.
+    """
+    data = streamed(resolved, source, tokenizer, context, beside=False)
+    return PackedData(data.train.blocks, data.validation, data.account, data.from_cache)
+
+
 def _streamed(
     resolved: ResolvedRecipe, source: Source, tokenizer: PreTrainedTokenizerBase, context: RunContext, *, beside: bool
 ) -> StreamedData:
     training, objective = resolved.training, resolved.recipe.objective.plugin
-    dataset = streaming(resolved.recipe.dataset.plugin)
+    part = sources_of(resolved.recipe)[source.name]
+    dataset = streaming(part.plugin)
     key = content_key(source.facts.contents, tokenizer, objective)
     assert source.stream
     entry = context.cache / "streams" / key
-    work = StreamToPrepare(dataset, source.stream, tokenizer, objective, entry, lock=f"stream-{key}")
+    work = StreamToPrepare(dataset, source.stream, tokenizer, objective, entry, f"stream-{key}", part.filters)
     blocks, patience = work.blocks, float(training.ddp_timeout)
     from_cache, process = work.is_complete, None
     if not from_cache and not beside:

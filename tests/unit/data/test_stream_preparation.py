@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +17,13 @@ from tests.streams import sentences
 from tests.tiny import with_holes
 from toolkit.api import OptionError, RunContext, Stream, StreamingDataset, UnavailableError, UnreadableFileError
 from toolkit.data import stream_preparation
+from toolkit.data.stream_filters import accounts
 from toolkit.data.stream_preparation import StreamToPrepare, prepare_stream
 from toolkit.data.stream_state import state_of
+from toolkit.recipe.schema import Component
+from toolkit_plugins.filter.decontamination import Decontamination
+from toolkit_plugins.filter.length import Length
+from toolkit_plugins.filter.regex import Regex
 from toolkit_plugins.objective.causal_lm import CausalLM
 from toolkit_plugins.objective.masked_lm import MaskedLM
 
@@ -64,10 +70,16 @@ def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("toolkit.data.encoding.CHARACTERS_PER_PIECE", 100)
 
 
+FILTERS = (
+    Component("length", Length(min_words=30), "toolkit"),
+    Component("regex", Regex(pattern=r"\b[a-f]\w+ ", replace=""), "toolkit"),
+)
+
+
 def work(entry: Path, stream: Files | None = None, **options: Any) -> StreamToPrepare:
     given = {"max_tokens": 800, "shuffle_tokens": 200, "eval_samples": 7, **options}
-    objective = given.pop("objective", CausalLM(block_size=16))
-    return StreamToPrepare(InMemory(**given), stream or Files(), with_holes(5), objective, entry, "lock")
+    objective, filters = given.pop("objective", CausalLM(block_size=16)), given.pop("filters", ())
+    return StreamToPrepare(InMemory(**given), stream or Files(), with_holes(5), objective, entry, "lock", filters)
 
 
 def content(entry: Path) -> dict[str, bytes]:
@@ -75,22 +87,24 @@ def content(entry: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.usefixtures("_small_batches")
+@pytest.mark.parametrize("filters", [(), FILTERS])
 @pytest.mark.parametrize("objective", [CausalLM(block_size=16), MaskedLM(block_size=16)])
 def test_killed_at_every_fifth_document_it_ends_the_same(
-    tmp_path: Path, run_context: RunContext, objective: Any
+    tmp_path: Path, run_context: RunContext, objective: Any, filters: Any
 ) -> None:
-    prepare_stream(work(tmp_path / "alone", objective=objective), run_context)
+    options = {"objective": objective, "filters": filters}
+    prepare_stream(work(tmp_path / "alone", **options), run_context)
     killed, deaths = tmp_path / "killed", 0
     for file in work(killed).dataset.training_files(Files()):
         for row in range(0, 20, 5):
-            died = work(killed, Files(dies=(file, row)), objective=objective)
+            died = work(killed, Files(dies=(file, row)), **options)
             if died.is_complete:
                 continue
             try:
                 prepare_stream(died, run_context)
             except Killed:
                 deaths += 1
-    prepare_stream(work(killed, objective=objective), run_context)
+    prepare_stream(work(killed, **options), run_context)
     assert deaths > 5
     assert content(killed) == content(tmp_path / "alone")
 
@@ -114,6 +128,51 @@ def test_the_blocks_are_the_documents_in_the_order_of_the_files(tmp_path: Path, 
     assert account.tokens == 800 + account.tokens_dropped
     starts = numpy.fromfile(tmp_path / "made" / "train.documents", "int64").reshape(-1, 2)
     assert starts[:, 0].tolist() == list(range(account.documents))
+
+
+@pytest.mark.usefixtures("_small_batches")
+def test_the_blocks_are_what_the_filters_leave(tmp_path: Path, run_context: RunContext) -> None:
+    made = work(tmp_path / "made", filters=FILTERS)
+    prepare_stream(made, run_context)
+    order = [text for file in made.dataset.training_files(made.stream) for text in FILES[file]]
+    read = state_of(tmp_path / "made").document
+    assert len(order) > read > 7
+    long = [text for text in order[7 : 7 + read] if len(text.split()) >= 30]
+    left = [re.sub(r"\b[a-f]\w+ ", "", text) for text in long]
+    end = made.objective.document_end(made.tokenizer)
+    line = [token for text in left for token in [*made.tokenizer(text)["input_ids"], *end]]
+    state = state_of(tmp_path / "made")
+    tokens = numpy.fromfile(tmp_path / "made" / "train.tokens", "uint16")[: state.blocks * 16]
+    assert tokens.tolist() == line[: state.blocks * 16]
+    length, regex = accounts(FILTERS, state.filters)
+    assert (length.documents, length.dropped_documents) == (read, read - len(long))
+    assert (regex.documents, regex.changed_documents) == (len(long), sum(map(str.__ne__, long, left)))
+    assert regex.changed_characters == sum(map(len, long)) - sum(map(len, left))
+    account = state.account(blocks=50, room=16, frame_tokens=0)
+    assert (account.documents, account.empty_documents) == (len(long), 0)
+
+
+def test_a_filter_that_drops_everything_is_named_with_examples(tmp_path: Path, run_context: RunContext) -> None:
+    strict = (FILTERS[1], Component("length", Length(min_words=1000), "toolkit"))
+    with pytest.raises(OptionError, match=r"length drops every document that reaches it, 73:.*\n  ") as refused:
+        prepare_stream(work(tmp_path / "made", filters=strict), run_context)
+    assert refused.value.option == "filters"
+
+
+def test_a_filter_that_drops_everything_is_not_given_the_whole_stream(
+    tmp_path: Path, run_context: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_preparation, "DOCUMENTS_IN_VAIN", 20)
+    strict = (Component("length", Length(min_words=1000), "toolkit"),)
+    with pytest.raises(OptionError, match=r"length drops every document that reaches it, 33:"):  # of two files, but 7
+        prepare_stream(work(tmp_path / "made", filters=strict), run_context)
+
+
+def test_what_a_filter_refuses_is_said_with_its_name(tmp_path: Path, run_context: RunContext) -> None:
+    missing = (Component("decontamination", Decontamination(files=str(tmp_path / "no.txt")), "toolkit"),)
+    with pytest.raises(OptionError, match=r"decontamination: .*no\.txt") as refused:
+        prepare_stream(work(tmp_path / "made", filters=missing), run_context)
+    assert refused.value.option == "filters"
 
 
 @pytest.mark.usefixtures("_small_batches")

@@ -20,7 +20,8 @@ from toolkit_plugins.dataset.hub import Hub
         ("dataset.eval_fraction=0.1", "dataset", "set eval_samples"),
         ("dataset.streaming=false", "dataset", "add streaming: true"),
         ("dataset.cut_at_end_token=true", "dataset", "not cut at end tokens"),
-        ("dataset.filters=[{plugin: length, min_words: 3}]", "dataset.filters[0]", "remove the filter"),
+        ("dataset.filters=[exact-duplicates]", "dataset.filters[0]", "compares documents with one another"),
+        ("dataset.filters=[decontamination]", "dataset.filters[0]", "other texts"),
         ("objective.packing=best-fit", "objective.packing", "leave out"),
         ("training.dataloader_num_workers=2", "training.dataloader_num_workers", "dataloader_num_workers: 0"),
         ("dataset.max_tokens=many", "dataset.max_tokens", "2B"),
@@ -34,12 +35,14 @@ def test_what_a_stream_does_not_go_with(tmp_path: Path, override: str, place: st
     assert words in problem.message
 
 
-def test_a_stream_is_no_source_of_a_mixture(tmp_path: Path) -> None:
+def test_what_a_stream_in_a_mixture_does_not_go_with(tmp_path: Path) -> None:
     one: dict[str, Any] = {"plugin": "hub", "path": "example/corpus", "streaming": True, "max_tokens": "1M"}
-    sources = [{"name": "web", "weight": 1, "dataset": one}]
+    sources = [{"name": "web", "weight": 1, "dataset": one | {"filters": ["exact-duplicates"]}}]
+    recipe = stream_recipe(tmp_path, dataset={"plugin": "mix", "sources": sources}, dataloader_num_workers=2)
     with pytest.raises(RecipeError) as refused:
-        resolved(stream_recipe(tmp_path, dataset={"plugin": "mix", "sources": sources}))
-    assert [problem.path for problem in refused.value.problems] == ["dataset.sources[0].dataset.max_tokens"]
+        resolved(recipe, "objective.packing=best-fit")
+    places = {problem.path for problem in refused.value.problems}
+    assert places == {"dataset.sources[0].dataset.filters[0]", "objective.packing"}
 
 
 def test_tokens_are_written_as_people_write_them(tmp_path: Path) -> None:
