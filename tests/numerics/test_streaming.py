@@ -225,6 +225,47 @@ def test_a_filter_of_ones_own_cleans_a_stream_beside_the_training(place: Place) 
     assert not preparation.prepare(str(place.recipe), overrides=changes | {"dataset.filters": []}).from_cache
 
 
+RAISING = '''"""Made for a test."""
+
+from toolkit.api import Filter, UnavailableError
+
+
+class Two(Exception):
+    def __init__(self, one, other):
+        super().__init__(f"{one} and {other}")
+
+
+class Raising(Filter):
+    """Raise an error at the first document."""
+
+    full: bool = False
+    """Whether the disk is."""
+
+    def judge(self, run):
+        def judged(document):
+            raise UnavailableError("no disk") if self.full else Two("bad", "luck")
+
+        return judged
+'''
+
+
+def test_what_a_filter_raises_beside_the_training_is_told_with_its_place(place: Place) -> None:
+    plugins = place.folder / "plugins"
+    (plugins / "filter").mkdir(parents=True)
+    (plugins / "filter" / "raising.py").write_text(RAISING)
+
+    def start(*, full: bool) -> None:
+        filters = [{"plugin": "length", "min_words": 1}, {"plugin": "raising", "full": full}]
+        loaded = load(str(place.recipe), overrides={"dataset.filters": filters}, plugin_folders=[plugins])
+        run(resolve(loaded, detect()), runs=place.folder / "runs", name="run", listener=lambda _: None, fresh=True)
+
+    with pytest.raises(RuntimeError, match=r"(?s)raising\.py.*Two: bad and luck.*in the filter raising"):
+        start(full=False)
+    with pytest.raises(UnavailableError, match=r"dataset\.filters\[1\]: raising: no disk$") as unavailable:
+        start(full=True)
+    assert ": dataset: " not in str(unavailable.value)
+
+
 def mixed_with_notes(place: Place) -> Path:
     """A recipe whose dataset is a mixture of the stream and a file of sentences."""
     notes = place.folder / "notes.txt"

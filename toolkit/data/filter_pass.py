@@ -201,11 +201,13 @@ class Judges:
                 verdict = judge(text)
             except Exception as error:
                 raise FilterError(index, error) from error
-            if isinstance(verdict, Dropped):
+            if isinstance(verdict, Dropped) and isinstance(verdict.reason, str):
                 tally.drop(text, verdict)
                 return None
             if not isinstance(verdict, str):
-                raise FilterError(index, PluginError(f"its judge returns {verdict!r}, and neither text nor Dropped"))
+                raise FilterError(
+                    index, PluginError(f"its judge returns {verdict!r}, and neither text nor Dropped with its reason")
+                )
             if verdict != text:
                 tally.change(text, verdict)
                 text = verdict

@@ -22,6 +22,7 @@ from toolkit.errors import ToolkitError, UnavailableError
 from toolkit.events import Event, Message
 from toolkit.logs import plugin_messages_told
 from toolkit.system.fresh_process import connection_to_parent, fresh_process
+from toolkit.system.worker_processes import sendable
 
 START = "from toolkit.data.preparing_process import serve; serve({})"
 NICENESS = 10
@@ -74,7 +75,7 @@ def serve(descriptor: int) -> None:
             with _told_to(connection), taking_turns(run, work.lock, patience=patience) as alone:
                 prepare_stream(work, alone)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is raised where the data is needed
-            connection.send(error)
+            connection.send(error if isinstance(error, ToolkitError) else sendable(error))
         else:
             connection.send(None)
 

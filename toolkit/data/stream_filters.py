@@ -14,7 +14,7 @@ from toolkit.recipe.schema import Component
 
 Filters = Sequence[Component[Filter]]
 OPTION = "filters"
-"""Where in a dataset's section they are."""
+"""Where in a dataset's section they are; the second one is `filters.1`."""
 
 
 class StreamFilters:
@@ -52,16 +52,19 @@ def accounts(filters: Filters, tallies: Sequence[dict[str, Any]]) -> tuple[Filte
 
 
 def check_left(filters: Filters, tallies: Sequence[dict[str, Any]]) -> None:
-    """Check that no filter has dropped every document so far.
+    """Find the filter that has left nothing so far.
 
     Raises:
-        OptionError: one has; with examples.
+        OptionError: one has dropped every document, with examples; or all of them together have left no text.
     """
-    for part, tally in zip(filters, tallies, strict=True):
+    for index, (part, tally) in enumerate(zip(filters, tallies, strict=False)):
         try:
             Tally.from_dict(tally).check_left(part.name)
         except OptionError as error:
-            raise OptionError(error.message, option=OPTION) from None
+            raise OptionError(error.message, option=f"{OPTION}.{index}") from None
+    if tallies and (documents := tallies[0]["documents"]):
+        names = ", ".join(part.name for part in filters)
+        raise OptionError(f"no text is left of {documents:,} documents after the filters ({names})", option=OPTION)
 
 
 @contextlib.contextmanager
@@ -71,9 +74,10 @@ def refusals_of(filters: Filters) -> Iterator[None]:
         yield
     except FilterError as failed:
         name, error = filters[failed.filter_index].name, failed.error
+        place = f"{OPTION}.{failed.filter_index}"
         if isinstance(error, UnavailableError):
-            raise UnavailableError(f"{name}: {error}", option=OPTION) from error
+            raise UnavailableError(f"{name}: {error}", option=place) from error
         if isinstance(error, ToolkitError):
-            raise OptionError(f"{name}: {error}", option=OPTION) from error
+            raise OptionError(f"{name}: {error}", option=place) from error
         error.add_note(f"in the filter {name}")
         raise error from None

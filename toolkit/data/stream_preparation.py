@@ -24,7 +24,7 @@ from toolkit.data.encoding import CHARACTERS_PER_BATCH, Batch, Encoder, cut, enc
 from toolkit.data.filter_pass import Tally
 from toolkit.data.stream_filters import Filters, StreamFilters, added, check_left, refusals_of
 from toolkit.data.stream_state import StreamState, keep_state, state_of
-from toolkit.data.stream_writer import StreamWriter
+from toolkit.data.stream_writer import STARTS_FILE, TOKENS_FILE, StreamWriter
 from toolkit.errors import OptionError, UnavailableError
 from toolkit.system.cache import refusals_explained
 from toolkit.system.disk import free_bytes
@@ -68,6 +68,17 @@ class StreamToPrepare:
     def is_complete(self) -> bool:
         """Whether nothing is left to prepare."""
         return (self.entry / account_file(self.blocks)).exists() and state_of(self.entry).blocks >= self.blocks
+
+    def check_files(self) -> None:
+        """Check that what was prepared is there.
+
+        Raises:
+            UnavailableError: somebody has removed a part of it.
+        """
+        state = state_of(self.entry)
+        files = (TOKENS_FILE, STARTS_FILE) if state.blocks else ()
+        if missing := [name for name in (*files, *state.held_out_digests) if not (self.entry / name).exists()]:
+            raise UnavailableError(f"{self.entry / missing[0]} is missing; remove {self.entry} to prepare it again")
 
 
 @dataclass(frozen=True)
@@ -114,6 +125,7 @@ def prepare_stream(work: StreamToPrepare, run: RunContext) -> None:
     with refusals_explained(work.entry):
         make_folder(work.entry)
         state = state_of(work.entry)
+        work.check_files()
         _check_room(work, state)
         if state.held_out is None:
             _hold_out(work, state, run)
@@ -200,13 +212,17 @@ def _write(work: StreamToPrepare, state: StreamState, writer: StreamWriter, run:
             run.progress("tokenizing", tokens, work.dataset.max_tokens, unit="tokens", detail=detail)
     if not state.characters:
         check_left(work.filters, state.filters)
-    there = state.blocks * work.objective.block_size
+    size = work.objective.block_size
+    tokens, more = state.blocks * size, f"and no more; set max_tokens: {state.blocks * size} or less"
+    more += "; what is prepared stays prepared"
+    if not state.blocks:
+        tokens = state.packer.get("tokens", 0)
+        more = f"fewer than one block of {size:,}; `toolkit data inspect` shows the documents"
+    count = formatting.counted(len(files), "file")
     left_out = f", {len(state.left_out)} of which could not be read to their end" if state.left_out else ""
     filtered = " after its filters" if work.filters else ""
     raise OptionError(
-        f"the {formatting.counted(len(files), 'file')} of the dataset{left_out} give {there:,} tokens{filtered}, and "
-        f"no more; set max_tokens: {there} or less; what is prepared stays prepared",
-        option="max_tokens",
+        f"the {count} of the dataset{left_out} give {tokens:,} tokens{filtered}, {more}", option="max_tokens"
     )
 
 

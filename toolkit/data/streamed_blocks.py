@@ -53,19 +53,13 @@ class GrowingBlocks(PackedBlocks):
 class Arrival:
     """Knows how many blocks are prepared, and waits for more."""
 
-    def __init__(
-        self,
-        entry: Path,
-        process: PreparingProcess | None,
-        *,
-        patience: float,
-        placed: Callable[[ToolkitError], ToolkitError],
-    ) -> None:
-        """`process` is the one that this process has started, if it has; `placed` adds a place to what it refuses."""
+    def __init__(self, entry: Path, process: PreparingProcess | None, *, patience: float) -> None:
+        """`process` is the one that this process has started, if it has."""
         self.entry = entry
         self.process = process
         self.patience = patience
-        self.placed = placed
+        self.placed: Callable[[ToolkitError], ToolkitError] = lambda error: error
+        """Adds a place to what that process refuses."""
         self.there = state_of(entry).blocks
 
     def has_come(self, blocks: int) -> bool:

@@ -68,15 +68,19 @@ def data_faults(run: RunDirectory, listener: Listener) -> dict[str, str | None]:
             looked_at = True
     if not looked_at:
         return faults
-    fault = f"{', '.join(map(str, changed))} differs from what was written" if changed else None
+    names = ", ".join(dict.fromkeys(map(str, changed)))
+    fault = f"{names} differs from what was written" if changed else None
     return faults | {"tokens": fault}
 
 
 def _changed_of_stream(entry: Path, state: StreamState, account: Mapping[str, Any]) -> list[Path]:
     """The files of a stream that are not what was written, as far as it is prepared."""
     bytes_each = account["block_size"] * (2 if account["token_type"] == "uint16" else 4)
-    changed = [entry / name for name, digest in state.held_out_digests.items() if digest_of(entry / name) != digest]
-    if not are_intact(entry, state, bytes_each):
+    changed = list[Path]()
+    for name, digest in state.held_out_digests.items():
+        if not (entry / name).exists() or digest_of(entry / name) != digest:
+            changed.append(entry / name)
+    if not (entry / TOKENS_FILE).exists() or not are_intact(entry, state, bytes_each):
         changed.append(entry / TOKENS_FILE)
     return changed
 

@@ -96,13 +96,13 @@ def serve(descriptor: int) -> None:
                 function = function or make(*args)
                 result = function(piece)
             except Exception as error:  # noqa: BLE001 - raised again in the parent
-                connection.send((_to_be_sent(error), None))
+                connection.send((sendable(error), None))
             else:
                 connection.send((None, result))
 
 
-def _to_be_sent(error: Exception) -> Exception:
-    """The error with its traceback, or that alone if it cannot be pickled."""
+def sendable(error: Exception) -> Exception:
+    """The error for another process: with its traceback, or that alone if it cannot be pickled."""
     where = "".join(traceback.format_exception(error))
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301 - what has just been made

@@ -30,9 +30,14 @@ def refusals_placed(recipe: Recipe, path: Path_) -> Iterator[None]:
     try:
         yield
     except OptionError as error:
-        raise recipe.error(error.message, (*path, error.option) if error.option else path) from error
+        raise recipe.error(error.message, (*path, *_path_of(error.option))) from error
     except UnavailableError as error:
-        where = (*path, error.option) if error.option else path
+        where = (*path, *_path_of(error.option))
         raise UnavailableError(f"{recipe.document.place(where)}: {dotted(where)}: {error.message}") from error
     except PluginError as error:
         raise RecipeError(recipe.error(str(error), (*path, "plugin")).problems) from error
+
+
+def _path_of(option: str | None) -> Path_:
+    """Where an option is in its section: `filters.1` is an item of a list."""
+    return tuple(int(key) if key.isdigit() else key for key in option.split(".")) if option else ()

@@ -110,16 +110,16 @@ def _streamed(
     entry = context.cache / "streams" / key
     work = StreamToPrepare(dataset, source.stream, tokenizer, objective, entry, f"stream-{key}", part.filters)
     blocks, patience = work.blocks, float(training.ddp_timeout)
+    work.check_files()
     from_cache, process = work.is_complete, None
     if not from_cache and not beside:
         with taking_turns(context, work.lock, patience=patience) as alone:
             prepare_stream(work, alone)
     elif not from_cache and distributed.local_rank() == 0:
         process = PreparingProcess(work, context, patience=patience)
-    arrival = Arrival(
-        work.entry, process, patience=patience, placed=lambda error: placed(error, resolved.recipe, source.path)
-    )
+    arrival = Arrival(work.entry, process, patience=patience)
     state = arrival.wait_for(lambda now: now.held_out is not None and now.blocks > 0, 1, context.progress)
+    arrival.placed = lambda error: placed(error, resolved.recipe, source.path)  # `streamed` adds it up to here
     length = total_steps(training, block_size=objective.block_size, blocks=blocks) * training.global_batch_size
     begun = _account(work, key, state.held_out or {})
     growing = _growing(work, begun, blocks, context.seed)

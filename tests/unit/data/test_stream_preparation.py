@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,16 @@ import pytest
 
 from tests.streams import sentences
 from tests.tiny import with_holes
-from toolkit.api import OptionError, RunContext, Stream, StreamingDataset, UnavailableError, UnreadableFileError
+from toolkit.api import (
+    Dropped,
+    Filter,
+    OptionError,
+    RunContext,
+    Stream,
+    StreamingDataset,
+    UnavailableError,
+    UnreadableFileError,
+)
 from toolkit.data import stream_preparation
 from toolkit.data.stream_filters import accounts
 from toolkit.data.stream_preparation import StreamToPrepare, prepare_stream
@@ -68,6 +77,13 @@ class InMemory(StreamingDataset):
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_preparation, "CHARACTERS_PER_BATCH", 500)
     monkeypatch.setattr("toolkit.data.encoding.CHARACTERS_PER_PIECE", 100)
+
+
+class Emptying(Filter):
+    """Leaves nothing of a document, and does not drop it."""
+
+    def judge(self, run: RunContext) -> Callable[[str], str | Dropped]:
+        return lambda document: ""
 
 
 FILTERS = (
@@ -156,7 +172,26 @@ def test_a_filter_that_drops_everything_is_named_with_examples(tmp_path: Path, r
     strict = (FILTERS[1], Component("length", Length(min_words=1000), "toolkit"))
     with pytest.raises(OptionError, match=r"length drops every document that reaches it, 73:.*\n  ") as refused:
         prepare_stream(work(tmp_path / "made", filters=strict), run_context)
+    assert refused.value.option == "filters.1"
+
+
+def test_filters_that_together_leave_no_text_are_named(tmp_path: Path, run_context: RunContext) -> None:
+    emptying = (FILTERS[0], Component("first", Emptying(), "toolkit"))
+    with pytest.raises(OptionError, match=r"no text is left of 73 documents after the filters \(length, f") as refused:
+        prepare_stream(work(tmp_path / "made", filters=emptying), run_context)
     assert refused.value.option == "filters"
+
+
+def test_a_file_that_was_removed_is_named(tmp_path: Path, run_context: RunContext) -> None:
+    made = work(tmp_path / "made")
+    prepare_stream(made, run_context)
+    for file in ("train.tokens", "validation.tokens"):
+        kept = (tmp_path / "made" / file).read_bytes()
+        (tmp_path / "made" / file).unlink()
+        with pytest.raises(UnavailableError, match=rf"{file} is missing; remove .*made to prepare it again"):
+            prepare_stream(made, run_context)
+        (tmp_path / "made" / file).write_bytes(kept)
+    prepare_stream(made, run_context)
 
 
 def test_a_filter_that_drops_everything_is_not_given_the_whole_stream(
@@ -168,11 +203,24 @@ def test_a_filter_that_drops_everything_is_not_given_the_whole_stream(
         prepare_stream(work(tmp_path / "made", filters=strict), run_context)
 
 
+def test_what_filters_leave_has_to_fill_a_block(tmp_path: Path, run_context: RunContext) -> None:
+    longest = max((text for texts in FILES.values() for text in texts), key=lambda text: len(text.split()))
+    few = (Component("length", Length(min_words=len(longest.split())), "toolkit"),)
+    objective = CausalLM(block_size=4000)
+    with pytest.raises(
+        OptionError, match=r"give \d+ tokens after its filters, fewer than one block of 4,000"
+    ) as refused:
+        prepare_stream(
+            work(tmp_path, filters=few, objective=objective, max_tokens=4000, eval_samples=None), run_context
+        )
+    assert refused.value.option == "max_tokens"
+
+
 def test_what_a_filter_refuses_is_said_with_its_name(tmp_path: Path, run_context: RunContext) -> None:
     missing = (Component("decontamination", Decontamination(files=str(tmp_path / "no.txt")), "toolkit"),)
     with pytest.raises(OptionError, match=r"decontamination: .*no\.txt") as refused:
         prepare_stream(work(tmp_path / "made", filters=missing), run_context)
-    assert refused.value.option == "filters"
+    assert refused.value.option == "filters.0"
 
 
 @pytest.mark.usefixtures("_small_batches")

@@ -15,7 +15,7 @@ BLOCKS, WINDOW = 103, 10
 
 def streamed(folder: Path, *, length: int = 250, seed: int = 1) -> StreamedBlocks:
     tokens = numpy.arange(4 * BLOCKS, dtype="uint16")
-    arrival = Arrival(folder, None, patience=0.2, placed=lambda error: error)
+    arrival = Arrival(folder, None, patience=0.2)
     return StreamedBlocks(GrowingBlocks(tokens, 4, seed), arrival, length=length, window=WINDOW, seed=seed)
 
 
