@@ -213,10 +213,9 @@ def _write(work: StreamToPrepare, state: StreamState, writer: StreamWriter, run:
     if not state.characters:
         check_left(work.filters, state.filters)
     size = work.objective.block_size
-    tokens, more = state.blocks * size, f"and no more; set max_tokens: {state.blocks * size} or less"
-    more += "; what is prepared stays prepared"
+    tokens = state.blocks * size or state.packer.get("tokens", 0)
+    more = f"and no more; set max_tokens: {tokens} or less; what is prepared stays prepared"
     if not state.blocks:
-        tokens = state.packer.get("tokens", 0)
         more = f"fewer than one block of {size:,}; `toolkit data inspect` shows the documents"
     count = formatting.counted(len(files), "file")
     left_out = f", {len(state.left_out)} of which could not be read to their end" if state.left_out else ""
