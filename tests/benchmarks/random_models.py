@@ -16,14 +16,16 @@ from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 NOTED = "peak-of-rank-"
 COMMAND = f"""
-import atexit, os, pathlib
+import os, pathlib
 from toolkit.system.host_memory import peak_resident_bytes
 def peak():
     import torch
     return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else peak_resident_bytes()
-atexit.register(lambda: pathlib.Path({NOTED!r} + os.environ.get("RANK", "0")).write_text(str(peak())))
 from toolkit.cli.main import main
-main()
+try:
+    main()
+finally:
+    pathlib.Path({NOTED!r} + os.environ.get("RANK", "0")).write_text(str(peak()))
 """
 """The toolkit, which notes at its end what it held at most: its tensors on a GPU, else VmHWM. Not what wait4 says of it
 (ru_maxrss): there the kernel counts the memory that this process had when it began that one, too."""

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 
@@ -16,8 +17,11 @@ HEAVY = {"torch", "transformers", "datasets", "numpy", "peft", "accelerate", "to
 MIDDLING = {"pydantic", "ruamel", "rich", "jinja2"}
 
 PROBE = """
-import atexit, json, sys
-atexit.register(lambda: print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), file=sys.stderr))
+import json, sys
+try:
+{code}
+finally:
+    print(json.dumps(sorted({{name.partition(".")[0] for name in sys.modules}})), file=sys.stderr)
 """
 COMMAND = "from toolkit.cli.main import main; main()"
 
@@ -25,7 +29,7 @@ COMMAND = "from toolkit.cli.main import main; main()"
 def imported(*words: str, cwd: Path, code: str = COMMAND, **environment: str) -> set[str]:
     """Run a command or other code, which must succeed, and return the top-level packages that it imported."""
     done = subprocess.run(
-        [sys.executable, "-c", PROBE + code, *words],
+        [sys.executable, "-c", PROBE.format(code=indent(code, "    ")), *words],
         cwd=cwd,
         env={**os.environ, **environment},
         capture_output=True,

@@ -6,8 +6,6 @@ runs. So `--help` costs no more than click, and torch is imported only when trai
 
 from __future__ import annotations
 
-import atexit
-import gc
 import os
 import pwd
 import sys
@@ -25,6 +23,7 @@ from toolkit.cli import output, render
 from toolkit.cli.groups import NamingGroup
 from toolkit.errors import ToolkitError, of_the_machine
 from toolkit.system import endings, signals
+from toolkit.system.process_exit import without_finalization
 
 COMMANDS = {
     "recipe": "toolkit.cli.recipe:recipe",
@@ -89,11 +88,10 @@ def toolkit() -> None:
 def main() -> None:
     """Entry point of the console script."""
     output.install()
-    atexit.register(_end_without_collection)
     be_quiet()
     be_somebody()
     endings.end_with_the_group()
-    with signals.ending_the_process(), signals.at_forced_end(_say_at_forced_end):
+    with without_finalization(), signals.ending_the_process(), signals.at_forced_end(_say_at_forced_end):
         try:
             toolkit(prog_name="toolkit")
         except ToolkitError as error:  # a help text could not be written: no command has started
@@ -112,18 +110,6 @@ def _tell(error: ToolkitError) -> None:
     """Write what went wrong to standard error, unless the process that has started this one does so."""
     if not endings.record(error, render.error_text(error)):
         render.error(error)
-
-
-def _end_without_collection() -> None:
-    """Spare the interpreter's last garbage collection, which takes seconds once torch is imported.
-
-    triton 3.9 (torch 2.15) reports whatever is then left as leaked, in dozens of lines after the command's own last
-    one. Nothing in Python turns that off, so standard error ends here; triton's own workers do the same.
-    """
-    gc.freeze()
-    if "triton" in sys.modules:
-        sys.stderr.flush()
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _say_at_forced_end(reason: str) -> None:

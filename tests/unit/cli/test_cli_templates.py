@@ -87,10 +87,14 @@ def test_every_new_plugin_keeps_its_contract_and_imports_nothing_heavy(path: str
     lines["filter"] = f"  {lines['filter']}"
     lines["dataset"] = "dataset:\n  plugin: my-dataset"
     (tmp_path / "mine.yaml").write_text("\n".join(["recipe: 1", *lines.values(), ""]))
-    probe = (
-        "import atexit, sys; from toolkit.cli.main import main;"
-        "atexit.register(lambda: print('torch' in sys.modules or 'transformers' in sys.modules)); main()"
-    )
+    probe = """
+import sys
+from toolkit.cli.main import main
+try:
+    main()
+finally:
+    print('torch' in sys.modules or 'transformers' in sys.modules)
+"""
     done = subprocess.run(
         [sys.executable, "-c", probe, "recipe", "validate", "mine.yaml"],
         cwd=tmp_path,
