@@ -47,6 +47,11 @@ SCHEDULES: dict[str, dict[str, Any]] = {
         "training.ema_width": 0.1,
     },
 }
+SCHEDULES["short"] = {
+    **SCHEDULES["averaged"],
+    "training.warmup_block_size": 64,
+    "training.warmup_block_steps": 0.33,
+}
 """Of the recipe."""
 TIMED = """
 def on_train_begin(self, args, state, control, **kwargs):
@@ -101,6 +106,7 @@ def train_trainer(steps: int, work: Path, *, timed: Path | None = None) -> Train
         lr_scheduler_type="linear",
         warmup_steps=0.05,
         optim="adamw_torch_fused",
+        use_cpu=not torch.cuda.is_available(),
         bf16=detect().bf16,
         dataloader_pin_memory=torch.cuda.is_available(),
         eval_strategy="no" if timed else "steps",

@@ -28,7 +28,9 @@ def torchrun(recipe: Path, *words: str, restarts: int = 0) -> subprocess.Complet
 @pytest.mark.slow
 def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     # Without dropout: each process draws its own.
-    recipe = write_recipe(tmp_path, model={"dropout": 0.0}, training={"save_steps": 4})
+    recipe = write_recipe(
+        tmp_path, model={"dropout": 0.0}, training={"save_steps": 4, "warmup_block_size": 8, "warmup_block_steps": 3}
+    )
     one, _ = train(recipe, name="one")
     done = torchrun(recipe, "--name", "two")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -60,6 +60,11 @@ class Settings(BaseModel):
     """Further arguments of that schedule: `num_decay_steps` of warmup_stable_decay, say."""
     warmup_steps: float = Field(default=0, ge=0)
     """Steps of linear learning-rate warmup; a number below 1 is a share of all steps."""
+    warmup_block_size: int | None = Field(default=None, ge=2)
+    """Short sequences first: in the first steps, cut each block into pieces of this many tokens, each a sequence of its
+    own. The tokens of a step stay the same."""
+    warmup_block_steps: float = Field(default=0.3, gt=0)
+    """Steps on such pieces; a number below 1 is a share of all steps."""
     ema_width: float | None = Field(default=None, gt=0, le=0.25)
     """Average the weights as they are trained (EMA), and evaluate, save and export the averages: about so large a share
     of all steps so far is averaged, 0.1 for a tenth. With a constant learning rate it replaces the decay."""

@@ -170,22 +170,23 @@ class Attempt:
     ) -> RecipeTrainer:
         from toolkit.planning.roofline import product_rate
         from toolkit.training.build import build_trainer
-        from toolkit.training.model_flops import flops_per_token
         from toolkit.training.pace import Pace
         from toolkit.training.run_callback import RunCallback
+        from toolkit.training.short_blocks import ShortBlocks
         from toolkit.training.status import TrainingStatus
 
-        device, log = self.resolved.device, MetricsLog(self.directory, self.listener)
-        saver = saver_of(self.directory, self.resolved.training, components.model, start, log)
+        device, training = self.resolved.device, self.resolved.training
+        log, short = MetricsLog(self.directory, self.listener), ShortBlocks.of(training, intervals.total_steps)
+        saver = saver_of(self.directory, training, components.model, start, log)
         save_seconds = distributed.by_main_process(
             lambda: seconds_to_write(self.directory.checkpoints, checkpoint_bytes)
         )
-        rate = distributed.by_main_process(lambda: product_rate(device, self.resolved.training.precision))
+        rate = distributed.by_main_process(lambda: product_rate(device, training.precision))
         pace = Pace(
             save_seconds=save_seconds,
             stall_seconds=0.0 if saver.in_background else save_seconds,
             evaluation_tokens=len(components.data.validation or ()) * self.context.block_size,
-            flops_per_token=flops_per_token(components.model, self.context.block_size),
+            flops_per_token=short.flops_per_token(components.model, self.context.block_size),
             device_flops=distributed.world_size() * rate,
         )
         # A run that starts from another's checkpoint evaluates there first, as its parent did.
@@ -202,8 +203,8 @@ class Attempt:
             stop_after=self.stop_after,
             epochs=components.data.epochs,
         )
-        size, stop = self.resolved.training.global_batch_size, self.stop
-        waiting = run_of_stream.data_wait(components, batch_size=size, stop=stop, progress=self.context.progress)
+        size, progress = training.global_batch_size, self.context.progress
+        waiting = run_of_stream.data_wait(components, batch_size=size, stop=self.stop, progress=progress)
         return build_trainer(
             self.resolved,
             components,

@@ -54,7 +54,7 @@ def decide(
     elif wanted:
         trainer.context.progress("compiling")
         with compiled(trainer.components.model, trainer.components.loss):
-            why = refusal(TrialPass(trainer))
+            why = refusal(TrialPass(trainer).of_each_length)
         (is_refused,) = distributed.any_process(why is not None)
         if is_refused and resolved.recipe.training.torch_compile != "auto":
             raise unavailable(why or "another process of the run failed")
@@ -97,7 +97,7 @@ def _decide(resolved: ResolvedRecipe, trainer: RecipeTrainer, run: RunDirectory,
         trainer.context.progress("compiling")
         begun = time.perf_counter()
         with compiled(trainer.components.model, trainer.components.loss):
-            if why := refusal(once):
+            if why := refusal(once.of_each_length):
                 return False, f"off, because torch.compile does not work here: {why}"
             compiling = time.perf_counter() - begun
             fused = passes * _seconds(once, repeat=TIMED_PASSES)

@@ -12,6 +12,7 @@ from toolkit.storage.run_directory import DATA_FILE, RunDirectory
 from toolkit.system import distributed
 from toolkit.system.files import read_json, write_json
 from toolkit.training.intervals import Intervals
+from toolkit.training.short_blocks import ShortBlocks
 
 
 def length_told(
@@ -25,6 +26,8 @@ def length_told(
     if distributed.is_main_process():
         write_json(directory.folder / DATA_FILE, data.as_dict() | budget | mixture)
     listener(prepared)
+    if short := ShortBlocks.of(resolved.training, steps):
+        listener(Message(f"up to step {short.steps:,}, blocks are cut into sequences of {short.length:,} tokens"))
     for caution in plan.worn() if plan else ():
         listener(Message(caution))
     if data.validation is None:

@@ -27,6 +27,7 @@ from toolkit.recipe.document import Path_
 from toolkit.recipe.mix import Mix, sources_of
 from toolkit.recipe.resolve import ResolvedRecipe, resolve
 from toolkit.recipe.schema import FILTERS, LIST_SECTIONS, Component, Recipe, component
+from toolkit.recipe.settings import Training
 from toolkit.registry import Registry
 from toolkit.system.files import read_json
 
@@ -101,7 +102,13 @@ def shrunken(recipe: Recipe, resolved: ResolvedRecipe) -> Recipe:
             "torch_compile": False,  # takes longer than the whole rehearsal
         }
     )
-    return replace(recipe.with_each(_small), training=training)
+    small = recipe.with_each(_small)
+    if training.warmup_block_size is not None:
+        shorter, odd = divmod(small.objective.plugin.block_size, 2)
+        cut = {"warmup_block_size": shorter, "warmup_block_steps": REHEARSAL_STEPS // 2}
+        none = dict.fromkeys(cut) | {"warmup_block_steps": Training().warmup_block_steps}
+        training = training.model_copy(update=none if odd or shorter < 2 else cut)
+    return replace(small, training=training)
 
 
 def _small(part: Component) -> Component:

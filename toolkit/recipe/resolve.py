@@ -189,7 +189,13 @@ def _check_export_folders(recipe: Recipe) -> None:
 
 def _check_used(recipe: Recipe, training: Training) -> None:
     """Refuse a setting that has no effect because another one is off, and arguments that the schedule does not take."""
+    defaults = Training.model_fields
     unused = {
+        "warmup_block_steps": (
+            "warmup_block_size",
+            training.warmup_block_size is None
+            and training.warmup_block_steps != defaults["warmup_block_steps"].default,
+        ),
         "optim_args": ("optim", training.optim_args is not None and training.optim is None),
         "gradient_checkpointing_every": (
             "gradient_checkpointing",
@@ -199,6 +205,14 @@ def _check_used(recipe: Recipe, training: Training) -> None:
     for setting, (switch, is_unused) in unused.items():
         if is_unused:
             raise recipe.error(f"{setting} has no effect without {switch}; set it too", ("training", setting))
+    whole, short = recipe.objective.plugin.block_size, training.warmup_block_size
+    if short and (short >= whole or whole % short):
+        fit = [size for size in range(2, whole) if whole % size == 0]
+        raise recipe.error(
+            f"blocks of {whole} tokens (objective.block_size) cannot be cut into shorter pieces of {short}; into those "
+            f"of {', '.join(map(str, fit)) or 'no length'} they can",
+            ("training", "warmup_block_size"),
+        )
     try:
         check_schedule(training)
     except OptionError as error:

@@ -19,6 +19,7 @@ from toolkit.system.signals import StopRequest
 from toolkit.training.arguments import training_arguments
 from toolkit.training.components import Components
 from toolkit.training.loss_guard import LossGuard
+from toolkit.training.short_blocks import ShortBlocks
 from toolkit.training.status import TrainingStatus
 from toolkit.training.trainer import RecipeTrainer
 
@@ -46,8 +47,8 @@ def build_trainer(
     """Build the trainer that a recipe asks for.
 
     `sequences` and `evaluation_sequences` are those of a forward pass, if memory has run out before, and else the
-    micro-batch size. `total_steps`: the run's length, where it has been worked out. `with_new_settings`: the
-    optimizer's state comes from another run's checkpoint.
+    micro-batch size. `total_steps`: the run's length, where it has been worked out; without it no step has short
+    sequences. `with_new_settings`: the optimizer's state comes from another run's checkpoint.
     """
     training = resolved.training
     with libraries_quiet():
@@ -85,5 +86,6 @@ def build_trainer(
             ),
             status=status,
             stop=stop,
+            short=ShortBlocks.of(training, total_steps or 0),
             with_new_settings=with_new_settings,
         )

@@ -89,6 +89,15 @@ class TrialPass:
 
     def __call__(self) -> None:
         """Run one, and wait for the device."""
+        self._run(cut=False)
+
+    def of_each_length(self) -> None:
+        """Run one with blocks of each length that the steps have."""
+        self()
+        if self._trainer.short:
+            self._run(cut=True)
+
+    def _run(self, *, cut: bool) -> None:
         trainer = self._trainer
         model: Any = trainer.components.model
         model.train()
@@ -97,6 +106,7 @@ class TrialPass:
         kind = trainer.args.device.type
         with random_state_preserved():
             inputs = trainer._prepare_inputs(dict(self._batch))
+            inputs = trainer.short.cut(inputs, step=1) if cut else inputs
             tokens = predicted_tokens(inputs["labels"], trainer.task)
             with torch.autocast(kind, precision, enabled=precision is not None, cache_enabled=False):
                 trainer.compute_loss(model, inputs, num_items_in_batch=tokens).backward()

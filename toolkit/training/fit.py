@@ -5,6 +5,7 @@ What is found here would otherwise be an index error, or a silent leak between d
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from toolkit.api import Objective, highest_id
@@ -13,6 +14,7 @@ from toolkit.recipe.schema import Recipe
 from toolkit.training.refusals import refusals_placed
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -38,11 +40,19 @@ def check_fit(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, model: PreTrai
         )
     with refusals_placed(recipe, ("objective",)):
         collate = objective.collator(tokenizer)
-        _check_batch(collate, model, objective.document_end(tokenizer), known=needed)
+        batch = _checked_batch(collate, model, objective.document_end(tokenizer), known=needed)
+    if recipe.training.warmup_block_size and (whole := [key for key, value in batch.items() if value.ndim != 2]):
+        raise recipe.error(
+            f"a batch has {', '.join(whole)}, which has not one value for each token, so its blocks cannot be cut; "
+            f"remove this",
+            ("training", "warmup_block_size"),
+        )
 
 
-def _check_batch(collate: Any, model: PreTrainedModel, end: tuple[int, ...], *, known: int) -> None:
-    """Check that the model takes every entry of a batch, and isolates documents where `position_ids` restart.
+def _checked_batch(
+    collate: Any, model: PreTrainedModel, end: tuple[int, ...], *, known: int
+) -> Mapping[str, torch.Tensor]:
+    """A batch of which the model takes every entry, and isolates documents where `position_ids` restart.
 
     Not every architecture derives a document mask from the positions, and those that do not are silent: run the model.
 
@@ -59,7 +69,7 @@ def _check_batch(collate: Any, model: PreTrainedModel, end: tuple[int, ...], *, 
 
     words = [token for token in range(min(known, 12)) if token not in end][:8]
     first, second = [*words, *end], words[::-1]
-    batch = collate([{"input_ids": numpy.array(first + second), "seed": 0}])
+    batch: Mapping[str, torch.Tensor] = collate([{"input_ids": numpy.array(first + second), "seed": 0}])
     if "position_ids" in batch and not takes(model, "position_ids"):
         raise OptionError(
             f"{type(model).__name__} takes no position_ids, which tell it where a document begins, so a document mask "
@@ -68,7 +78,7 @@ def _check_batch(collate: Any, model: PreTrainedModel, end: tuple[int, ...], *, 
         )
     check_batch(batch, model)
     if not end or "position_ids" not in batch or batch["position_ids"][0, len(first)] != 0:
-        return
+        return batch
     was_training = model.training
     model.eval()
     with torch.no_grad():
@@ -84,3 +94,4 @@ def _check_batch(collate: Any, model: PreTrainedModel, end: tuple[int, ...], *, 
             f"{difference:.2g}), so the document mask would be a promise without effect; set document_mask: false",
             option="document_mask",
         )
+    return batch

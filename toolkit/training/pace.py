@@ -29,13 +29,14 @@ class Pace:
         save_seconds: float,
         stall_seconds: float = 0.0,
         evaluation_tokens: int = 0,
-        flops_per_token: float = 0.0,
+        flops_per_token: Callable[[int], float] = lambda step: 0.0,
         device_flops: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`flops_per_token` are the model's, and `device_flops` those per second of all devices."""
+        """`flops_per_token` are the model's at a step, and `device_flops` those per second of all devices."""
         self.evaluation_tokens = evaluation_tokens
-        self._flops_per_token, self._device_flops = flops_per_token, device_flops
+        self._flops_at, self._device_flops = flops_per_token, device_flops
+        self._flops_per_token = flops_per_token(1)
         self.evaluation_seconds: float | None = None
         """Duration of the last evaluation; until there is one, it is estimated from `evaluation_tokens`."""
         self.save_seconds = save_seconds
@@ -47,9 +48,9 @@ class Pace:
         self._step_begun = clock()
         self._step_seconds: list[float] = []
 
-    def step_begins(self) -> None:
-        """Start timing a step."""
-        self._step_begun = self._clock()
+    def step_begins(self, step: int) -> None:
+        """Start timing the step of this number."""
+        self._step_begun, self._flops_per_token = self._clock(), self._flops_at(step)
 
     def step_ends(self) -> None:
         """Record the duration of the step."""

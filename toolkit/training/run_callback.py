@@ -74,7 +74,7 @@ class RunCallback(DefaultFlowCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start timing the step."""
-        self.pace.step_begins()
+        self.pace.step_begins(state.global_step + 1)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

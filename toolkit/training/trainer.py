@@ -40,6 +40,7 @@ from toolkit.training.hf_optimizer import build_named
 from toolkit.training.loss_guard import LossGuard, named_state
 from toolkit.training.optimizer_state import write_unsharded
 from toolkit.training.sharded_trainer import own_state
+from toolkit.training.short_blocks import ShortBlocks
 from toolkit.training.status import TrainingStatus
 from toolkit.training.values_unread import ValuesUnread
 from toolkit.training.weight_average import AveragingOptimizer
@@ -65,6 +66,7 @@ class RecipeTrainer(GuardedTrainer):
         retry: OOMRetry,
         status: TrainingStatus,
         stop: StopRequest,
+        short: ShortBlocks,
         with_new_settings: bool = False,
     ) -> None:
         """With `with_new_settings`, an optimizer is loaded without the settings that it was saved with."""
@@ -92,6 +94,7 @@ class RecipeTrainer(GuardedTrainer):
         self.context = context
         self.optimizer_plugin: Optimizer = resolved.recipe.optimizer.plugin
         self.saver = saver
+        self.short = short
         self._step: RepeatableStep
         self._snapshot = HostCopy()
 
@@ -145,17 +148,25 @@ class RecipeTrainer(GuardedTrainer):
         self.begin_step(self.model_wrapped, items)
         return samples, items
 
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """Count the predicted tokens of the next step."""
+        step = self.state.global_step + 1
+        labels = [self.short.cut({"labels": sample["labels"]}, step=step) for sample in batch_samples]
+        return super()._get_num_items_in_batch(labels, device)
+
     def begin_step(self, model: Any, num_items_in_batch: Any) -> None:
         """Begin a step, whose micro-batches `training_step` is going to run."""
+        number = self.state.global_step + 1
 
         def compute(piece: Mapping[str, Any]) -> torch.Tensor:
-            return super(RecipeTrainer, self).training_step(model, dict(piece), num_items_in_batch)
+            cut = self.short.cut(piece, step=number)
+            return super(RecipeTrainer, self).training_step(model, cut, num_items_in_batch)
 
         def undo() -> None:
             model.zero_grad(set_to_none=True)
             self._tr_loss = self.guard.loss_before.clone()
 
-        self._step = RepeatableStep(self.retry, self.state.global_step + 1, compute=compute, undo=undo)
+        self._step = RepeatableStep(self.retry, number, compute=compute, undo=undo)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Run forward and backward, in smaller pieces if memory has run out."""

@@ -65,7 +65,7 @@ def test_an_evaluation_does_not_slow_the_shown_speed() -> None:
 @pytest.mark.parametrize(("flops", "rate", "expected"), [(3e6, 1e10, 0.3), (0.0, 1e10, None), (3e6, 0.0, None)])
 def test_mfu_is_the_models_share_of_the_devices_rate(flops: float, rate: float, expected: float | None) -> None:
     clock = Clock()
-    pace = Pace(save_seconds=1.0, flops_per_token=flops, device_flops=rate, clock=clock)
+    pace = Pace(save_seconds=1.0, flops_per_token=lambda step: flops, device_flops=rate, clock=clock)
     pace.seen(0)
     clock.now += 1
     pace.seen(1000)

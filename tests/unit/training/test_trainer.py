@@ -13,6 +13,7 @@ LEANED_ON = (
     "_save_checkpoint",
     "_load_optimizer_and_scheduler",
     "_get_grad_norm",
+    "_get_num_items_in_batch",
     "_prepare_inputs",
     "_issue_warnings_after_load",
     "_track_num_input_tokens",
@@ -23,7 +24,6 @@ LEANED_ON = (
 """Overridden."""
 CALLED = {
     "_clip_grad_norm": ["model"],
-    "_get_num_items_in_batch": [[], "cpu"],
     "_save_rng_state": ["folder"],
     "_save_scaler": ["folder"],
     "_wrap_model": ["model", False],
