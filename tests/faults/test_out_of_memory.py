@@ -347,6 +347,7 @@ def test_a_state_that_was_half_made_is_made_again(
 
 
 def test_of_several_processes_the_fullest_that_was_ended_counts(tmp_path: Path) -> None:
+    from toolkit.memory.allocator import FreedMemory
     from toolkit.memory.watch import READING_LAYOUT, READINGS_FILE, forget_readings, last_reading, watched
 
     (tmp_path / READINGS_FILE).write_bytes(READING_LAYOUT.pack(10, 100))
@@ -356,7 +357,7 @@ def test_of_several_processes_the_fullest_that_was_ended_counts(tmp_path: Path) 
     assert (reading.resident, reading.is_near_the_limit) == (95, True)
     forget_readings(tmp_path)
     assert last_reading(tmp_path) is None
-    with watched(tmp_path, limit=10**15, planned=None, when_short=lambda: None, rank=1):
+    with watched(tmp_path, limit=10**15, planned=None, freed=FreedMemory(matters=False), rank=1):
         assert (tmp_path / f"{READINGS_FILE}.1").exists()
     assert list(tmp_path.iterdir()) == []  # what comes to its end by itself leaves nothing
 

@@ -18,7 +18,7 @@ from toolkit.lifecycle.start import Start, begin_attempt
 from toolkit.lifecycle.trial_save import try_saving
 from toolkit.logs import libraries_quiet
 from toolkit.memory import watch
-from toolkit.memory.allocator import give_memory_back
+from toolkit.memory.allocator import FreedMemory
 from toolkit.memory.budget import own_share
 from toolkit.recipe.batch import BatchSplit
 from toolkit.recipe.resolve import ResolvedRecipe
@@ -63,7 +63,7 @@ class Attempt:
         self.prepared = prepared
         self.stop_after = stop_after
         self.profile_steps = profile_steps
-        self.memory_was_short = False
+        self.freed = FreedMemory(matters=resolved.device.kind == "cpu")
         self.sizes = BatchSplit.of(resolved, processes=distributed.world_size())
         self.context = context_of(resolved, directory.folder, rehearsal=rehearsal, progress=ProgressReporter(listener))
 
@@ -77,17 +77,13 @@ class Attempt:
             self._work(start)
 
     def _memory_watched(self) -> contextlib.AbstractContextManager[None]:
-        def when_short() -> None:
-            if self.resolved.device.kind == "cpu":
-                self.memory_was_short = give_memory_back()
-
         record, device = self.directory.record, self.resolved.device
         share = own_share(device.memory_bytes, device, distributed.world_size())
         return watch.watched(
             self.directory.folder,
             limit=record.get("memory_budget_bytes") or share,
             planned=record.get("planned_memory_bytes"),
-            when_short=when_short,
+            freed=self.freed,
             rank=distributed.rank(),
         )
 
@@ -285,7 +281,7 @@ class Attempt:
             "tokens_seen": int(trainer.state.num_input_tokens_seen),
             "seconds": trainer.status.seconds_trained,
             "peak_memory_bytes": peak_bytes(self.resolved.device.kind),
-            "memory_was_short": self.memory_was_short,
+            "memory_was_short": self.freed.is_returned,
             "eval_loss": last.get("eval_loss"),
             "perplexity": last.get("perplexity"),
             **({"eval_loss_by_source": last["by_source"]} if "by_source" in last else {}),

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import mmap
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolkit.memory.allocator import FreedMemory
 from toolkit.memory.budget import is_ample
 from toolkit.system.files import where_supported
 from toolkit.system.host_memory import available_memory_bytes, resident_bytes
@@ -67,9 +68,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def watched(
-    folder: Path, *, limit: int, planned: int | None, when_short: Callable[[], object], rank: int = 0
-) -> Iterator[None]:
+def watched(folder: Path, *, limit: int, planned: int | None, freed: FreedMemory, rank: int = 0) -> Iterator[None]:
     """Sample the memory of this process ten times a second, for as long as the work lasts.
 
     The reading remains for the next attempt only if the process is killed.
@@ -78,14 +77,14 @@ def watched(
         folder: the run directory.
         limit: bytes that the process may take, or fewer if fewer are free.
         planned: its planned peak.
-        when_short: is called once, when the process has to start returning what it frees: right away if the plan
-            comes near the limit, because what is in the holes of the heap by a later call would stay there.
+        freed: is given back from when the process has to: right away if the plan comes near the limit, because what is
+            in the holes of the heap by a later call would stay there.
         rank: the rank of this process in the run.
     """
     short_at = SHORT_OF_MEMORY_SHARE if planned is None else NEAR_LIMIT_SHARE
     ample = planned is None or is_ample(planned, limit)
     if not ample:
-        when_short()
+        freed.give_back()
     path = folder / (f"{READINGS_FILE}.{rank}" if rank else READINGS_FILE)
     with path.open("w+b") as file:
         file.write(bytes(READING_LAYOUT.size))
@@ -106,10 +105,11 @@ def watched(
             READING_LAYOUT.pack_into(readings, 0, resident, within)
         if watching and resident >= short_at * min(within, limit):
             watching = False
-            when_short()
+            freed.give_back()
 
     try:
-        with meanwhile(read, seconds=READING_INTERVAL_SECONDS, name="memory-watch"):
+        retained = freed.retained() if ample else contextlib.nullcontext()
+        with retained, meanwhile(read, seconds=READING_INTERVAL_SECONDS, name="memory-watch"):
             yield
     finally:
         readings.close()

@@ -74,6 +74,7 @@ def assemble(resolved: ResolvedRecipe, context: RunContext, prepared: Prepared |
     """
     from transformers import set_seed
 
+    from toolkit.training.cpu_attention import attend_in_blocks
     from toolkit.training.document_attention import attend_within_documents
 
     recipe = resolved.recipe
@@ -89,6 +90,7 @@ def assemble(resolved: ResolvedRecipe, context: RunContext, prepared: Prepared |
     objective = recipe.objective.plugin
     with refusals_placed(recipe, ("objective",)):
         attend_within_documents(model, objective, tokenizer, context)
+        attend_in_blocks(model, objective, context)
     check_fit(recipe, tokenizer, model, objective)
     model = with_strategies(resolved, model, context)
     check_exporters(recipe, model, context)

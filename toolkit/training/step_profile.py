@@ -26,7 +26,12 @@ SHARE_SHOWN, SHARE_WORTH_MENDING = 0.005, 0.05
 PRODUCTS, ATTENTION, COMPILED = "matrix products", "attention", "compiled kernels"
 LOSS, OPTIMIZER, DATA, COPIES, ELEMENTWISE = "loss", "optimizer", "data", "copies and casts", "other kernels"
 WAITING = {"cpu": "Python between kernels", "cuda": "GPU idle", "mps": "GPU idle"}
-RANGES = {"Optimizer.step": OPTIMIZER, "Optimizer.zero_grad": OPTIMIZER, "enumerate(DataLoader)": DATA}
+RANGES = {
+    "_InBlocks": ATTENTION,
+    "Optimizer.step": OPTIMIZER,
+    "Optimizer.zero_grad": OPTIMIZER,
+    "enumerate(DataLoader)": DATA,
+}
 """Ranges that torch records itself: everything inside counts as that."""
 OPERATIONS = {
     LOSS: r"_log_softmax|nll_loss|cross_entropy|logsumexp",
