@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.tiny import assert_same_run, callback, losses, resolved, train, train_in_two, write_recipe, write_tiny_bert
 from toolkit.errors import RecipeError
 from toolkit.events import Message, StepDone
+from toolkit.training.short_blocks import ShortBlocks
 
 SHORT = {"warmup_block_size": 8, "warmup_block_steps": 0.5}
 SEEN = """
@@ -27,6 +29,32 @@ def on_train_begin(self, args, state, control, model=None, **kwargs):
 
     model.register_forward_hook(seen, with_kwargs=True)
 """
+
+WITH_A_MASK = '''
+"""Causal language modeling with a mask of its own."""
+
+from toolkit.api import Objective
+
+
+class Masked(Objective):
+    """One mask for each block."""
+
+    task = "causal-lm"
+
+    def document_end(self, tokenizer):
+        return (tokenizer.eos_token_id,)
+
+    def collator(self, tokenizer):
+        def collate(blocks):
+            import numpy
+            import torch
+
+            ids = torch.from_numpy(numpy.stack([block["input_ids"] for block in blocks]))
+            mask = torch.ones(len(ids), 1, ids.shape[1], ids.shape[1]).tril()
+            return {"input_ids": ids, "labels": ids.clone(), "attention_mask": mask}
+
+        return collate
+'''
 
 
 def short_recipe(folder: Path, **sections: Any) -> Path:
@@ -95,3 +123,20 @@ def test_pieces_that_a_block_does_not_have_are_refused(tmp_path: Path, size: int
         resolved(short_recipe(tmp_path), f"training.warmup_block_size={size}")
     with pytest.raises(RecipeError, match="warmup_block_steps has no effect without warmup_block_size"):
         resolved(short_recipe(tmp_path), "training.warmup_block_size=null")
+
+
+def test_a_batch_that_cannot_be_cut_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "plugins" / "objective").mkdir(parents=True)
+    (tmp_path / "plugins" / "objective" / "masked.py").write_text(WITH_A_MASK, encoding="utf-8")
+    recipe = short_recipe(tmp_path, objective={"plugin": "masked", "block_size": 32}, plugin_paths=["plugins"])
+    with pytest.raises(
+        RecipeError, match=r"warmup_block_size: a batch has attention_mask, which has not one value for"
+    ):
+        train(recipe)
+
+
+def test_attention_within_pieces_counts_as_such() -> None:
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=16, n_head=1, vocab_size=32))
+    of_step = ShortBlocks(length=8, steps=4).flops_per_token(model, 32)
+    assert of_step(5) - of_step(4) == 12 * 16 * (32 - 8)
+    assert of_step(1) == of_step(4)
