@@ -211,11 +211,12 @@ def from_(recipe: Path, place: str, *overrides: str, **options: Any) -> tuple[Ru
 
 
 def command(*words: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
-    """Start `toolkit` in a process of its own, which heeds the interrupt key.
+    """Start `toolkit` in a process of its own, which heeds the interrupt key and the end of its terminal.
 
-    A shell starts background jobs, and so perhaps these tests, with that key ignored.
+    A shell starts background jobs, and so perhaps these tests, with that key ignored; nohup ignores SIGHUP.
     """
     heeds = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    heeds += "; signal.signal(signal.SIGHUP, signal.SIG_DFL)"
     return subprocess.Popen(
         [sys.executable, "-c", f"{heeds}; from toolkit.cli.main import main; main()", *words],
         cwd=cwd,
