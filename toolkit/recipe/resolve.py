@@ -188,7 +188,7 @@ def _check_export_folders(recipe: Recipe) -> None:
 
 
 def _check_used(recipe: Recipe, training: Training) -> None:
-    """Refuse a setting that has no effect because another one is off, and arguments that the schedule does not take."""
+    """Refuse a setting without effect because another one is off, one that does not suit the blocks or the schedule."""
     defaults = Training.model_fields
     unused = {
         "warmup_block_steps": (
