@@ -146,6 +146,6 @@ def be_quiet() -> None:
         "HF_HUB_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "KINETO_LOG_LEVEL": "5",  # of torch's profiler
+        "KINETO_LOG_LEVEL": "6",  # above the messages of torch's profiler about its start and end
     }.items():
         os.environ.setdefault(name, value)

@@ -112,8 +112,11 @@ def test_where_it_is_not_faster_the_model_keeps_its_attention(tmp_path: Path, mo
     attend_in_blocks(model, CausalLM(), replace(run, precision="fp32"))
     attend_in_blocks(model, MaskedLM(), run)
     attend_in_blocks(model, CausalLM(), run_of(tmp_path, monkeypatch, bf16=False))
-    attend_in_blocks(model, CausalLM(), run_of(tmp_path, monkeypatch, amx=True))
+    with_amx = run_of(tmp_path, monkeypatch, amx=True)
+    attend_in_blocks(model, CausalLM(), replace(with_amx, block_size=BLOCK + 1))
     assert model.config._attn_implementation == "sdpa"
+    attend_in_blocks(model, CausalLM(), replace(with_amx, block_size=BLOCK))
+    assert model.config._attn_implementation == cpu_attention.NAME
     model.set_attn_implementation("eager")
     attend_in_blocks(model, CausalLM(), run_of(tmp_path, monkeypatch))
     assert model.config._attn_implementation == "eager"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiny import train, write_recipe
+from tests.tiny import command, train, write_recipe
 from toolkit.api import Device, Settings
 from toolkit.events import Message
 from toolkit.training.step_profile import (
@@ -85,3 +85,12 @@ def test_a_run_tells_its_profile_and_trains_the_same(tmp_path: Path) -> None:
 def test_a_run_that_is_too_short_says_so(tmp_path: Path) -> None:
     _, events = train(write_recipe(tmp_path), "training.max_steps=3", profile_steps=2)
     assert any("no profile: it begins after" in event.text for event in events if isinstance(event, Message))
+
+
+def test_torchs_profiler_says_nothing_of_its_own(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, callbacks=[])
+    process = command("recipe", "run", str(recipe), "--profile", "1", cwd=tmp_path)
+    out, errors = process.communicate()
+    assert process.returncode == 0
+    assert "profile of 1 step" in out
+    assert not errors
