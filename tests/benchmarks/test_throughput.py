@@ -26,7 +26,7 @@ ASKED = argparse.Namespace(
     document_length=0,
     bf16=detect().bf16,
 )
-CONTENDERS = ("bare, not compiled", "Trainer", "toolkit")
+CONTENDERS = ("bare, not compiled", "Trainer", "bare, the toolkit's step", "toolkit")
 
 
 @pytest.mark.benchmark(group="a step of gpt2-1M, 2,048 tokens")

@@ -30,11 +30,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from tests.benchmarks.random_models import device_and_versions, show, tokenizer_folder
-from tests.tiny import callback
+from tests.tiny import callback, resolved
 from toolkit.api.context import Precision
+from toolkit.data.packed_dataset import BLOCK_NUMBERS, IndexedCollator
 from toolkit.system.device import detect
 from toolkit.system.host_memory import peak_resident_bytes
 
@@ -81,6 +83,8 @@ NOTEBOOK_USEFUL_SHARE = 0.066
 PACED = "THROUGHPUT_PACED"
 """Environment variable with two file descriptors, by which another process times each step: `waiting`."""
 BARE = {"bare": True, "bare, not compiled": False}
+SAME_STEP: dict[str, str] = {"bare, the toolkit's step": "toolkit"}
+"""The recipe whose model, loss and optimizer a bare loop has: what it is faster by is what surrounds the step."""
 
 
 @dataclass
@@ -221,6 +225,41 @@ def run_toolkit(name: str, work: Path, asked: argparse.Namespace) -> None:
     main()
 
 
+def run_same_step(name: str, work: Path, asked: argparse.Namespace) -> None:
+    """Train the model of a recipe by the loop that people write by hand; nothing checks, counts, logs or saves."""
+    file = write_recipe_of(SAME_STEP[name], work, asked)
+    os.chdir(work)
+    from toolkit.memory.allocator import FreedMemory
+    from toolkit.training.components import assemble, context_of
+
+    recipe = resolved(file)
+    context = context_of(recipe, work)
+    components = assemble(recipe, context)
+    model, device = components.model.to(context.device.kind).train(), context.device.kind
+    plain = recipe.recipe.optimizer.plugin.build(
+        model, learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY, run=context
+    )
+    optimizer = components.wrap_optimizer(plain)
+    collate = IndexedCollator(components.objective, components.tokenizer)
+    data = DataLoader(components.data.train, batch_size=asked.micro_batch_size, collate_fn=collate)
+    clock = Clock(asked.warmup, asked.steps, work / f"{name}.json")
+    with FreedMemory(matters=device == "cpu").retained():
+        for step, batch in enumerate(data, start=1):
+            del batch[BLOCK_NUMBERS]
+            inputs = {key: value.to(device) for key, value in batch.items()}
+            labels = inputs.pop("labels")
+            with torch.autocast(device, torch.bfloat16, enabled=asked.bf16):
+                outputs = model(**inputs, use_cache=False)
+                loss = components.loss(outputs, labels, labels[:, 1:].ne(-100).sum())
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            clock.after(step)
+            if step == asked.steps:
+                return
+
+
 def _model(asked: argparse.Namespace) -> dict[str, Any]:
     model = dict(MODELS[asked.model])
     return model if model["plugin"] == "llama" else {**model, "dropout": 0.0}
@@ -346,6 +385,7 @@ def seconds_of_products(asked: argparse.Namespace) -> tuple[float, float]:
 RUNNERS: tuple[tuple[Mapping[str, Any], Callable[[str, Path, argparse.Namespace], None]], ...] = (
     (TRAINER, run_trainer),
     (BARE, run_bare),
+    (SAME_STEP, run_same_step),
     (TOOLKIT, run_toolkit),
 )
 CONTENDERS = [name for names, _ in RUNNERS for name in names]

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Jordan's coefficients: steep at zero, so that five iterations bring all singular values to between 0.7 and 1.2."""
-BATCHED_ELEMENTS = 2**25
-"""On a GPU, so many elements of alike matrices are multiplied together, 64 MB in bfloat16: of 768 x 3,072, one fills a
-third of an H100's processors; of 4,096 x 14,336, all."""
+BATCHED_ELEMENTS, BATCHED_ELEMENTS_ON_CPU = 2**25, 2**23
+"""So many elements of alike matrices are multiplied together. On a GPU, 64 MB in bfloat16: of 768 x 3,072, one fills a
+third of an H100's processors; of 4,096 x 14,336, all. On a CPU, 16 MB: with two threads and AMX, matrices of
+128 x 128 take two fifths of the time that they take one by one, and those of GPT-2 124M four fifths."""
 
 
 class Muon(Optimizer):
@@ -80,8 +81,7 @@ class Muon(Optimizer):
             adamw,
             # Precise enough for the direction of an update, and twice as fast where the hardware multiplies it.
             dtype=torch.bfloat16 if run.device.bf16 else torch.float32,
-            # A processor is busy with one matrix, and takes a tenth longer for a batch.
-            batched_elements=BATCHED_ELEMENTS if run.device.kind == "cuda" else 0,
+            batched_elements=BATCHED_ELEMENTS if run.device.kind == "cuda" else BATCHED_ELEMENTS_ON_CPU,
         )
 
 
