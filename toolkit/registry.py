@@ -14,7 +14,7 @@ import inspect
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -77,7 +77,8 @@ class Offer:
 class Registry:
     """The plugins on offer, by kind and name."""
 
-    def __init__(self, offers: Iterable[Offer]) -> None:
+    def __init__(self, offers: Iterable[Offer], folders: Collection[Path] = ()) -> None:
+        self.folders = tuple(folders)
         self._offers: dict[tuple[str, str], list[Offer]] = defaultdict(list)
         for offer in offers:
             self._offers[offer.kind, offer.name].append(offer)
@@ -90,7 +91,8 @@ class Registry:
         Raises:
             PluginError: a folder does not exist or is not laid out as KIND/NAME.py.
         """
-        return cls([*_installed(), *(offer for folder in plugin_paths for offer in _local(folder))])
+        folders = tuple(plugin_paths)
+        return cls([*_installed(), *(offer for folder in folders for offer in _local(folder))], folders)
 
     def offers(self, kind: str | None = None) -> list[Offer]:
         """All offers, sorted by kind and name."""

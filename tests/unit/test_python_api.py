@@ -19,7 +19,7 @@ import pytest
 
 import toolkit
 from tests.command_line import toolkit as command
-from tests.tiny import assert_same_run, write_recipe
+from tests.tiny import assert_same_run, callback, write_recipe
 from toolkit.errors import InterruptedRun, RecipeError, RunMismatchError, UsageError
 from toolkit.events import CheckpointSaved, Event, StepDone
 
@@ -250,3 +250,16 @@ def test_a_type_checker_sees_the_types_in_a_users_script(tmp_path: Path) -> None
     assert [line for line, _ in found[5:]] == [10, 11]
     assert 'has no attribute "rnu"' in found[5][1]
     assert 'Unexpected keyword argument "names"' in found[6][1]
+
+
+def test_a_run_is_found_with_the_plugins_that_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    callback(tmp_path / "given", "made", "pass")
+    recipe = write_recipe(tmp_path, callbacks=["made"], exporters=["model-folder"])
+    monkeypatch.chdir(tmp_path)
+    toolkit.run(recipe, overrides=SHORT, plugin_folders=["given/plugins"])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    runs = tmp_path / "runs"
+    assert toolkit.evaluate("tiny", runs=runs, max_documents=1).documents == 1
+    command("run", "verify", "tiny", "--data", "--runs", str(runs))
+    command("run", "export", "tiny", "--runs", str(runs))

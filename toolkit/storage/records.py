@@ -99,6 +99,7 @@ class RunRecord(Header):
     """The name that it shares with its `--fresh` successors."""
     source: str
     """The recipe's file."""
+    plugin_folders: NotRequired[list[str]]
     task: Literal["causal-lm", "masked-lm"]
     created: str
     status: Literal["running", "finished", "failed", "interrupted"]

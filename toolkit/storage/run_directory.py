@@ -180,7 +180,12 @@ class RunDirectory:
         """
         # The recipe's folder is where its plugin folders lie, wherever the run is.
         document = read(self.folder / "resolved.yaml")
-        return validate(document, registry_for(document, Path(self.record["source"])))
+        return validate(document, registry_for(document, Path(self.record["source"]), self.plugin_folders))
+
+    @property
+    def plugin_folders(self) -> tuple[Path, ...]:
+        """Where the last attempt looked for plugins beside the recipe's own folders: `--plugins`."""
+        return tuple(map(Path, self.record.get("plugin_folders", ())))
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
