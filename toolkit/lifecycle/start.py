@@ -60,7 +60,7 @@ def begin_attempt(run: RunDirectory, resolved: ResolvedRecipe, listener: Listene
     (run.folder / OUT_OF_MEMORY).unlink(missing_ok=True)
     watch.forget_readings(run.folder)
     _tell_other_environment(run, resolved, listener)
-    given = resolved.recipe.registry.folders[len(resolved.recipe.plugin_paths) :]
+    given = resolved.recipe.registry.folders[len(resolved.recipe.plugin_paths) :]  # those of the recipe are the first
     run.update(plugin_folders=[str(folder.absolute()) for folder in given])
     run.begin_attempt(from_step=step)
     run.cut_metrics(step)
