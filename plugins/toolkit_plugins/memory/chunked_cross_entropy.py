@@ -30,6 +30,13 @@ def probabilities(logits: torch.Tensor, counted: torch.Tensor) -> tuple[torch.Te
     return scores.to(logits.dtype), largest, normalizer
 
 
+def probabilities_of_copy(
+    logits: torch.Tensor, counted: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same for torch.compile, which makes no copy, and fails (torch 2.13) where an input is overwritten."""
+    return probabilities(logits.clone(), counted)
+
+
 def add(total: torch.Tensor, part: torch.Tensor) -> None:
     """Add to a sum in its own precision."""
     total += part
@@ -51,7 +58,7 @@ KERNELS = Kernels(probabilities, add)
 
 def compiled_kernels() -> Kernels:
     """The same, compiled when they are first called."""
-    return Kernels(torch.compile(probabilities, dynamic=False), torch.compile(add, dynamic=False))
+    return Kernels(torch.compile(probabilities_of_copy, dynamic=False), torch.compile(add, dynamic=False))
 
 
 def loss_and_slope(
