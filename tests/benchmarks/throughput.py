@@ -231,6 +231,7 @@ def run_same_step(name: str, work: Path, asked: argparse.Namespace) -> None:
     os.chdir(work)
     from toolkit.memory.allocator import FreedMemory
     from toolkit.training.components import assemble, context_of
+    from toolkit.training.loss import predicted_tokens
 
     recipe = resolved(file)
     context = context_of(recipe, work)
@@ -250,7 +251,7 @@ def run_same_step(name: str, work: Path, asked: argparse.Namespace) -> None:
             labels = inputs.pop("labels")
             with torch.autocast(device, torch.bfloat16, enabled=asked.bf16):
                 outputs = model(**inputs, use_cache=False)
-                loss = components.loss(outputs, labels, labels[:, 1:].ne(-100).sum())
+                loss = components.loss(outputs, labels, predicted_tokens(labels, "causal-lm"))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
             optimizer.step()

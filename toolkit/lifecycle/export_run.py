@@ -115,8 +115,7 @@ def _recipe(run: RunDirectory, name: str | None, wanted: Collection[str], plugin
     """The run's own recipe, with its exporters replaced by the wanted ones of the named recipe."""
     source = Path(run.record["source"])
     name = name or str(source if source.is_file() else run.folder / "resolved.yaml")
-    given = plugin_folders or run.plugin_folders
-    named, own = load(name, plugin_folders=given), run.recipe()
+    named, own = load(name, plugin_folders=plugin_folders or run.plugin_folders), run.recipe()
     known = {part.name for part in named.exporters}
     if not known:
         raise UsageError(

@@ -61,8 +61,7 @@ def begin_attempt(run: RunDirectory, resolved: ResolvedRecipe, listener: Listene
     watch.forget_readings(run.folder)
     _tell_other_environment(run, resolved, listener)
     given = resolved.recipe.registry.folders[len(resolved.recipe.plugin_paths) :]  # those of the recipe are the first
-    run.update(plugin_folders=[str(folder.absolute()) for folder in given])
-    run.begin_attempt(from_step=step)
+    run.begin_attempt(from_step=step, plugin_folders=given)
     run.cut_metrics(step)
     return Start(
         folder=found.folder if found else None,

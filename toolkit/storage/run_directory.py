@@ -23,7 +23,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -124,8 +124,11 @@ class RunDirectory:
         steps, lost = max(0, steps), max(0.0, lost)
         self.update(attempts=[*earlier, last | {"lost_steps": steps, "lost_seconds": lost}])
 
-    def begin_attempt(self, *, from_step: int) -> None:
-        """Note that a process starts to work on the run, and remove what a killed one was about to write."""
+    def begin_attempt(self, *, from_step: int, plugin_folders: Sequence[Path] = ()) -> None:
+        """Note that a process starts to work on the run, and remove what a killed one was about to write.
+
+        It looks for plugins in these folders too, besides the recipe's own.
+        """
         shutil.rmtree(self.folder / TRIAL_FOLDER, ignore_errors=True)
         for unfinished in self.folder.glob(".*.*"):
             if unfinished.is_file():
@@ -137,7 +140,11 @@ class RunDirectory:
             "ended": None,
             "how": None,
         }
-        self.update(status="running", attempts=[*self.record["attempts"], attempt])
+        self.update(
+            status="running",
+            plugin_folders=[str(folder.absolute()) for folder in plugin_folders],
+            attempts=[*self.record["attempts"], attempt],
+        )
 
     def end_attempt(self, *, how: str, step: int, error: str | None = None, lost_a_process: bool = False) -> None:
         """Note how the attempt of this process ended: `finished`, `interrupted` or `failed`, and why.
