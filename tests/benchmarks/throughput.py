@@ -67,6 +67,10 @@ TOOLKIT: dict[str, dict[str, Any]] = {
         "training": {"torch_compile": True},
         "memory": ["chunked-loss", {"plugin": "small-batch", "micro_batch_size": 2}],
     },
+    "toolkit, compiled, within 4 GB": {
+        "training": {"torch_compile": True},
+        "memory": [{"plugin": "auto", "budget": "4GB"}],
+    },
     "toolkit, compiled, fp8": {"training": {"torch_compile": True}, "memory": ["fp8"]},
     "toolkit, deterministic": {"training": {"deterministic": True}},
 }

@@ -19,6 +19,7 @@ from toolkit.errors import UnavailableError
 from toolkit.memory.oom_retry import OutOfMemoryCaught, is_out_of_memory
 from toolkit.system.cache import cache_folder
 from toolkit.system.rng_state import random_state_preserved
+from toolkit.training.cpu_cross_entropy import summed_cross_entropy
 from toolkit.training.loss import predicted_tokens
 
 if TYPE_CHECKING:
@@ -53,10 +54,11 @@ def compiled(model: PreTrainedModel, loss: StepLoss) -> Iterator[None]:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))  # torch's own is lost with /tmp
     layers: list[torch.nn.Module] = [*repeated_layers(model)] or [model.base_model]
     plain, of_strategy = loss.cross_entropy, loss.loss
+    on_cpu = model.device.type == "cpu"
     # Otherwise kernels are chosen by timing them, and may sum in another order at the next start.
     chosen_by_rule = generating.patch(deterministic=torch.are_deterministic_algorithms_enabled())
     with tracing.patch(recompile_limit=MAX_SHAPES), chosen_by_rule:
-        loss.cross_entropy = _in_training(plain)
+        loss.cross_entropy = _in_training(plain, traced=summed_cross_entropy if on_cpu else plain)
         if of_strategy and of_strategy.compiled:
             loss.loss = replace(of_strategy, summed=of_strategy.compiled())
         for layer in layers:
@@ -69,8 +71,9 @@ def compiled(model: PreTrainedModel, loss: StepLoss) -> Iterator[None]:
                 del layer.forward
 
 
-def _in_training(forward: Callable[..., Any]) -> Callable[..., Any]:
-    fused = torch.compile(forward, dynamic=False)
+def _in_training(forward: Callable[..., Any], *, traced: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """`forward`, and where gradients are computed the same compiled, from `traced` if that compiles better."""
+    fused = torch.compile(traced or forward, dynamic=False)
 
     def either(*args: Any, **named: Any) -> Any:
         return (fused if torch.is_grad_enabled() else forward)(*args, **named)
