@@ -407,7 +407,11 @@ def main() -> None:
     parser.add_argument("--document-length", type=int, default=0, help="mean, in tokens; and attention stays in each")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=detect().bf16)
     has_float8 = (detect().compute_capability or (0, 0)) >= (8, 9)
-    usual = [name for name in CONTENDERS if (has_float8 or "fp8" not in name) and "two at a time" not in name]
+    usual = [
+        name
+        for name in CONTENDERS
+        if (has_float8 or "fp8" not in name) and not name.endswith(("two at a time", "within 4 GB"))
+    ]
     parser.add_argument("--contenders", nargs="*", choices=CONTENDERS, default=usual, metavar="CONTENDER")
     parser.add_argument("--baseline", choices=CONTENDERS, default="bare")
     parser.add_argument("--output", type=Path, help="append the table to this file")
