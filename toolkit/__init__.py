@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from toolkit.commands import evaluate, generate, plan, rehearse, resolve, run
     from toolkit.lifecycle.preparation import prepare
+    from toolkit.lifecycle.sweep_call import sweep
     from toolkit.planning.suggestion import suggest
     from toolkit.report.lines import LogLines
 
 __version__ = "0.1.0"
-__all__ = ["LogLines", "evaluate", "generate", "plan", "prepare", "rehearse", "resolve", "run", "suggest"]
+__all__ = ["LogLines", "evaluate", "generate", "plan", "prepare", "rehearse", "resolve", "run", "suggest", "sweep"]
 
 if not TYPE_CHECKING:  # a type checker would take any name to exist
 
@@ -28,6 +29,7 @@ if not TYPE_CHECKING:  # a type checker would take any name to exist
             "LogLines": "toolkit.report.lines",
             "prepare": "toolkit.lifecycle.preparation",
             "suggest": "toolkit.planning.suggestion",
+            "sweep": "toolkit.lifecycle.sweep_call",
         }
         return getattr(import_module(elsewhere.get(name, "toolkit.commands")), name)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import pkgutil
 import re
 import signal
@@ -20,8 +21,9 @@ import pytest
 import toolkit
 from tests.command_line import toolkit as command
 from tests.tiny import assert_same_run, callback, write_recipe
-from toolkit.errors import InterruptedRun, RecipeError, RunMismatchError, UsageError
+from toolkit.errors import InterruptedRun, RecipeError, RunMismatchError, ToolkitError, UsageError
 from toolkit.events import CheckpointSaved, Event, StepDone
+from toolkit.lifecycle.sweep_call import SweepResult
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "python-api.md"
@@ -196,10 +198,48 @@ def test_the_example_in_the_documentation_runs_and_shows_what_it_prints_alone(fo
     (in_readme,) = re.findall(r"^result = toolkit\.run.*", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
     assert in_readme in script
     assert script.count('"quickstart"') >= 5
-    script = re.sub(r'(resolve|run)\("quickstart"', r'\1("./tiny.yaml"', script).replace('"quickstart"', '"tiny"')
+    script = re.sub(r'(resolve|run|sweep)\("quickstart"', r'\1("./tiny.yaml"', script).replace('"quickstart"', '"tiny"')
     done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     assert len(done.stdout.splitlines()) > 5
+
+
+@pytest.mark.slow
+def test_a_sweep_trains_each_value_once_and_says_which_is_best(folder: Path) -> None:
+    settings: dict[str, object] = {"training.learning_rate": [1e-3, 1e-2], "training.max_steps": 4}
+    told: list[Event] = []
+
+    def sweep() -> SweepResult:
+        return toolkit.sweep(folder / "tiny.yaml", settings, runs=folder / "runs", name="swept", listener=told.append)
+
+    swept = sweep()
+    assert [(trial.run, trial.how, trial.step) for trial in swept.trials] == [
+        ("trial-000", "finished", 4), ("trial-001", "finished", 4),
+    ]  # fmt: skip
+    assert swept.best == min(swept.trials, key=lambda trial: trial.loss or math.inf)
+    assert f"--set=training.learning_rate={swept.best.values['training.learning_rate']}" in (swept.command or "")
+    assert swept.report.is_file()
+    assert told
+    assert (
+        toolkit.sweep(folder / "tiny.yaml", settings, runs=folder / "runs", listener=told.append).trials == swept.trials
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"training.learning_rate": 1e-3}, "nothing is varied"),
+        ({"training.learning_rate": [1e-3, -1]}, "greater than 0"),
+        ({"training.learning_rate": "1e-2..1e-3", "description": "a, b"}, "from a lower to a higher number"),
+        (["training.learning_rate=1e-3,1e-3"], "all values are the same"),
+    ],
+)
+def test_a_sweep_is_checked_before_its_first_trial(
+    settings: dict[str, object] | list[str], expected: str, folder: Path
+) -> None:
+    with pytest.raises(ToolkitError, match=expected):
+        toolkit.sweep(folder / "tiny.yaml", settings, runs=folder / "runs", name="refused")
+    assert not (folder / "runs/refused").exists()
 
 
 NAMES: list[str] = toolkit.__all__

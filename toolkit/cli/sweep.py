@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +13,11 @@ from toolkit import formatting
 from toolkit.cli import options, render
 from toolkit.cli.completion import complete_launchers, complete_recipes
 from toolkit.cli.launch import JobRequest, emit, job_options
-from toolkit.errors import TrainingError, UsageError
+from toolkit.errors import UsageError
 
 if TYPE_CHECKING:
     from toolkit.lifecycle.sweep import SweepPlan
+    from toolkit.lifecycle.sweep_call import SweepResult
     from toolkit.report.sweep import SweepTrial
 
 
@@ -80,8 +80,8 @@ def sweep(
     from toolkit.cli.output import run_goes_on_without_it
     from toolkit.cli.watch import watching
     from toolkit.lifecycle import sweep as sweeps
+    from toolkit.lifecycle.sweep_call import SweepResult
     from toolkit.recipe.search_space import search_space
-    from toolkit.report.sweep import UNFINISHED, best, write_sweep
 
     request = JobRequest(**job)
     plan = sweeps.checked(
@@ -101,17 +101,12 @@ def sweep(
     _require_no_job_options()
     run_goes_on_without_it()
     with watching(quiet=False, on_standard_error=as_json) as listener:
-        done = sweeps.sweep(plan, listener)
-    leader = best(done)
-    command = shlex.join(["toolkit", *plan.command(leader.values)]) if leader else None
-    report = write_sweep(plan.folder, done, command=command)
+        result = SweepResult.of(plan, sweeps.sweep(plan, listener))
     if as_json:
-        told = {"trials": [asdict(trial) for trial in done], "best": leader and asdict(leader), "command": command}
-        render.as_json({"folder": plan.folder, **told, "report": report})
+        render.as_json(asdict(result))
     else:
-        _show(plan, done, command, report)
-    if leader is None and not any(trial.how in UNFINISHED for trial in done):
-        raise TrainingError(f"no trial has finished; each says in {report} why")
+        _show(plan, result)
+    result.require_one()
 
 
 def _require_no_job_options() -> None:
@@ -160,19 +155,21 @@ def _emit(
     )
 
 
-def _show(plan: SweepPlan, trials: list[SweepTrial], command: str | None, report: Path) -> None:
-    from toolkit.report.sweep import UNFINISHED, best, ranked
+def _show(plan: SweepPlan, result: SweepResult) -> None:
+    from toolkit.report.sweep import UNFINISHED, ranked
 
     keys = [axis.key for axis in plan.space.axes]
     render.text()
-    render.table(["TRIAL", "HELD-OUT LOSS", "STEP", *keys, "HOW"], (_row(trial, keys) for trial in ranked(trials)))
-    if running := [trial.run for trial in trials if trial.how in UNFINISHED]:
+    render.table(
+        ["TRIAL", "HELD-OUT LOSS", "STEP", *keys, "HOW"], (_row(trial, keys) for trial in ranked(result.trials))
+    )
+    if running := [trial.run for trial in result.trials if trial.how in UNFINISHED]:
         render.note(f"{', '.join(running)}: not finished yet, with other workers")
-    if command and (leader := best(trials)):
-        render.text(f"\nbest: {command}")
-        for key in plan.space.at_the_end(leader.values):
+    if result.best:
+        render.text(f"\nbest: {result.command}")
+        for key in plan.space.at_the_end(result.best.values):
             render.note(f"{key}: the best value is at the end of its list; a better one may lie beyond")
-    render.text(f"report: {report}")
+    render.text(f"report: {result.report}")
 
 
 def _row(trial: SweepTrial, keys: list[str]) -> list[str]:

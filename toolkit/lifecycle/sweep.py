@@ -212,8 +212,8 @@ def _train(plan: SweepPlan, study: SweepStudy, claim: Claim, listener: Listener)
     try:
         words = [*plan.command(claim.values, name=claim.run), "--quiet"]
         ending = trial_run.train(words, run, lock=claim.lock, is_hopeless=is_hopeless)
-    except signals.Interrupt as interrupt:
-        number = int(str(interrupt.code)) - 128
+    except (signals.Interrupt, KeyboardInterrupt) as interrupt:  # of a command, and of a script
+        number = int(str(interrupt.code)) - 128 if isinstance(interrupt, signals.Interrupt) else signal.SIGINT
         raise InterruptedRun(
             f"stopped by {signal.Signals(number).name}; the same command goes on with {claim.run}", signal_number=number
         ) from None
