@@ -163,7 +163,7 @@ def plan(
     device: str | None = None,
     memory: int | str | None = None,
     processes: int = 1,
-    gpus_per_node: int = 8,
+    gpus_per_node: int | None = None,
     network: float | None = None,
     runs: FilePath | None = None,
     search_seconds: float = 60,
@@ -178,7 +178,7 @@ def plan(
         device: plan for this device in place of this machine's: "h100", "t4", ...
         memory: what the run may take, in place of the device's memory: bytes, or "12GiB".
         processes: devices that share a step.
-        gpus_per_node: how many of them are in a host.
+        gpus_per_node: how many of them are in a host, in place of 8; only for GPUs.
         network: Gbit/s of a host, in place of what is usual; only for a GPU whose links are known.
         runs: the folder of runs; one of this name that has counted the same data gives the number of steps.
         search_seconds: how long `auto` may look for strategies with which it fits.

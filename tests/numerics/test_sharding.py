@@ -10,6 +10,7 @@ import pytest
 
 from tests.group import run_together
 from tests.tiny import SUM_ORDER, assert_same_run, callback, losses, train, weights, write_recipe
+from toolkit.errors import RecipeError
 
 NOTES = """
 def on_train_begin(self, args, state, control, model=None, **kwargs):
@@ -214,6 +215,14 @@ def test_a_run_goes_on_with_other_numbers_of_processes(tmp_path: Path) -> None:
         assert_same_blocks(whole.folder, run, partial=2)
         record = json.loads((run / "run.json").read_text())
         assert len(record["attempts"]) == (2 if name == "of-four" else 3)
+
+
+def test_hosts_of_one_process_are_refused_before_they_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = {"WORLD_SIZE": 2, "RANK": 0, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "::1", "MASTER_PORT": 9}
+    for name, value in place.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(RecipeError, match=r"memory.0.: within_host: a host with one process has nothing to share"):
+        train(write_recipe(tmp_path), "memory=[{plugin: shard, within_host: true}]")
 
 
 @pytest.mark.slow

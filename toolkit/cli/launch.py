@@ -212,7 +212,7 @@ def launch(
                 overrides=overrides,
                 device=device_name,
                 processes=request.nodes * max(1, request.gpus_per_node),
-                gpus_per_node=max(1, request.gpus_per_node),
+                gpus_per_node=max(1, request.gpus_per_node) if resolved.device.kind == "cuda" else None,
                 runs=runs,
                 plugin_folders=plugin_folders,
                 listener=listener,

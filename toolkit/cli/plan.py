@@ -45,9 +45,8 @@ if TYPE_CHECKING:
 @click.option(
     "--gpus-per-node",
     type=click.IntRange(min=1),
-    default=8,
-    show_default=True,
-    help="Devices of a host; beyond it, processes communicate over the network.",
+    show_default="8",
+    help="GPUs of a host; beyond it, processes communicate over the network.",
 )
 @click.option(
     "--network",
@@ -84,7 +83,7 @@ def plan(
     device_name: str | None,
     memory: str | None,
     processes: int,
-    gpus_per_node: int,
+    gpus_per_node: int | None,
     network: float | None,
     strategies: tuple[str, ...],
     price: float | None,
@@ -134,9 +133,7 @@ def plan(
     if not as_json:  # shown before the search, which takes longer
         plan_report.show(made, why, data, price)
         if asked.training.shard and made.shards == 1:
-            alone = "in one process; --processes N plans several"
-            within = "within hosts of one device; leave out within_host, or --gpus-per-node 1"
-            render.note(f"shard has no effect {alone if made.processes == 1 else within}")
+            render.note("shard has no effect in one process; --processes N plans several")
         if planned.mixture:
             _show_mixture(planned.mixture, asked, made.steps)
     others = None

@@ -45,18 +45,19 @@ def plan_of(
     runs: Path,
     search_seconds: float,
     listener: Listener,
-    gpus_per_node: int = 8,
+    gpus_per_node: int | None = None,
     network: float | None = None,
 ) -> Planned:
     """Plan a recipe that is resolved for `devices.device_called(device, memory)`; the arguments are those of `plan`."""
     from toolkit.events import ProgressReporter
     from toolkit.memory.budget import bytes_to_be_had, own_share
     from toolkit.planning.choose import chooser_of, resolve_auto
-    from toolkit.planning.devices import links_of
+    from toolkit.planning.devices import devices_of_host, links_of
     from toolkit.planning.plan import make_plan
 
     require_at_least_one(processes=processes, gpus_per_node=gpus_per_node)
-    links = links_of(resolved.device, per_host=gpus_per_node, network=network)
+    per_host = devices_of_host(resolved.device, gpus_per_node)
+    links = links_of(resolved.device, per_host=per_host, network=network)
     if processes > MAX_PROCESSES:
         raise UsageError(f"--processes {processes}: a plan is for {MAX_PROCESSES:,} at most")
     chooser = chooser_of(resolved)
@@ -78,7 +79,7 @@ def plan_of(
         from toolkit.planning.roofline import published
 
         rates = published(known(device))
-    rates = replace(rates, links=links)
+    rates = replace(rates, links=links, gpus_per_node=per_host)
     progress("planning memory")
     if chooser:
         resolved, choice = resolve_auto(

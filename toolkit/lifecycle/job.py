@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from toolkit.api import Job, Launcher
 from toolkit.errors import OptionError, UnavailableError, UsageError
-from toolkit.recipe.batch import BatchSplit
+from toolkit.recipe.batch import BatchSplit, check_shards
 from toolkit.recipe.document import Document, with_override
 from toolkit.recipe.option_errors import option_error
 from toolkit.recipe.schema import component
@@ -64,13 +64,15 @@ def launcher_of(registry: Registry, name: str, assignments: Iterable[str] = ()) 
 
 
 def check_shares(resolved: ResolvedRecipe, *, nodes: int, gpus_per_node: int) -> None:
-    """Check that the processes can share a step; in an elastic run, those of every number of nodes up to this one.
+    """Check that the processes can share a step and a model; in an elastic run, those of every number of nodes.
 
     Raises:
         RecipeError: they cannot.
     """
+    per_host = max(1, gpus_per_node)
     for number in range(1 if resolved.training.elastic else nodes, nodes + 1):
-        BatchSplit.of(resolved, processes=number * max(1, gpus_per_node))
+        BatchSplit.of(resolved, processes=number * per_host)
+        check_shards(resolved, processes=number * per_host, per_host=per_host)
 
 
 def known_grace_seconds(resolved: ResolvedRecipe, runs: Path) -> int | None:

@@ -26,6 +26,7 @@ from toolkit.memory.budget import bytes_to_be_had, own_share
 from toolkit.memory.limits import has_run_out_of_memory
 from toolkit.planning.choose import NOTHING_CHOSEN, chooser_of, resolve_auto, with_choice
 from toolkit.planning.plan import peak_bytes
+from toolkit.recipe.batch import check_shards
 from toolkit.recipe.resolve import ResolvedRecipe, check_trackers
 from toolkit.storage import run_directory, runs_folder
 from toolkit.storage.run_directory import RunDirectory
@@ -91,6 +92,7 @@ def run(
         deterministic_algorithms(resolved.training.deterministic),
     ):
         check_device(resolved)
+        check_shards(resolved, processes=distributed.world_size(), per_host=distributed.local_world_size())
         prepared = None
         if distributed.world_size() > 1:
             with stop.never_swallowed():

@@ -160,12 +160,28 @@ def known(name: str) -> Published:
     return KNOWN[name.lower()]
 
 
-def links_of(device: Device, *, per_host: int, network: float | None = None) -> Links | None:
+def devices_of_host(device: Device, asked: int | None) -> int | None:
+    """How many devices a host has: what is asked for, or what is usual; None if all processes share one device.
+
+    Raises:
+        UsageError: a number is asked for that would change nothing.
+    """
+    if device.kind == "cuda":
+        return Links.per_host if asked is None else asked
+    if asked is not None:
+        raise UsageError(
+            f"--gpus-per-node {asked} has no effect: the processes of {device.name} share one host; leave it out, or "
+            f"name a GPU with --device"
+        )
+    return None
+
+
+def links_of(device: Device, *, per_host: int | None = None, network: float | None = None) -> Links | None:
     """The links of a device in the list, by its own name or as torch calls it; None of another one.
 
     Args:
         device: what is planned for.
-        per_host: devices of a host.
+        per_host: devices of a host, in place of what is usual.
         network: Gbit/s of a host, over all of its ports together, in place of what is usual.
 
     Raises:
@@ -179,7 +195,7 @@ def links_of(device: Device, *, per_host: int, network: float | None = None) -> 
             cure = "its processes share one host" if device.kind == "cpu" else "name one that is, with --device"
             raise UsageError(f"--network {network:g}: the links of {device.name} are not in the list; {cure}")
         return None
-    links = replace(entry.links, per_host=per_host)
+    links = replace(entry.links, per_host=per_host or entry.links.per_host)
     return links if network is None else replace(links, between_hosts=network / 8 * GIGA, between_is_assumed=False)
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from toolkit.api import RunContext
 from toolkit.planning import fake_components, fake_group, kernels
 from toolkit.planning.trace import Trace
-from toolkit.recipe.batch import BatchSplit
+from toolkit.recipe.batch import BatchSplit, check_shards
 from toolkit.recipe.resolve import ResolvedRecipe
 from toolkit.storage.run_directory import RunDirectory
 from toolkit.system import environment_variables
@@ -134,13 +134,14 @@ def _shard(trainer: RecipeTrainer, resolved: ResolvedRecipe, *, processes: int, 
     """Shard the trainer's model as a run does; returns among how many processes.
 
     Raises:
-        RecipeError: it is to be sharded within hosts, and one of them has fewer processes than the others.
+        RecipeError: it is to be sharded within hosts, and these have one process each, or one has fewer than others.
     """
     import torch
 
     from toolkit.training.sharding import ShardedModel
 
     settings, within_host = resolved.training, resolved.training.shard_within_host
+    check_shards(resolved, processes=processes, per_host=per_host)
     if within_host and processes % per_host:
         raise resolved.recipe.error(
             f"within_host: each host has to run as many processes as the others, and {processes} are no multiple of "

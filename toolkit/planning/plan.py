@@ -13,7 +13,6 @@ from typing import Any
 
 from toolkit.api import Device, ExportBytes, Fidelity
 from toolkit.planning import communication
-from toolkit.planning.devices import Links
 from toolkit.planning.overhead import CUDA_ALLOCATION_GRANULARITY, framework_bytes, how_reckoned
 from toolkit.planning.own_process import in_own_process
 from toolkit.planning.roofline import Rates
@@ -124,7 +123,7 @@ def make_plan(
         RecipeError, UnavailableError: a plugin refuses, as it would in a run.
         PluginError: a plugin cannot be planned.
     """
-    traced, sizes = _traced(resolved, processes, rates.links)
+    traced, sizes = _traced(resolved, processes, rates.per_host)
     return reckon(resolved, traced, sizes, rates=rates, limit_bytes=limit_bytes, training_blocks=training_blocks)
 
 
@@ -140,19 +139,18 @@ def peak_bytes(resolved: ResolvedRecipe, *, processes: int = 1) -> int:
     return max(sum(parts.values()) for parts in held.values())
 
 
-def several(processes: int, links: Links | None) -> dict[str, Any]:
-    """What a trace has to know of several processes; without links, they are where this process has been started."""
-    per_host = links.per_host if links else int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-    return {"processes": processes, "per_host": per_host}
+def several(processes: int, per_host: int | None) -> dict[str, Any]:
+    """What a trace has to know of several processes; by default they are where this process has been started."""
+    return {"processes": processes, "per_host": per_host or int(os.environ.get("LOCAL_WORLD_SIZE", processes))}
 
 
-def _traced(resolved: ResolvedRecipe, processes: int, links: Links | None = None) -> tuple[Trace, BatchSplit]:
+def _traced(resolved: ResolvedRecipe, processes: int, per_host: int | None = None) -> tuple[Trace, BatchSplit]:
     from toolkit.planning import fake_step
 
     framework_bytes(resolved.device)  # measured in this process, before anything else adds to its memory
     sizes = BatchSplit.of(resolved, processes=processes)
     options: dict[str, Any] = {"micro_batch_size": sizes.micro_batch_size, "accumulation": sizes.accumulation}
-    traced = in_own_process(fake_step.trace, resolved, **options, **several(processes, links))
+    traced = in_own_process(fake_step.trace, resolved, **options, **several(processes, per_host))
     return traced, sizes
 
 
@@ -187,7 +185,7 @@ def reckon(
         training, device, sharded=sharded, eager=eager.seconds, compiled=compiled.seconds, steps=steps
     )
     time = compiled if is_compiled else eager
-    hosts = -(-sizes.processes // rates.links.per_host) if rates.links else 1
+    hosts = -(-sizes.processes // rates.per_host) if rates.per_host else 1
     tokens_per_step = training.global_batch_size * block_size
     checkpoint = traced.saved_weights_bytes + optimizer * traced.shards
     return Plan(

@@ -59,6 +59,13 @@ class Rates:
     """Extra cost of newly allocated memory: on a CPU the system zeroes each page first; on a GPU there is none."""
     links: Links | None = None
     """Between the devices, where that is known."""
+    gpus_per_node: int | None = None
+    """GPUs of a host, in a plan for GPUs whose links are not known."""
+
+    @property
+    def per_host(self) -> int | None:
+        """Devices of a host; None if the processes are where this one has been started."""
+        return self.links.per_host if self.links else self.gpus_per_node
 
     def seconds(self, operations: Iterable[tuple[Work, int]], *, half: str = "bf16") -> float:
         """How long these operations take, one after the other.

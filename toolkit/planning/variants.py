@@ -147,7 +147,7 @@ class Planner:
                     resolved,
                     micro_batch_size=size,
                     accumulation=accumulation,
-                    **several(self.processes, self.rates.links),
+                    **several(self.processes, self.rates.per_host),
                 )
                 if begun:
                     self._begun[added, size] = begun
@@ -200,7 +200,7 @@ class Planner:
                 resolved,
                 micro_batch_size=size,
                 accumulation=sizes.accumulation,
-                **several(self.processes, self.rates.links),
+                **several(self.processes, self.rates.per_host),
             )
         self._traces[key] = found
         return found

@@ -1,4 +1,4 @@
-"""How a step's sequences are split into micro-batches."""
+"""How several processes share a step: its sequences in micro-batches, and the model within hosts."""
 
 from __future__ import annotations
 
@@ -38,6 +38,26 @@ class BatchSplit:
                 resolved.set_at("release_gradients"),
             )
         return cls(micro, whole // (micro * processes), processes)
+
+
+def check_shards(resolved: ResolvedRecipe, *, processes: int, per_host: int) -> None:
+    """Check that a model that is to be sharded within hosts is sharded.
+
+    Args:
+        resolved: the recipe.
+        processes: how many share a step.
+        per_host: how many of them are on a host.
+
+    Raises:
+        RecipeError: a host has one of several processes.
+    """
+    if resolved.training.shard_within_host and per_host == 1 < processes:
+        raise resolved.recipe.error(
+            f"within_host: a host with one process has nothing to share, so the process would hold all of the weights "
+            f"and the optimizer state; leave out within_host, to share them among all {processes:,} processes, or run "
+            f"several on each host",
+            resolved.set_at("shard_within_host"),
+        )
 
 
 def can_share(resolved: ResolvedRecipe, processes: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -156,9 +157,29 @@ def test_processes_of_a_cpu_are_one_device_to_pay_for() -> None:
 def test_shard_with_nobody_to_share_with_is_told_to_change_nothing() -> None:
     told = toolkit("recipe", "plan", "mine.yaml", "--device", "h100", "--strategy", "shard")
     assert "shard has no effect in one process" in told.err
-    words = ("--processes", "2", "--gpus-per-node", "1", "--strategy", "{plugin: shard, within_host: true}")
-    told = toolkit("recipe", "plan", "mine.yaml", "--device", "h100", *words)
-    assert "shard has no effect within hosts of one device" in told.err
+
+
+def test_hosts_of_one_device_shard_nothing_inside_and_are_refused_with_the_place() -> None:
+    words = ("mine.yaml", "--set", "memory=[{plugin: shard, within_host: true}]", "--gpus-per-node", "1")
+    for command in (("plan", "--processes", "2"), ("launch", "--on", "slurm", "--nodes", "2")):
+        told = toolkit("recipe", *command, *words, "--device", "h100", status=2).err
+        assert "memory[0]: within_host: a host with one process has nothing to share" in told
+        assert "leave out within_host, to share them among all 2 processes" in told
+
+
+def test_gpus_per_node_counts_where_the_links_of_a_gpu_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KNOWN, "h100", replace(KNOWN["h100"], links=None))
+    words = ("--processes", "4", "--gpus-per-node", "2", "--strategy", "{plugin: shard, within_host: true}", "--json")
+    settings = ("--set", "training.global_batch_size=8")
+    made = toolkit("recipe", "plan", "mine.yaml", "--device", "h100", *settings, *words).json
+    assert (made["shards"], made["hosts"], made["communication_seconds"]) == (2, 2, None)
+
+
+def test_gpus_per_node_that_would_change_nothing_is_refused_only_where_it_was_given() -> None:
+    words = ("mine.yaml", "--device", "colab-cpu")
+    told = toolkit("recipe", "plan", *words, "--processes", "2", "--gpus-per-node", "4", status=2).err
+    assert "--gpus-per-node 4 has no effect: the processes of Colab's processor share one host; leave it out" in told
+    assert "gpus-per-node" not in toolkit("recipe", "launch", *words, "--on", "slurm", "--nodes", "2").err
 
 
 def test_a_plan_from_python_refuses_what_is_no_number_of_processes() -> None:
