@@ -1,11 +1,14 @@
 """A real Slurm of one node takes the script, requeues the run before its time is up, and the run finishes.
 
+A sweep's workers are requeued one by one.
+
 Needs root, and slurm-wlm and munge installed (`apt-get install slurm-wlm munge`); nothing of a Slurm that is there
 already is touched.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -49,6 +52,7 @@ TaskPlugin=task/none
 SwitchType=switch/none
 JobAcctGatherType=jobacct_gather/none
 SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
 MpiDefault=none
 ReturnToService=2
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
@@ -84,6 +88,27 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             os.kill(int((folder / file).read_text()), signal.SIGTERM)
 
 
+def submitted(jobs: Path, *words: str | Path) -> str:
+    """Write the job that `toolkit recipe` makes of these words, and hand it to Slurm; its number there."""
+    bin_folder = Path(sys.executable).parent
+    subprocess.run(
+        [
+            *(bin_folder / "toolkit", "recipe", *words, "--on", "slurm", "--grace", "20", "--write", jobs),
+            *("--option", "cpus_per_node=1", "--option", f"setup=export PATH={bin_folder}:$PATH"),
+        ],
+        check=True,
+    )
+    (script,) = jobs.glob("*.sbatch")
+    subprocess.run(["sbatch", "--test-only", script.name], cwd=jobs, check=True)
+    return subprocess.run(
+        ["sbatch", "--parsable", script.name], cwd=jobs, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def state(job: str) -> str:
+    return slurm_says("scontrol", "show", "job", job).partition("JobState=")[2].split()[0]
+
+
 def slurm_says(*words: str) -> str:
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
@@ -92,31 +117,43 @@ def test_it_is_requeued_before_the_time_limit_and_finishes(slurm: Path, tmp_path
     until(lambda: "idle" in slurm_says("sinfo", "--noheader"))
     training = {"max_steps": 800, "eval_steps": None, "logging_steps": 20}
     recipe = write_recipe(tmp_path, "mine", training=training)
-    bin_folder = Path(sys.executable).parent
     jobs = tmp_path / "jobs"
-    subprocess.run(
-        [
-            *(bin_folder / "toolkit", "recipe", "launch", recipe, "--on", "slurm", "--grace", "20", "--write", jobs),
-            *("--option", "cpus_per_node=1", "--option", f"setup=export PATH={bin_folder}:$PATH"),
-        ],
-        check=True,
-    )
-    subprocess.run(["sbatch", "--test-only", "mine.sbatch"], cwd=jobs, check=True)
-    job = subprocess.run(
-        ["sbatch", "--parsable", "mine.sbatch"], cwd=jobs, capture_output=True, text=True, check=True
-    ).stdout.strip()
-
-    def state() -> str:
-        return slurm_says("scontrol", "show", "job", job).partition("JobState=")[2].split()[0]
-
+    job = submitted(jobs, "launch", recipe)
     until((jobs / "runs/mine/metrics.jsonl").is_file)
     slurm_says("scancel", "--batch", "--signal=USR1", job)  # as Slurm does before the limit
-    until(lambda: state() == "PENDING" and "idle" in slurm_says("sinfo", "--noheader"))  # its first life is over
+    until(lambda: state(job) == "PENDING" and "idle" in slurm_says("sinfo", "--noheader"))  # its first life is over
     slurm_says("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would wait for two minutes
-    until(lambda: state() in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"))
+    until(lambda: state(job) in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"))
     log = (jobs / f"mine-{job}.log").read_text()
-    assert state() == "COMPLETED", log
+    assert state(job) == "COMPLETED", log
     assert "Restarts=1" in slurm_says("scontrol", "show", "job", job)
     assert "stopped by SIGTERM" in log
     assert "resum" in log
     assert (jobs / "runs/mine/model/model.safetensors").is_file()
+
+
+def test_a_worker_of_a_sweep_is_requeued_alone(slurm: Path, tmp_path: Path) -> None:
+    until(lambda: "idle" in slurm_says("sinfo", "--noheader"))
+    training = {"max_steps": 800, "eval_steps": None, "logging_steps": 20, "torch_compile": False}
+    recipe = write_recipe(tmp_path, "mine", training=training)
+    jobs, rates = tmp_path / "jobs", "--set=training.learning_rate=1e-3,2e-3,4e-3"
+    array = submitted(jobs, "sweep", recipe, rates, "--workers", "2", "--no-pruning")
+    other, last = f"{array}_0", f"{array}_1"
+    sweep = jobs / "runs/mine-sweep"
+    until(lambda: len(list(sweep.glob("trial-*/metrics.jsonl"))) == 2, seconds=300)
+    assert f"JobId={array} ArrayJobId={array} ArrayTaskId=1" in slurm_says("scontrol", "show", "job", last)
+    slurm_says("scancel", "--batch", "--signal=USR1", last)
+    until(lambda: state(last) == "PENDING")
+    slurm_says("scontrol", "update", f"JobId={last}", "StartTime=now")
+    until(lambda: {state(other), state(last)} <= {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"}, seconds=300)
+    logs = {task: (jobs / f"mine-sweep-{task}.log").read_text() for task in (other, last)}
+    for task, restarts in ((other, 0), (last, 1)):
+        assert state(task) == "COMPLETED", logs
+        assert f"Restarts={restarts} " in slurm_says("scontrol", "show", "job", task), logs
+    records = [json.loads((sweep / f"trial-00{number}/run.json").read_text()) for number in range(3)]
+    (stopped,) = (record["attempts"] for record in records if len(record["attempts"]) > 1)
+    assert [attempt["how"] for attempt in stopped] == ["interrupted", "finished"]
+    assert stopped[1]["from_step"] == stopped[0]["step"]
+    assert any(
+        all(f"trial-00{number}" in log.partition("HELD-OUT LOSS")[2] for number in range(3)) for log in logs.values()
+    )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import os
 import shlex
+import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,35 @@ def test_slurm_requeues_itself_before_the_time_limit() -> None:
         script.index("module load cuda") < script.index("toolkit recipe prepare") < script.index("torchrun --nnodes 4")
     )
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+@pytest.mark.parametrize(
+    ("facts", "itself"), [({}, "7"), ({"sweep": ("--set=training.learning_rate=1e-3,2e-3",), "workers": 3}, "7_2")]
+)
+def test_slurm_stops_and_requeues_no_other_worker(facts: dict[str, Any], itself: str, tmp_path: Path) -> None:
+    """The last task of an array has the array's number as its own; by that, Slurm's commands mean all of its tasks."""
+    commands = {
+        "srun": "touch started; until [ -e stopped ]; do sleep 0.05; done; exit 143",
+        "scancel": 'echo scancel "$@" >> calls; touch stopped',
+        "scontrol": '[ "$1" = show ] || echo scontrol "$@" >> calls',
+    }
+    for name, body in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    numbers = {"JOB_ID": "7", "CPUS_ON_NODE": "1", "JOB_NODELIST": "host"}
+    numbers |= {"ARRAY_JOB_ID": "7", "ARRAY_TASK_ID": "2"}  # those of another job too, which sbatch passes on
+    environment = {f"SLURM_{name}": value for name, value in numbers.items()}
+    environment["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+    worker = subprocess.Popen(["bash", "-c", written("slurm", **facts)], cwd=tmp_path, env=environment)
+    end = time.monotonic() + 60
+    while not (tmp_path / "started").exists():
+        assert worker.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    worker.send_signal(signal.SIGUSR1)
+    assert worker.wait(timeout=60) == 143
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls == [f"scancel --signal=TERM {itself}", f"scontrol requeue {itself}"]
 
 
 @pytest.mark.parametrize("manifest", ["trainjob", "job"])

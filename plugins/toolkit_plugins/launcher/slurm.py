@@ -15,7 +15,7 @@ SCRIPT = r"""
 # queue, and when it starts again the same command resumes. TERM is a scancel, or comes before Slurm's own requeue.
 # Both are passed on by scancel and not by srun, which would kill its tasks.
 again=
-stop() { scancel --signal=TERM "$SLURM_JOB_ID"; }
+stop() { scancel --signal=TERM "$job"; }
 trap 'again=yes; stop' USR1
 trap stop TERM
 
@@ -24,7 +24,7 @@ attempt() {
   wait "$step"; status=$?
   while kill -0 "$step" 2>/dev/null; do wait "$step"; status=$?; done  # a trap ends a wait
   if [ "$status" -ne 0 ]; then
-    [ -z "$again" ] || scontrol requeue "$SLURM_JOB_ID"
+    [ -z "$again" ] || scontrol requeue "$job"
     exit "$status"
   fi
 }
@@ -73,12 +73,15 @@ class Slurm(Launcher):
         environment = job.environment(runs=job.runs, cache=job.cache)
         here = "cpus=${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}"
         train = job.train(head="$head", node="$SLURM_NODEID", port="$port")
+        # One task of an array has the array's own number as SLURM_JOB_ID, by which scancel and scontrol mean all tasks.
+        own = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" if job.sweep else "$SLURM_JOB_ID"
         lines = [
             "#!/bin/bash",
             *(f"#SBATCH {directive}" for directive in directives),
             *self.setup.splitlines(),
             *(f"export {name}={shlex.quote(value)}" for name, value in environment.items()),
             *(f': "${{{name}:?is a secret of the run: set it where you call sbatch}}"' for name in job.secrets),
+            f"job={own}",
             SCRIPT.rstrip(),
             "",
             here,
