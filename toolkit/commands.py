@@ -104,7 +104,7 @@ def run(
         resolved = resolve(recipe, overrides=overrides, plugin_folders=plugin_folders)
         from toolkit.lifecycle import branch, launch
 
-        parent = branch.parent(from_checkpoint, folder) if from_checkpoint else None
+        parent = None if from_checkpoint is None else branch.parent(from_checkpoint, folder)
         return launch.run(
             resolved,
             runs=folder,

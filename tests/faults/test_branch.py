@@ -115,12 +115,15 @@ def test_what_cannot_be_begun_says_why(recipe: Path) -> None:
     for place, words in (
         ("tiny@5", "tiny has checkpoints at the steps 2, 4, 6, 8"),
         ("tiny@last", "must be a step number"),
+        ("tiny@", "must be a step number"),
+        ("", "no run in"),
         ("other@4", "no run in"),
     ):
         with pytest.raises(UsageError, match=words):
             from_(recipe, place)
     with pytest.raises(UsageError, match=r"raise training\.max_steps"):
         from_(recipe, "tiny@8", "training.learning_rate=1e-4", name="over")
+    assert not (recipe.parent / "runs" / "over").exists()
     with pytest.raises(RunMismatchError, match=r"transformer\.h\.2"):
         from_(recipe, "tiny@4", "model.num_hidden_layers=3", name="deeper")
     with pytest.raises(RunMismatchError, match="the recipe trains adapters, the checkpoint holds full weights"):

@@ -69,7 +69,7 @@ def test_a_killed_sweep_goes_on_with_the_trial_it_was_at_and_a_failed_one_does_n
         assert rate == float(trials[run]["values"]["training.learning_rate"])
     page = (sweep / "report.html").read_text()
     assert "Final held-out loss by training.learning_rate" in page
-    assert done.json["command"].endswith("--set=training.learning_rate=0.01")
+    assert done.json["command"].endswith("--set=training.learning_rate=0.01 --name tiny-sweep-best")
     again = process(*SWEEP, cwd=tmp_path)
     assert again.status == 0, again
     assert "trial-000:" not in again.out  # nothing is trained again

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from toolkit.api.context import Precision
 from toolkit.formatting import parsed_count
@@ -24,6 +24,28 @@ def _tokens(given: Any) -> Any:
 
 TokenCount = Annotated[int, BeforeValidator(_tokens, json_schema_input_type=int | str)]
 """A number of tokens, which a recipe may write with K, M, B or T: 500M."""
+
+
+def _steps_or_share(given: float) -> float:
+    if given >= 1 and not given.is_integer():
+        raise ValueError(f"write a whole number of steps, or a share of all steps below 1; this is {given:g}")
+    return given
+
+
+StepsOrShare = Annotated[float, AfterValidator(_steps_or_share)]
+"""A number of steps or, below 1, a share of all steps."""
+
+
+def _compile_choice(given: Any) -> Any:
+    if given is not True and given is not False and given != "auto":
+        raise ValueError(f"write true, false or auto; this is {given!r}")
+    return given
+
+
+CompileChoice = Annotated[
+    bool | Literal["auto"], BeforeValidator(_compile_choice, json_schema_input_type=bool | Literal["auto"])
+]
+"""Whether steps are compiled; pydantic by itself would name each of the two types that a wrong value is not."""
 
 
 class Settings(BaseModel):
@@ -58,12 +80,12 @@ class Settings(BaseModel):
     """The learning-rate schedule after the warmup."""
     lr_scheduler_kwargs: dict[str, float | int | str] = Field(default_factory=dict)
     """Further arguments of that schedule: `num_decay_steps` of warmup_stable_decay, say."""
-    warmup_steps: float = Field(default=0, ge=0)
+    warmup_steps: StepsOrShare = Field(default=0, ge=0)
     """Steps of linear learning-rate warmup; a number below 1 is a share of all steps."""
     warmup_block_size: int | None = Field(default=None, ge=2)
     """Short sequences first: in the first steps, cut each block into pieces of this many tokens, each a sequence of its
     own. The tokens of a step stay the same."""
-    warmup_block_steps: float = Field(default=0.3, gt=0)
+    warmup_block_steps: StepsOrShare = Field(default=0.3, gt=0)
     """Steps on such pieces; a number below 1 is a share of all steps."""
     ema_width: float | None = Field(default=None, gt=0, le=0.25)
     """Average the weights as they are trained (EMA), and evaluate, save and export the averages: about so large a share
@@ -98,7 +120,7 @@ class Settings(BaseModel):
     """Free a layer's gathered weights between its forward and its backward pass (ZeRO-3)."""
     shard_cpu_offload: bool = False
     """Keep the shards in host memory, and take the optimizer's steps there."""
-    torch_compile: bool | Literal["auto"] = "auto"
+    torch_compile: CompileChoice = "auto"
     """Compile the model's layers and the loss with torch.compile: faster steps, after half a minute of compiling.
     `auto`: in a run of ten minutes or more on a CPU, or five on a GPU, and if compiled steps prove to be faster. On a
     CPU it needs a C++ compiler."""

@@ -58,7 +58,7 @@ def parent(text: str, runs: Path) -> Parent:
     run = find(name, runs)
     steps = sorted(number for number, _ in checkpoint.numbered(run.checkpoints))
     there = f"{run.name} has checkpoints at the steps {', '.join(f'{number:,}' for number in steps) or '(none)'}"
-    if step and not step.replace("_", "").isdigit():
+    if "@" in text and not step.replace("_", "").isdigit():
         raise UsageError(f"--from {text}: the part after @ must be a step number; {there}")
     if not steps or (step and int(step) not in steps):
         raise UsageError(f"--from {text}: there is no such checkpoint; {there}")
@@ -88,6 +88,19 @@ def begin(child: RunDirectory, parent: Parent, resolved: ResolvedRecipe) -> list
     return changes
 
 
+def require_steps_left(step: int, total_steps: int | None) -> None:
+    """Check that a run that starts at this step has one to take; of unknown length, it may have.
+
+    Raises:
+        UsageError: it would be over before its first step.
+    """
+    if total_steps is not None and step >= total_steps:
+        raise UsageError(
+            f"--from: the run starts at step {step:,} but ends at step {total_steps:,}; raise training.max_steps, or "
+            f"start from an earlier step"
+        )
+
+
 def check_fits(
     child: RunDirectory,
     folder: Path,
@@ -102,12 +115,7 @@ def check_fits(
         RunMismatchError: its weights do not fit the recipe's model, or its token ids mean other tokens.
         UsageError: the run would be over before its first step.
     """
-    step = int(child.record["parent"]["step"])
-    if step >= total_steps:
-        raise UsageError(
-            f"the run starts at step {step:,} but ends at step {total_steps:,}; raise training.max_steps, or start "
-            f"from an earlier step"
-        )
+    require_steps_left(int(child.record["parent"]["step"]), total_steps)
     _check_tokens(child, folder, tokenizer)
     adapter = hasattr(model, "peft_config")
     file = folder / ("adapter_model.safetensors" if adapter else "model.safetensors")

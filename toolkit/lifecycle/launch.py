@@ -27,6 +27,7 @@ from toolkit.memory.limits import has_run_out_of_memory
 from toolkit.planning.choose import NOTHING_CHOSEN, chooser_of, resolve_auto, with_choice
 from toolkit.planning.plan import peak_bytes
 from toolkit.recipe.batch import check_shards
+from toolkit.recipe.length import total_steps
 from toolkit.recipe.resolve import ResolvedRecipe, check_trackers
 from toolkit.storage import run_directory, runs_folder
 from toolkit.storage.run_directory import RunDirectory
@@ -194,6 +195,9 @@ def _directory(
         with directory.locked():  # a failed start, whose recipe may have been fixed since
             shutil.rmtree(newest)
         folder = newest
+    if parent:
+        block_size = resolved.recipe.objective.plugin.block_size
+        branch.require_steps_left(parent.step, total_steps(resolved.training, block_size=block_size, blocks=None))
     planned: dict[str, Any] = {}
     if not rehearsal:
         _check_long_block(resolved, listener)

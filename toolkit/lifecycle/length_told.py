@@ -7,7 +7,8 @@ from toolkit.data.packing import PackedData
 from toolkit.data.streamed_blocks import StreamedData
 from toolkit.events import DataPrepared, Listener, Message
 from toolkit.recipe.length import steps_per_epoch, total_steps
-from toolkit.recipe.resolve import ResolvedRecipe
+from toolkit.recipe.resolve import ResolvedRecipe, check_steps
+from toolkit.recipe.schedules import warmup_steps
 from toolkit.storage.run_directory import DATA_FILE, RunDirectory
 from toolkit.system import distributed
 from toolkit.system.files import read_json, write_json
@@ -18,14 +19,21 @@ from toolkit.training.short_blocks import ShortBlocks
 def length_told(
     resolved: ResolvedRecipe, data: PackedData | MixedData | StreamedData, directory: RunDirectory, listener: Listener
 ) -> Intervals:
-    """Compute the run's length, record it with the data account in the run's folder, and tell of both."""
+    """Compute the run's length, record it with the data account in the run's folder, and tell of both.
+
+    Raises:
+        RecipeError: the run is too short for its schedules.
+    """
     prepared = data_prepared(resolved, data)
     plan, steps = prepared.mixture, prepared.total_steps
     budget = {"tokens_per_step": prepared.tokens_per_step, "epochs": prepared.epochs, "total_steps": steps}
     mixture = {"mixture": plan.as_dict()} if plan else {}
     if distributed.is_main_process():
         write_json(directory.folder / DATA_FILE, data.as_dict() | budget | mixture)
+    check_steps(resolved.recipe, resolved.training, steps)
     listener(prepared)
+    if (warmup := warmup_steps(resolved.training, steps)) >= steps:
+        listener(Message(f"the learning rate warms up over {warmup:,} steps, and the run ends at step {steps:,}"))
     if short := ShortBlocks.of(resolved.training, steps):
         listener(Message(f"up to step {short.steps:,}, blocks are cut into sequences of {short.length:,} tokens"))
     for caution in plan.worn() if plan else ():

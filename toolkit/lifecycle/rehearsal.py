@@ -98,6 +98,7 @@ def shrunken(recipe: Recipe, resolved: ResolvedRecipe) -> Recipe:
             "eval_steps": REHEARSAL_STEPS // 2,
             "logging_steps": 1,
             "warmup_steps": min(recipe.training.warmup_steps, 1),
+            "lr_scheduler_kwargs": _shortened(recipe.training.lr_scheduler_kwargs),
             "report_to": (),
             "torch_compile": False,  # takes longer than the whole rehearsal
         }
@@ -109,6 +110,12 @@ def shrunken(recipe: Recipe, resolved: ResolvedRecipe) -> Recipe:
         none = dict.fromkeys(cut) | {"warmup_block_steps": Training().warmup_block_steps}
         training = training.model_copy(update=none if odd or shorter < 2 else cut)
     return replace(small, training=training)
+
+
+def _shortened(schedule: Mapping[str, float | int | str]) -> dict[str, float | int | str]:
+    """A schedule's arguments, without the lengths of the whole run."""
+    lengths = {"num_decay_steps": 1} if "num_decay_steps" in schedule else {}
+    return {name: value for name, value in schedule.items() if name != "num_stable_steps"} | lengths
 
 
 def _small(part: Component) -> Component:

@@ -41,7 +41,9 @@ class SweepResult:
             UnavailableError: it cannot be written.
         """
         leader = best(trials)
-        command = shlex.join(["toolkit", *plan.command(leader.values)]) if leader else None
+        command = None
+        if leader:  # under a name of its own: the recipe's may be that of a run with other settings
+            command = shlex.join(["toolkit", *plan.command(leader.values), "--name", f"{plan.folder.name}-best"])
         report = write_sweep(plan.folder, trials, command=command)
         return cls(plan.folder, trials, leader, command, report)
 

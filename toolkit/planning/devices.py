@@ -155,7 +155,7 @@ def known(name: str) -> Published:
     if name.lower() not in KNOWN:
         raise UsageError(
             f"--device {name}: no such device; known are {', '.join(KNOWN)}; for another take the one most "
-            f"like it, and say with --memory 24GiB what it has"
+            f"like it; `recipe plan` takes what memory it has, --memory 24GiB"
         )
     return KNOWN[name.lower()]
 

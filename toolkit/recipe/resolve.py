@@ -20,8 +20,9 @@ from toolkit.api import Device, Fidelity
 from toolkit.errors import OptionError
 from toolkit.recipe import catalog, trackers
 from toolkit.recipe.document import Document, Path_, dotted, read, with_override, with_value
+from toolkit.recipe.length import total_steps
 from toolkit.recipe.mix import sources_of
-from toolkit.recipe.schedules import check_schedule
+from toolkit.recipe.schedules import check_length, check_schedule
 from toolkit.recipe.schema import FORMAT, LIST_SECTIONS, SINGLE_SECTIONS, Recipe, plugin_paths, validate
 from toolkit.recipe.settings import Training
 from toolkit.recipe.strategies import StrategyChange, merge
@@ -218,6 +219,22 @@ def _check_used(recipe: Recipe, training: Training) -> None:
     except OptionError as error:
         name = () if error.option is None else (error.option,)
         raise recipe.error(error.message, ("training", "lr_scheduler_kwargs", *name)) from None
+    if steps := total_steps(training, block_size=whole, blocks=None):
+        check_steps(recipe, training, steps)
+
+
+def check_steps(recipe: Recipe, training: Training, steps: int) -> None:
+    """Check that a run of so many steps is long enough for its schedules.
+
+    Raises:
+        RecipeError: it is not; with the place.
+    """
+    try:
+        check_length(training, steps)
+    except OptionError as error:
+        name = error.option or ""
+        place = (name,) if name in Training.model_fields else ("lr_scheduler_kwargs", name)
+        raise recipe.error(error.message, ("training", *place)) from None
 
 
 def resolve(recipe: Recipe, device: Device) -> ResolvedRecipe:

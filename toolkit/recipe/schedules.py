@@ -1,4 +1,4 @@
-"""The arguments of transformers' learning-rate schedules, checked before anything heavy is imported.
+"""Schedules of a run: their arguments and their lengths, checked before anything heavy is imported.
 
 The Trainer passes `training.lr_scheduler_kwargs` on as they are when it creates the schedule, after data and model; two
 schedules ignore them.
@@ -6,10 +6,12 @@ schedules ignore them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 
 from toolkit.api import Settings
 from toolkit.errors import OptionError, nearest
+from toolkit.formatting import counted
 
 SCHEDULE_ARGUMENTS: Mapping[str, Collection[str]] = {
     "linear": (),
@@ -44,8 +46,44 @@ def check_schedule(settings: Settings) -> None:
             "warmup_stable_decay needs to know how many of the last steps decay the learning rate: "
             "lr_scheduler_kwargs: {num_decay_steps: 200}; without a decay, take constant_with_warmup"
         )
+    decay = given.get("num_decay_steps", 1)
+    if not isinstance(decay, int) or decay < 1:
+        raise OptionError(
+            f"num_decay_steps is a number of steps, 1 or more; this is {decay!r}", option="num_decay_steps"
+        )
     if schedule == "cosine_with_min_lr" and len({"min_lr", "min_lr_rate"} & given.keys()) != 1:
         raise OptionError(
             "cosine_with_min_lr needs the rate at its end: lr_scheduler_kwargs: {min_lr_rate: 0.1}, a share of "
             "learning_rate, or min_lr, the rate itself; one of the two"
         )
+
+
+def check_length(settings: Settings, steps: int) -> None:
+    """Check that a run of so many steps is long enough for its schedules.
+
+    Raises:
+        OptionError: it is not; `option` is a setting, or a part of `lr_scheduler_kwargs`.
+    """
+    given = settings.lr_scheduler_kwargs
+    warmup = warmup_steps(settings, steps)
+    decay = given.get("num_decay_steps", 0) if "num_stable_steps" not in given else 0
+    if isinstance(decay, int) and warmup + decay > steps:
+        after = f" after a warm-up of {counted(warmup, 'step')}" if warmup else ""
+        raise OptionError(
+            f"a decay over {counted(decay, 'step')}{after} is too long for a run of {counted(steps, 'step')}, and the "
+            f"learning rate would never reach its peak; make it {steps - warmup:,} or less, or the run longer",
+            option="num_decay_steps",
+        )
+    cut = settings.warmup_block_steps
+    if settings.warmup_block_size is not None and cut >= max(steps, 1):
+        raise OptionError(
+            f"all of the {counted(steps, 'step')} would be on pieces of {settings.warmup_block_size} tokens, and the "
+            f"model would not learn the later positions; make it fewer than {steps:,}, or a share such as 0.3",
+            option="warmup_block_steps",
+        )
+
+
+def warmup_steps(settings: Settings, steps: int) -> int:
+    """Steps in which the learning rate rises, as the Trainer counts them in a run of so many."""
+    wanted = settings.warmup_steps
+    return int(wanted) if wanted >= 1 else math.ceil(wanted * steps)

@@ -134,11 +134,11 @@ def refusal(trial: Callable[[], None]) -> str | None:
 
 
 def reason(error: BaseException) -> str:
-    """What torch says, without its advice: the last cause's first line."""
+    """What torch says, without its advice: the last cause's first line that is more than the words before a cause."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return next((line for line in lines if not line.endswith("raised:")), type(error).__name__)
 
 
 def unavailable(why: str) -> UnavailableError:

@@ -96,4 +96,4 @@ class MergeLoRA(CardedExporter):
             f"{base or 'a model of this run'}, merged. Its logits are those of base and adapter to {difference:.1g}."
         )
         self.write_card(folder, results, run, parameters=merged.num_parameters(), what=what, proof=proof, base=base)
-        run.log.info("merged model written to %s; %s", self.folder, proof)
+        run.log.info("merged model written; %s", proof)

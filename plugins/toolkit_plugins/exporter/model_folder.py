@@ -55,7 +55,7 @@ class ModelFolder(CardedExporter):
         proof = prove(model, tokenizer, folder, reload=reload_full(run))
         what = f"A {model.config.model_type} model trained with pretrain-toolkit."
         self.write_card(folder, results, run, parameters=model.num_parameters(), what=what, proof=proof)
-        run.log.info("model written to %s; %s", self.folder, proof)
+        run.log.info("model written; %s", proof)
 
     def _export_adapter(
         self,
@@ -84,7 +84,7 @@ class ModelFolder(CardedExporter):
             )
         what = f"A LoRA adapter trained with pretrain-toolkit. It belongs to {where}, and needs it."
         self.write_card(folder, results, run, parameters=adapter, what=what, proof=proof, base=base, loading=loading)
-        run.log.info("adapter for %s written to %s; %s", where, self.folder, proof)
+        run.log.info("adapter for %s written; %s", where, proof)
 
 
 def _adapter_on_base(model: Any, folder: Path) -> PreTrainedModel:

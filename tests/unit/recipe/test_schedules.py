@@ -10,10 +10,11 @@ import pytest
 from transformers import SchedulerType
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
-from tests.tiny import resolved, write_recipe
+from tests.tiny import resolved, train, write_recipe
 from toolkit.errors import RecipeError
 from toolkit.recipe.schedules import SCHEDULE_ARGUMENTS
 
+DECAYS = {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 8}}
 OWN = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
 """What the Trainer fills in itself."""
 
@@ -44,6 +45,23 @@ def test_they_are_those_of_transformers(schedule: str) -> None:
             "lr_scheduler_kwargs",
             "one of the two",
         ),
+        (
+            {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": -3}},
+            "lr_scheduler_kwargs.num_decay_steps",
+            "1 or more; this is -3",
+        ),
+        (
+            {**DECAYS, "max_steps": 10, "warmup_steps": 0.25},
+            "lr_scheduler_kwargs.num_decay_steps",
+            "a decay over 8 steps after a warm-up of 3 steps is too long for a run of 10 steps",
+        ),
+        (
+            {"warmup_block_size": 8, "warmup_block_steps": 10, "max_steps": 10},
+            "warmup_block_steps",
+            "make it fewer than 10",
+        ),
+        ({"warmup_steps": 1.5}, "warmup_steps", "a whole number of steps, or a share of all steps below 1"),
+        ({"torch_compile": "ture"}, "torch_compile", "write true, false or auto; this is 'ture'"),
     ],
 )
 def test_what_the_schedule_would_refuse(tmp_path: Path, training: dict[str, Any], place: str, message: str) -> None:
@@ -52,6 +70,13 @@ def test_what_the_schedule_would_refuse(tmp_path: Path, training: dict[str, Any]
     (problem,) = refused.value.problems
     assert problem.path == f"training.{place}"
     assert message in problem.message
+
+
+def test_a_run_whose_length_the_data_decides_is_checked_once_that_is_there(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, training={**DECAYS, "num_train_epochs": 1, "max_steps": None, "warmup_steps": 1000})
+    resolved(recipe)
+    with pytest.raises(RecipeError, match="after a warm-up of 1,000 steps is too long for a run of"):
+        train(recipe)
 
 
 def test_what_it_takes(tmp_path: Path) -> None:
