@@ -45,6 +45,8 @@ os.environ |= {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     # A model of a few thousand parameters gains nothing from threads, and on busy cores loses tenfold by them.
     "OMP_NUM_THREADS": "1",
+    # One for all tests and the next run of them: to compile anew in each would take minutes.
+    "TORCHINDUCTOR_CACHE_DIR": str(Path(tempfile.gettempdir()) / f"toolkit-tests-compiled-{os.getuid()}"),
     "NO_PROXY": "127.0.0.1",
     "no_proxy": "127.0.0.1",
 }

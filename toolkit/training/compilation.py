@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from toolkit.training.loss import StepLoss
     from toolkit.training.trainer import RecipeTrainer
 
+COMPILED_CODE = "TORCHINDUCTOR_CACHE_DIR"
+"""The variable that says where torch keeps what it has compiled."""
 MAX_SHAPES = 64
 """Shapes compiled per layer before torch gives up: a full batch, the last one, and the halves after an out-of-memory
 error; torch's default is 8."""
@@ -50,8 +52,11 @@ def compiled(model: PreTrainedModel, loss: StepLoss) -> Iterator[None]:
     """
     from torch._dynamo import config as tracing
     from torch._inductor import config as generating
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))  # torch's own is lost with /tmp
+    # torch's own is lost with /tmp; its imports have put it into the environment by now.
+    if os.environ.get(COMPILED_CODE, default_cache_dir()) == default_cache_dir():
+        os.environ[COMPILED_CODE] = str(cache_folder() / "compiled")
     layers: list[torch.nn.Module] = [*repeated_layers(model)] or [model.base_model]
     plain, of_strategy = loss.cross_entropy, loss.loss
     on_cpu = model.device.type == "cpu"

@@ -146,6 +146,26 @@ def without_compiler(model: Any, loss: Any) -> Iterator[None]:
 
 
 @pytest.mark.slow
+@needs_compiler
+def test_what_was_compiled_is_kept_for_the_next_start(tmp_path: Path) -> None:
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    write_recipe(tmp_path, training={"torch_compile": True, "max_steps": 2})
+    cache = tmp_path / "cache"
+
+    def start(name: str) -> set[Path]:
+        places = {"TOOLKIT_CACHE": str(cache), "TORCHINDUCTOR_CACHE_DIR": default_cache_dir()}
+        process = command("recipe", "run", "tiny.yaml", f"--name={name}", cwd=tmp_path, **places)
+        _, told = process.communicate()
+        assert process.returncode == 0, told
+        return set((cache / "compiled").rglob("*.so"))
+
+    first = start("first")
+    assert first
+    assert start("second") == first
+
+
+@pytest.mark.slow
 def test_a_recipe_that_insists_ends_with_one_message(tmp_path: Path) -> None:
     write_recipe(tmp_path, training={"torch_compile": True})
     cache = str(tmp_path / "compiled")
