@@ -6,9 +6,8 @@ from toolkit.data.mixture import MixedData
 from toolkit.data.packing import PackedData
 from toolkit.data.streamed_blocks import StreamedData
 from toolkit.events import DataPrepared, Listener, Message
-from toolkit.recipe.length import steps_per_epoch, total_steps
+from toolkit.recipe.length import steps_of, steps_per_epoch, total_steps
 from toolkit.recipe.resolve import ResolvedRecipe, check_steps
-from toolkit.recipe.schedules import warmup_steps
 from toolkit.storage.run_directory import DATA_FILE, RunDirectory
 from toolkit.system import distributed
 from toolkit.system.files import read_json, write_json
@@ -32,7 +31,7 @@ def length_told(
         write_json(directory.folder / DATA_FILE, data.as_dict() | budget | mixture)
     check_steps(resolved.recipe, resolved.training, steps)
     listener(prepared)
-    if (warmup := warmup_steps(resolved.training, steps)) >= steps:
+    if (warmup := steps_of(resolved.training.warmup_steps, steps)) >= steps:
         listener(Message(f"the learning rate warms up over {warmup:,} steps, and the run ends at step {steps:,}"))
     if short := ShortBlocks.of(resolved.training, steps):
         listener(Message(f"up to step {short.steps:,}, blocks are cut into sequences of {short.length:,} tokens"))

@@ -30,6 +30,11 @@ def total_steps(training: Settings, *, block_size: int, blocks: int | None) -> i
     return None if blocks is None else math.ceil(training.num_train_epochs * steps_per_epoch(training, blocks))
 
 
+def steps_of(wanted: float, total: int) -> int:
+    """A number of steps, or a share of all of them below 1, as the Trainer counts its warm-up."""
+    return int(wanted) if wanted >= 1 else math.ceil(wanted * total)
+
+
 def steps_per_epoch(training: Settings, blocks: int) -> int:
     """Optimizer steps for one pass over the training data."""
     return math.ceil(blocks / training.global_batch_size)

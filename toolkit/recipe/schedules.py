@@ -6,12 +6,12 @@ schedules ignore them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 
 from toolkit.api import Settings
 from toolkit.errors import OptionError, nearest
 from toolkit.formatting import counted
+from toolkit.recipe.length import steps_of
 
 SCHEDULE_ARGUMENTS: Mapping[str, Collection[str]] = {
     "linear": (),
@@ -48,9 +48,7 @@ def check_schedule(settings: Settings) -> None:
         )
     decay = given.get("num_decay_steps", 1)
     if not isinstance(decay, int) or decay < 1:
-        raise OptionError(
-            f"num_decay_steps is a number of steps, 1 or more; this is {decay!r}", option="num_decay_steps"
-        )
+        raise OptionError(f"write a number of steps, 1 or more; this is {decay!r}", option="num_decay_steps")
     if schedule == "cosine_with_min_lr" and len({"min_lr", "min_lr_rate"} & given.keys()) != 1:
         raise OptionError(
             "cosine_with_min_lr needs the rate at its end: lr_scheduler_kwargs: {min_lr_rate: 0.1}, a share of "
@@ -65,7 +63,7 @@ def check_length(settings: Settings, steps: int) -> None:
         OptionError: it is not; `option` is a setting, or a part of `lr_scheduler_kwargs`.
     """
     given = settings.lr_scheduler_kwargs
-    warmup = warmup_steps(settings, steps)
+    warmup = steps_of(settings.warmup_steps, steps)
     decay = given.get("num_decay_steps", 0) if "num_stable_steps" not in given else 0
     if isinstance(decay, int) and warmup + decay > steps:
         after = f" after a warm-up of {counted(warmup, 'step')}" if warmup else ""
@@ -81,9 +79,3 @@ def check_length(settings: Settings, steps: int) -> None:
             f"model would not learn the later positions; make it fewer than {steps:,}, or a share such as 0.3",
             option="warmup_block_steps",
         )
-
-
-def warmup_steps(settings: Settings, steps: int) -> int:
-    """Steps in which the learning rate rises, as the Trainer counts them in a run of so many."""
-    wanted = settings.warmup_steps
-    return int(wanted) if wanted >= 1 else math.ceil(wanted * steps)

@@ -6,12 +6,12 @@ and others 2021, https://arxiv.org/abs/2012.15832; Li and others 2022, https://a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from toolkit.api import Settings
+from toolkit.recipe.length import steps_of
 from toolkit.training.model_flops import flops_per_token
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ class ShortBlocks:
         """Those that the settings ask for, in a run of so many steps; no step's, if there are none or nobody asks."""
         if training.warmup_block_size is None or not total_steps:
             return cls()
-        wanted = training.warmup_block_steps
-        return cls(training.warmup_block_size, int(wanted) if wanted >= 1 else math.ceil(wanted * total_steps))
+        return cls(training.warmup_block_size, steps_of(training.warmup_block_steps, total_steps))
 
     def __bool__(self) -> bool:
         return self.steps > 0
